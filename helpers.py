@@ -1,0 +1,1211 @@
+"""Everything that travels to the CrunchDAO platform with `notebook.ipynb`, in the order data flows.
+
+1. folder      `load_challenge`      the challenge's `data/` folder, read and checked once
+2. statistics  `perturbation_stats`  one pass over the cells: mean, variance, detection rate and cell count
+3. means       `ControlMean`, `PerturbedMean`, `PCARidge`: the mean expression of an unseen knock-out
+4. programs    `MedianProportions`, `constrain_proportions`: the share of cells in each state
+5. cells       `GaussianCells`, `RecentredCells`: synthetic cells around a predicted mean
+6. files       `write_prediction`, `write_proportions`: both predicted files, written beside and renamed
+7. platform    `train`, `infer`: what the notebook's two functions call
+8. scores      `pearson_delta`, `mmd`, `l1_distance`, `score`: the platform's definitions
+9. local split `local_split`: hold out perturbations of one's own
+
+The challenge is Broad obesity, crunch 1: given cells of 122 single-gene knock-outs, predict 100 cells for each of
+2,863 unseen knock-outs, and the share of cells in each state. Expression is log2(1 + 1e5 * count / total of the cell).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import psutil
+import scipy.sparse as sp
+import scipy.stats
+from anndata.io import read_elem
+from sklearn.base import BaseEstimator
+from sklearn.decomposition import PCA
+from sklearn.utils.validation import check_is_fitted
+from threadpoolctl import threadpool_limits
+from tqdm.auto import tqdm
+
+CONTROL = "NC"
+SHARES = ["pre_adipo", "adipo", "other"]  # every cell is in exactly one of these
+STATES = [*SHARES, "lipo"]  # `lipo` cells are a subset of the `adipo` cells
+TRAIN_FILE = "obesity_challenge_1.h5ad"
+LOCAL_TRUTH_FILE = "obesity_challenge_1_local_gtruth.h5ad"
+PROPORTIONS_FILE = "program_proportion.csv"
+LOCAL_PROPORTIONS_FILE = "program_proportion_local_gtruth.csv"
+PREDICTED_PROPORTION_COLUMNS = ["gene", "pre_adipo", "adipo", "lipo", "other"]  # the scorer takes exactly these
+MODEL_FILE = "model.h5"
+MODEL_FORMAT = 1
+
+GB = 1e9
+
+
+class DataError(ValueError):
+    """Input that cannot be used: the message names the file, the column or the genes, and says what to do."""
+
+
+def some(names: Iterable[object], most: int = 10) -> str:
+    """The first few names, and how many there are in all: for messages."""
+    words = [str(name) for name in names]
+    return ", ".join(words[:most]) + (f", ... ({len(words)} in all)" if len(words) > most else "")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 1. The data folder
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """The challenge's `data/` folder, checked: everything small is in memory, the cells stay in `train_path`.
+
+    `obs` has one row a training cell (`gene`, and the four 0/1 state columns); `proportions` one row a training
+    perturbation, the control among them; `targets` and `genes_to_predict` keep the order of their files. The two
+    `local_` members are None where the folder has no local truth.
+    """
+
+    folder: Path
+    train_path: Path
+    obs: pd.DataFrame
+    genes: pd.Index
+    proportions: pd.DataFrame
+    signatures: pd.DataFrame
+    targets: pd.Index
+    genes_to_predict: pd.Index
+    local_truth_path: Path | None
+    local_proportions: pd.DataFrame | None
+
+    @property
+    def perturbations(self) -> pd.Index:
+        """The knocked-out genes of the training file, sorted, without the control."""
+        return pd.Index(sorted(set(self.obs["gene"].unique()) - {CONTROL}), name="gene")
+
+
+def load_challenge(folder: str | os.PathLike[str]) -> Challenge:
+    """Read and check the challenge's data folder.
+
+    Raises DataError for a missing or unreadable file, a missing column, duplicated names, no control cells, or a
+    perturbation without a row in `program_proportion.csv`.
+    """
+    folder = Path(folder)
+    obs, genes = read_labels(folder / TRAIN_FILE, columns=["gene", *STATES])
+    proportions = _read_proportions(folder / PROPORTIONS_FILE)
+    perturbations = set(obs["gene"].unique())
+    if CONTROL not in perturbations:
+        raise DataError(f"{folder / TRAIN_FILE}: no control cells: no row of obs['gene'] is '{CONTROL}'")
+    if missing := sorted(perturbations - set(proportions.index)):
+        raise DataError(f"{folder / PROPORTIONS_FILE}: no row for the perturbations {some(missing)}")
+    truth = folder / LOCAL_TRUTH_FILE
+    shares = folder / LOCAL_PROPORTIONS_FILE
+    return Challenge(
+        folder=folder,
+        train_path=folder / TRAIN_FILE,
+        obs=obs,
+        genes=genes,
+        proportions=proportions,
+        signatures=_read_table(folder / "signature_genes.csv", ["program", "sig_gene"]),
+        targets=_read_names(folder / "predict_perturbations.txt"),
+        genes_to_predict=_read_names(folder / "genes_to_predict.txt"),
+        local_truth_path=truth if truth.exists() else None,
+        local_proportions=_read_proportions(shares) if shares.exists() else None,
+    )
+
+
+@contextmanager
+def _open_h5ad(path: Path) -> Iterator[h5py.File]:
+    """Open an `.h5ad` for reading; a missing or truncated file becomes a DataError."""
+    if not path.exists():
+        raise DataError(
+            f"{path}: no such file. `crunch download` fetches the challenge's data; "
+            f"`python -m workbench.simulate {path.parent}` makes demo data"
+        )
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(f"{path}: not a readable HDF5 file, perhaps a broken download: {error}") from error
+    with file:
+        yield file
+
+
+def read_labels(path: Path, columns: Sequence[str]) -> tuple[pd.DataFrame, pd.Index]:
+    """`obs` (cells x `columns`) and the gene names of an `.h5ad`, without its matrix."""
+    with _open_h5ad(path) as file:
+        obs, genes = read_elem(file["obs"]), read_elem(file["var"]).index.astype(str)
+    if missing := [column for column in columns if column not in obs]:
+        raise DataError(f"{path}: obs has no column {some(missing)}; it has {some(obs.columns)}")
+    if obs["gene"].isna().any():
+        raise DataError(f"{path}: obs['gene'] is empty for {int(obs['gene'].isna().sum())} cells")
+    obs = obs[list(columns)].copy()
+    obs["gene"] = obs["gene"].astype(str).astype("category")
+    _check_unique(genes, f"{path}: var")
+    if "pre_adipo" in columns and not (obs[SHARES].sum(axis=1) == 1).all():
+        raise DataError(f"{path}: {' + '.join(SHARES)} must be 1 for every cell of obs")
+    return obs, genes
+
+
+def _check_unique(names: pd.Index, where: str) -> None:
+    if names.has_duplicates:
+        raise DataError(f"{where}: duplicated names {some(names[names.duplicated()].unique())}; keep one of each")
+
+
+def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    if not path.exists():
+        raise DataError(f"{path}: no such file; the data folder is not complete")
+    table = pd.read_csv(path, keep_default_na=False, na_values=[""])  # a gene may be called "NA"
+    if missing := [column for column in columns if column not in table]:
+        raise DataError(f"{path}: no column {some(missing)}; it has {some(table.columns)}")
+    return table
+
+
+def _read_proportions(path: Path) -> pd.DataFrame:
+    table = _read_table(path, ["gene", *STATES]).set_index("gene")
+    _check_unique(table.index, f"{path}: column gene")
+    table["lipo_adipo"] = table["lipo"] / table["adipo"].where(table["adipo"] > 0, 1.0)
+    table = table[[*STATES, "lipo_adipo"]].astype(float)
+    if bad := list(table.index[~np.isfinite(table).all(axis=1)]):
+        raise DataError(f"{path}: values are missing or infinite for {some(bad)}")
+    return table
+
+
+def _read_names(path: Path) -> pd.Index:
+    if not path.exists():
+        raise DataError(f"{path}: no such file; the data folder is not complete")
+    names = pd.Index([line.strip() for line in path.read_text().splitlines() if line.strip()])
+    if names.empty:
+        raise DataError(f"{path}: the file is empty")
+    _check_unique(names, str(path))
+    return names
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 2. Statistics of every perturbation, in one pass over the cells
+# ---------------------------------------------------------------------------------------------------------------------
+
+SLAB_VALUES = 500_000  # stored values a slab: 6 MB of a float64 CSR file, which stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class PerturbationStats:
+    """Sums over the cells of each group; the groups are perturbations, or (perturbation, state) pairs.
+
+    `sums`, `squares` and `detected` are groups x genes (float64): the sum of the expression values, of their squares,
+    and the number of cells with a value above 0. `n_cells` is the number of cells of each group.
+    """
+
+    sums: pd.DataFrame
+    squares: pd.DataFrame
+    detected: pd.DataFrame
+    n_cells: pd.Series
+
+    @cached_property
+    def mean(self) -> pd.DataFrame:
+        """Mean expression, groups x genes; NaN for a group without cells."""
+        return self.sums.div(self._counts, axis=0)
+
+    @cached_property
+    def variance(self) -> pd.DataFrame:
+        """Variance over the cells (divided by n, as numpy does), groups x genes."""
+        return (self.squares.div(self._counts, axis=0) - self.mean**2).clip(lower=0.0)
+
+    @cached_property
+    def detection(self) -> pd.DataFrame:
+        """Share of the cells with a value above 0, groups x genes."""
+        return self.detected.div(self._counts, axis=0)
+
+    @property
+    def _counts(self) -> pd.Series:
+        return self.n_cells.where(self.n_cells > 0)
+
+    def pooled(self) -> PerturbationStats:
+        """From (perturbation, state) groups to perturbations."""
+        main = self.n_cells.index.get_level_values("state").isin(SHARES)  # `lipo` cells are counted in `adipo`
+        parts = (self.sums, self.squares, self.detected, self.n_cells)
+        return PerturbationStats(*(part[main].groupby(level="gene", sort=False).sum() for part in parts))
+
+    def perturbed_centroid(self) -> pd.Series:
+        """Mean expression over all perturbed CELLS (not over perturbations): the reference of Pearson delta."""
+        perturbed = self.n_cells.index != CONTROL
+        return self.sums[perturbed].sum() / self.n_cells[perturbed].sum()
+
+
+def perturbation_stats(
+    source: str | os.PathLike[str] | ad.AnnData,
+    *,
+    by_state: bool = False,
+    max_cells: int | None = None,
+    n_threads: int | None = None,
+) -> PerturbationStats:
+    """Mean, variance, detection rate and cell count of every perturbation, in one pass over the cells.
+
+    `source` is an `.h5ad` whose X is CSR or dense (read by slabs, never whole), or an AnnData in memory. With
+    `by_state` the groups are (perturbation, state) pairs, `adipo` holding the `lipo` cells too. `max_cells` takes the
+    first cells of each perturbation in file order (the published starter: 300). The result does not depend on
+    `n_threads` (default: one a core).
+
+    Raises DataError for NaN, infinite or negative values, a CSC file, missing columns or duplicated genes.
+    """
+    with _open_matrix(source, ["gene", *(STATES if by_state else [])]) as (matrix, obs, genes, name):
+        groups, codes = _group_codes(obs, by_state)
+        if max_cells is not None:
+            codes = np.where(obs.groupby("gene", observed=True).cumcount() < max_cells, codes, -1)
+        sums, squares, detected = (np.zeros((len(groups), len(genes))) for _ in range(3))
+        slabs = _slabs(matrix, codes)
+
+        def slab_sums(rows: slice) -> tuple[np.ndarray, list[np.ndarray]]:
+            return _slab_sums(matrix[rows], codes[rows], f"{name}, cells {rows.start} to {rows.stop}")
+
+        progress = tqdm(total=sum(rows.stop - rows.start for rows in slabs), unit="cell", desc="Reading cells")
+        n_threads = n_threads or os.cpu_count() or 1
+        with progress, ThreadPoolExecutor(n_threads) as executor:
+            # Slabs are added in file order, whichever thread ends first: sums are the same to the last bit.
+            for rows, (present, parts) in zip(slabs, _map_ahead(executor, slab_sums, slabs, n_threads), strict=True):
+                for total, part in zip((sums, squares, detected), parts, strict=True):
+                    total[present] += part
+                progress.update(rows.stop - rows.start)
+        if not np.isfinite(squares).all():
+            infinite = genes[~np.isfinite(squares).all(axis=0)]
+            raise DataError(f"{name}: X holds infinite values in the genes {some(infinite)}")
+    n_cells = np.bincount(codes[codes >= 0], minlength=len(groups))
+    if by_state:
+        groups, n_cells = _add_lipo_to_adipo(groups, n_cells, sums, squares, detected)
+    return PerturbationStats(
+        sums=pd.DataFrame(sums, index=groups, columns=genes),
+        squares=pd.DataFrame(squares, index=groups, columns=genes),
+        detected=pd.DataFrame(detected, index=groups, columns=genes),
+        n_cells=pd.Series(n_cells, index=groups, name="n_cells"),
+    )
+
+
+def _group_codes(obs: pd.DataFrame, by_state: bool) -> tuple[pd.Index, np.ndarray]:
+    """The groups, and the group of each cell (int64). States here part the cells: `adipo` is without `lipo`."""
+    perturbations = pd.Index(obs["gene"].cat.categories, name="gene")
+    codes = obs["gene"].cat.codes.to_numpy(np.int64)
+    if not by_state:
+        return perturbations, codes
+    state = obs[SHARES].to_numpy().argmax(axis=1)
+    state[obs["lipo"].to_numpy() == 1] = STATES.index("lipo")
+    return pd.MultiIndex.from_product([perturbations, STATES], names=["gene", "state"]), codes * len(STATES) + state
+
+
+def _add_lipo_to_adipo(
+    groups: pd.Index, n_cells: np.ndarray, *totals: np.ndarray
+) -> tuple[pd.Index, np.ndarray]:
+    adipo, lipo = (np.flatnonzero(groups.get_level_values("state") == state) for state in ("adipo", "lipo"))
+    for total in (n_cells, *totals):
+        total[adipo] += total[lipo]
+    return groups, n_cells
+
+
+def _slab_sums(slab: sp.csr_matrix | np.ndarray, codes: np.ndarray, where: str) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The groups present in a slab of cells, and their sums, sums of squares and numbers of detected values.
+
+    Takes the slab's memory over. Cells of a group are brought together and read as ONE long CSR row, whose
+    `toarray()` adds up the values of the same gene: several times as fast as a product with an indicator matrix.
+    """
+    slab = sp.csr_matrix(slab, dtype=np.float64)
+    if (codes < 0).any() or (np.diff(codes) < 0).any():
+        order = np.argsort(codes, kind="stable")[(codes < 0).sum() :]
+        slab, codes = slab[order], codes[order]
+    values = slab.data
+    if values.size and not values.min() >= 0:  # NaN is not >= 0 either
+        raise DataError(f"{where}: X holds negative values or NaN; expected log2(1 + 1e5 * count / total)")
+    first = np.flatnonzero(np.diff(codes, prepend=-1))
+    runs = slab.indptr[np.append(first, len(codes))]
+
+    def sums() -> np.ndarray:
+        return sp.csr_matrix((values, slab.indices, runs), shape=(len(first), slab.shape[1])).toarray()
+
+    parts = [sums()]
+    np.multiply(values, values, out=values)
+    parts.append(sums())
+    np.greater(values, 0.0, out=values)
+    return codes[first], [*parts, sums()]
+
+
+def _slabs(matrix: _Rows, codes: np.ndarray) -> list[slice]:
+    """Runs of rows of about SLAB_VALUES stored values; slabs without a wanted cell are left out."""
+    ends = np.searchsorted(matrix.indptr, np.arange(SLAB_VALUES, matrix.indptr[-1] + SLAB_VALUES, SLAB_VALUES))
+    bounds = np.unique([0, *np.minimum(ends, len(codes)), len(codes)])
+    slabs = [slice(int(start), int(stop)) for start, stop in pairwise(bounds)]
+    return [rows for rows in slabs if (codes[rows] >= 0).any()]
+
+
+def _map_ahead(executor: ThreadPoolExecutor, function: Callable, items: Sequence, ahead: int) -> Iterator:
+    """`executor.map` in order, with at most `ahead` + 1 results in memory."""
+    running: deque = deque()
+    for item in items:
+        running.append(executor.submit(function, item))
+        if len(running) > ahead:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()
+
+
+class _Rows:
+    """Rows of a matrix on disk or in memory by slice: `matrix[a:b]` is CSR or dense; `indptr` counts its values."""
+
+    def __init__(self, matrix: Any) -> None:
+        self.sparse_file = isinstance(matrix, h5py.Group)
+        if self.sparse_file:
+            self.shape = tuple(int(n) for n in matrix.attrs["shape"])
+            self.indptr = matrix["indptr"][:].astype(np.int64)
+            self.data, self.indices = matrix["data"], matrix["indices"]
+        else:
+            self.matrix, self.shape = matrix, matrix.shape
+            self.indptr = matrix.indptr if sp.issparse(matrix) else np.arange(self.shape[0] + 1) * self.shape[1]
+
+    def __getitem__(self, rows: slice) -> sp.csr_matrix | np.ndarray:
+        if not self.sparse_file:
+            return self.matrix[rows]
+        start, stop = self.indptr[rows.start], self.indptr[rows.stop]
+        indptr = self.indptr[rows.start : rows.stop + 1] - start
+        shape = (rows.stop - rows.start, self.shape[1])
+        return sp.csr_matrix((self.data[start:stop], self.indices[start:stop], indptr), shape=shape)
+
+
+@contextmanager
+def _open_matrix(
+    source: str | os.PathLike[str] | ad.AnnData, columns: Sequence[str]
+) -> Iterator[tuple[_Rows, pd.DataFrame, pd.Index, str]]:
+    """X of an `.h5ad` or AnnData by rows, its checked `obs`, its gene names and a name for messages."""
+    if isinstance(source, ad.AnnData) and source.isbacked and not source.is_view:
+        source = source.filename
+    if isinstance(source, ad.AnnData):
+        adata = source.to_memory() if source.isbacked else source
+        if missing := [column for column in columns if column not in adata.obs]:
+            raise DataError(f"the AnnData: obs has no column {some(missing)}")
+        _check_unique(adata.var_names, "the AnnData: var")
+        obs = adata.obs[list(columns)].copy()
+        obs["gene"] = obs["gene"].astype(str).astype("category")
+        X = adata.X.tocsr() if sp.issparse(adata.X) else np.asarray(adata.X)
+        yield _Rows(X), obs, adata.var_names, "the AnnData"
+        return
+    path = Path(source)
+    obs, genes = read_labels(path, columns)
+    with _open_h5ad(path) as file:
+        X = file["X"]
+        if isinstance(X, h5py.Group) and X.attrs["encoding-type"] != "csr_matrix":
+            raise DataError(
+                f"{path}: X is stored by genes ({X.attrs['encoding-type']}), so cells cannot be read by slabs; "
+                "write it again once with `adata.X = adata.X.tocsr()`"
+            )
+        matrix = _Rows(X)
+        if matrix.shape != (len(obs), len(genes)):
+            raise DataError(f"{path}: X is {matrix.shape}, but obs and var are {(len(obs), len(genes))}")
+        yield matrix, obs, genes, str(path)
+
+
+def read_cells(path: Path, rows: np.ndarray) -> ad.AnnData:
+    """The cells at `rows` (any order) of an `.h5ad`, as float32 CSR or dense, with `obs['gene']`."""
+    with _open_matrix(path, ["gene"]) as (matrix, obs, genes, _):
+        parts = [matrix[slice(row, row + 1)].astype(np.float32) for row in tqdm(rows, desc="Reading base cells")]
+        X = sp.vstack(parts).tocsr() if sp.issparse(parts[0]) else np.concatenate(parts)
+    return ad.AnnData(X, obs=obs.iloc[rows], var=pd.DataFrame(index=genes))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 3. The mean expression of an unseen knock-out
+#
+# Estimators in scikit-learn's manner. `fit(means, responses=None, n_cells=None)` takes `means`, perturbations x genes
+# with the control among the rows; `responses` (perturbations x anything, default: the means themselves) is what is
+# predicted; `n_cells` is the number of cells of each perturbation. `predict(targets)` gives targets x responses.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class ControlMean(BaseEstimator):
+    """Baseline: every knock-out looks like the control."""
+
+    def fit(
+        self, means: pd.DataFrame, responses: pd.DataFrame | None = None, n_cells: pd.Series | None = None
+    ) -> ControlMean:
+        responses = means if responses is None else responses
+        _require_control(responses)
+        self.mean_ = responses.loc[CONTROL].astype(float)
+        return self
+
+    def predict(self, targets: Sequence[str], columns: pd.Index | None = None) -> pd.DataFrame:
+        check_is_fitted(self)
+        return _repeat(self.mean_ if columns is None else self.mean_[columns], targets)
+
+
+class PerturbedMean(BaseEstimator):
+    """Baseline: every knock-out looks like the average perturbed cell (with `n_cells`) or knock-out (without)."""
+
+    def fit(
+        self, means: pd.DataFrame, responses: pd.DataFrame | None = None, n_cells: pd.Series | None = None
+    ) -> PerturbedMean:
+        responses = (means if responses is None else responses).drop(index=CONTROL, errors="ignore")
+        weights = None if n_cells is None else n_cells[responses.index]
+        self.mean_ = pd.Series(np.average(responses, axis=0, weights=weights), index=responses.columns)
+        return self
+
+    def predict(self, targets: Sequence[str], columns: pd.Index | None = None) -> pd.DataFrame:
+        check_is_fitted(self)
+        return _repeat(self.mean_ if columns is None else self.mean_[columns], targets)
+
+
+class PCARidge(BaseEstimator):
+    """The published baseline: ridge regression between principal components, in closed form.
+
+    G (genes x `n_components`) are the components of the genes in a PCA of the raw means, genes x perturbations, the
+    control included; the features P of a knock-out are its own gene's row of G; b is the mean over the knock-outs
+    that were measured as genes. With Y their means, genes x knock-outs,
+
+        W = (G'G + aI)^-1 G'(Y - b) P (P'P + aI)^-1        prediction = G W p' + b
+
+    after Ahlmann-Eltze, Huber and Anders (2025) and the challenge's regression starter. For other `responses`
+    (program proportions) G, Y and b come from a PCA of the responses with `n_response_components` (starter: 3).
+    A target that was not measured has no features: it gets b, and one warning lists all such targets.
+    """
+
+    def __init__(self, n_components: int = 10, alpha: float = 0.1, n_response_components: int = 3) -> None:
+        self.n_components = n_components
+        self.alpha = alpha
+        self.n_response_components = n_response_components
+
+    def fit(
+        self, means: pd.DataFrame, responses: pd.DataFrame | None = None, n_cells: pd.Series | None = None
+    ) -> PCARidge:
+        self.gene_components_ = self._components(means, self.n_components)
+        if responses is None:
+            responses, response_components = means, self.gene_components_
+        else:
+            response_components = self._components(responses.loc[means.index], self.n_response_components)
+        perturbations = means.index.drop(CONTROL, errors="ignore")
+        known = perturbations[perturbations.isin(means.columns)]
+        self.intercept_ = responses.loc[known if len(known) else perturbations].mean()
+        G, P = response_components.to_numpy(), self.gene_components_.loc[known].to_numpy()
+        residuals = (responses.loc[known] - self.intercept_).to_numpy().T
+        weights = self._regularised_inverse(G) @ (G.T @ residuals @ P) @ self._regularised_inverse(P)
+        self.coefficients_ = pd.DataFrame(G @ weights, index=responses.columns)
+        return self
+
+    def predict(self, targets: Sequence[str], columns: pd.Index | None = None) -> pd.DataFrame:
+        """Targets x responses (or only `columns` of them), float64."""
+        check_is_fitted(self)
+        names = pd.Index(targets)
+        columns = self.intercept_.index if columns is None else columns
+        known = names.isin(self.gene_components_.index)
+        features = np.zeros((len(names), self.gene_components_.shape[1]))
+        features[known] = self.gene_components_.loc[names[known]]
+        if not known.all():
+            warnings.warn(
+                f"{(~known).sum()} of {len(names)} targets were not measured as genes and get the mean prediction: "
+                + some(names[~known]),
+                stacklevel=2,
+            )
+        values = features @ self.coefficients_.loc[columns].to_numpy().T + self.intercept_[columns].to_numpy()
+        return pd.DataFrame(values, index=names, columns=columns)
+
+    @staticmethod
+    def _components(table: pd.DataFrame, n_components: int) -> pd.DataFrame:
+        """PCA scores of the columns of `table` (its rows are the features), columns x components."""
+        pca = PCA(min(n_components, *table.shape), svd_solver="full")
+        return pd.DataFrame(pca.fit_transform(table.T.to_numpy()), index=table.columns)
+
+    def _regularised_inverse(self, A: np.ndarray) -> np.ndarray:
+        return np.linalg.inv(A.T @ A + self.alpha * np.eye(A.shape[1]))
+
+
+def _require_control(table: pd.DataFrame) -> None:
+    if CONTROL not in table.index:
+        raise DataError(f"no row '{CONTROL}' (control) among the perturbations {some(table.index)}")
+
+
+def _repeat(row: pd.Series, targets: Sequence[str]) -> pd.DataFrame:
+    return pd.DataFrame(np.tile(row.to_numpy(), (len(targets), 1)), index=pd.Index(targets), columns=row.index)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 4. Program proportions
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class MedianProportions(BaseEstimator):
+    """The median share of each state over the training knock-outs, and the median ratio lipo / adipo.
+
+    The L1 distance is minimised by medians, and its last term is a ratio; no feature has beaten this out of fold.
+    """
+
+    def fit(
+        self, means: pd.DataFrame, responses: pd.DataFrame | None = None, n_cells: pd.Series | None = None
+    ) -> MedianProportions:
+        proportions = (means if responses is None else responses).drop(index=CONTROL, errors="ignore")
+        ratio = proportions["lipo"] / proportions["adipo"].where(proportions["adipo"] > 0, 1.0)
+        self.mean_ = proportions[SHARES].median()
+        self.mean_["lipo_adipo"] = ratio.median()
+        return self
+
+    def predict(self, targets: Sequence[str]) -> pd.DataFrame:
+        check_is_fitted(self)
+        return _repeat(self.mean_, targets)
+
+
+def constrain_proportions(raw: pd.DataFrame) -> pd.DataFrame:
+    """Any predicted shares (targets x columns) made valid: targets x pre_adipo, adipo, lipo, other.
+
+    The three shares are clipped at 0 and divided by their sum; `lipo` is the ratio `lipo_adipo` (where predicted,
+    else `lipo / adipo`), clipped to 0..1, times `adipo`.
+    """
+    shares = raw[SHARES].clip(lower=0.0)
+    total = shares.sum(axis=1)
+    shares = shares.div(total.where(total > 0, 1.0), axis=0)
+    shares[total <= 0] = 1 / len(SHARES)
+    ratio = raw["lipo_adipo"] if "lipo_adipo" in raw else raw["lipo"] / raw["adipo"].where(raw["adipo"] > 0, 1.0)
+    shares["lipo"] = ratio.clip(0.0, 1.0) * shares["adipo"]
+    return shares[PREDICTED_PROPORTION_COLUMNS[1:]]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 5. Synthetic cells around a predicted mean
+#
+# `fit(means, pool)` learns from the perturbation means and from an AnnData of real cells; `for_genes(genes)` is the
+# fitted generator for those genes in that order; `sample(target, mean, n_cells)` gives n_cells x genes, float32.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class GaussianCells(BaseEstimator):
+    """The published starter's cells: the mean plus normal noise with the spread of the perturbation MEANS.
+
+    That spread (standard deviation over the knock-outs, divided by n - 1) is about 0.05, so the cells are nearly
+    identical. The noise of a target depends on the seed, its name and the gene's name alone.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def fit(self, means: pd.DataFrame, pool: ad.AnnData | None = None) -> GaussianCells:
+        self.scale_ = means.drop(index=CONTROL, errors="ignore").std()
+        return self
+
+    def for_genes(self, genes: pd.Index) -> GaussianCells:
+        fitted = GaussianCells(self.seed)
+        fitted.scale_ = self.scale_
+        fitted.columns_ = self.scale_.index.get_indexer(genes)  # -1 for a gene that was never measured
+        return fitted
+
+    def sample(self, target: str, mean: np.ndarray, n_cells: int) -> np.ndarray:
+        generator = np.random.default_rng([self.seed, zlib.crc32(target.encode())])
+        # Drawn for all genes in training order, so that the order of the columns changes nothing else.
+        noise = generator.standard_normal((n_cells, len(self.scale_)), dtype=np.float32)
+        noise *= self.scale_.to_numpy(np.float32)
+        return noise[:, self.columns_] * (self.columns_ >= 0) + mean.astype(np.float32)
+
+
+class RecentredCells(BaseEstimator):
+    """Real cells moved to the predicted mean: cells = base - mean(base) + mean. Never clipped.
+
+    The base is `n_base` cells of the pool in herded order (Welling 2009; Chen, Welling and Smola 2010), so that every
+    prefix represents the pool: the scorer takes the first rows. The kernel is the scorer's, its bandwidth the mean
+    squared distance between cells of the pool. All knock-outs share one base; asking for more cells repeats it.
+    """
+
+    def __init__(self, n_base: int = 100) -> None:
+        self.n_base = n_base
+
+    def fit(self, means: pd.DataFrame | None, pool: ad.AnnData) -> RecentredCells:
+        X = pool.X.toarray() if sp.issparse(pool.X) else np.asarray(pool.X)
+        distances = squared_distances(X, X)
+        sigma = distances.sum() / max(len(X) * (len(X) - 1), 1)
+        chosen = herd(scorer_kernel(distances, sigma or 1.0), min(self.n_base, len(X)))
+        self.base_ = pd.DataFrame(X[chosen].astype(np.float32), columns=pool.var_names)
+        return self
+
+    def for_genes(self, genes: pd.Index) -> RecentredCells:
+        fitted = RecentredCells(self.n_base)
+        fitted.base_ = self.base_.reindex(columns=genes, fill_value=0.0)  # 0 for a gene that was never measured
+        return fitted
+
+    def sample(self, target: str, mean: np.ndarray, n_cells: int) -> np.ndarray:
+        return self._centred(n_cells) + mean.astype(np.float32)
+
+    def _centred(self, n_cells: int) -> np.ndarray:
+        """`n_cells` rows of the base minus their exact mean, float32; kept, since every knock-out uses the same."""
+        centred: np.ndarray | None = getattr(self, "_centred_base", None)
+        if centred is None or len(centred) != n_cells:
+            base = self.base_.to_numpy(np.float64)[np.arange(n_cells) % len(self.base_)]
+            self._centred_base = centred = (base - base.mean(axis=0)).astype(np.float32)
+        return centred
+
+
+def herd(kernel: np.ndarray, n: int) -> np.ndarray:
+    """Greedy kernel herding: n different rows of a kernel matrix (pool x pool), as row numbers.
+
+    They come in an order whose every prefix has a mean embedding near the pool's; ties go to the lower row number.
+    """
+    attraction = kernel.mean(axis=1)
+    chosen: list[int] = []
+    repulsion = np.zeros(len(kernel))
+    for t in range(n):
+        gain = attraction - repulsion / (t + 1)
+        gain[chosen] = -np.inf
+        chosen.append(int(gain.argmax()))
+        repulsion += kernel[chosen[-1]]
+    return np.array(chosen)
+
+
+def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Squared Euclidean distances between the rows of a and b, by a matrix product, len(a) x len(b)."""
+    centre = b.mean(axis=0)  # near the data, so that |a|^2 + |b|^2 - 2ab loses no digits
+    a, b = a - centre, b - centre
+    distances = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2.0 * (a @ b.T)
+    return np.maximum(distances, 0.0, out=distances)
+
+
+def scorer_kernel(distances: np.ndarray, sigma: float) -> np.ndarray:
+    """The scorer's kernel: the sum of exp(-D / bandwidth) over the bandwidths sigma * (1/4, 1/2, 1, 2, 4)."""
+    power = np.exp(distances / (-4.0 * sigma))
+    total = power.copy()
+    for _ in range(4):
+        power *= power  # exp(-D/4s), squared four times: one exponential serves all five bandwidths
+        total += power
+    return total
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 6. The two predicted files
+# ---------------------------------------------------------------------------------------------------------------------
+
+SLAB_BYTES = 64_000_000
+
+
+def write_prediction(
+    path: str | os.PathLike[str],
+    means: pd.DataFrame,
+    cells: BaseEstimator,
+    *,
+    cells_per_perturbation: int = 100,
+    mode: str = "auto",
+) -> str:
+    """Write `prediction.h5ad`: float32, targets in the order of `means`, `cells_per_perturbation` rows each.
+
+    `means` is targets x genes, in the order wanted in the file; `cells` a fitted generator. `mode` is "ram" (the whole
+    matrix is made first), "disk" (slabs of 64 MB go straight into the file) or "auto" (by the memory available). Both
+    give the same file. It is written beside under a temporary name and renamed at the end, so that an interrupted run
+    leaves an older file as it was. Returns the mode used. Raises DataError when the disk is too small.
+    """
+    path = Path(path)
+    n_cells, n_genes = len(means) * cells_per_perturbation, means.shape[1]
+    mode = _choose_mode(mode, path.parent, n_cells * n_genes * 4)
+    generator = cells.for_genes(means.columns)
+    values = means.to_numpy(np.float32)
+
+    def fill(block: np.ndarray, first: int) -> None:
+        for i in range(len(block) // cells_per_perturbation):
+            rows = slice(i * cells_per_perturbation, (i + 1) * cells_per_perturbation)
+            target = first + i
+            block[rows] = generator.sample(means.index[target], values[target], cells_per_perturbation)
+
+    per_slab = max(1, SLAB_BYTES // max(1, cells_per_perturbation * n_genes * 4))
+    if mode == "ram":
+        per_slab = max(1, len(means))
+    with _replacing(path) as temporary:
+        _write_labels(temporary, means.index.repeat(cells_per_perturbation), means.columns)
+        with h5py.File(temporary, "r+") as file:
+            X = file.create_dataset("X", (n_cells, n_genes), np.float32)
+            X.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+            slab = np.empty((min(per_slab, len(means)) * cells_per_perturbation, n_genes), np.float32)
+            progress = tqdm(total=n_cells * n_genes * 4, unit="B", unit_scale=True, desc=f"Writing {path.name}")
+            with progress:
+                for first in range(0, len(means), per_slab):
+                    block = slab[: min(per_slab, len(means) - first) * cells_per_perturbation]
+                    fill(block, first)
+                    start = first * cells_per_perturbation
+                    X.write_direct(block, dest_sel=np.s_[start : start + len(block)])
+                    progress.update(block.nbytes)
+    return mode
+
+
+def write_proportions(path: str | os.PathLike[str], proportions: pd.DataFrame) -> None:
+    """Write `predict_program_proportion.csv` from targets x pre_adipo, adipo, lipo, other."""
+    table = proportions.rename_axis("gene").reset_index()[PREDICTED_PROPORTION_COLUMNS]
+    with _replacing(Path(path)) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def _choose_mode(mode: str, folder: Path, size: int) -> str:
+    """Choose between RAM and slabs, say why, and refuse when the disk cannot hold the file."""
+    if mode not in ("auto", "ram", "disk"):
+        raise ValueError(f"mode must be 'auto', 'ram' or 'disk', not {mode!r}")
+    free, available = shutil.disk_usage(folder).free, psutil.virtual_memory().available
+    if free < size * 1.01 + 50e6:
+        raise DataError(f"{folder}: the prediction takes {size / GB:.2f} GB, but only {free / GB:.2f} GB are free")
+    why = "as asked"
+    if mode == "auto":
+        mode = "ram" if size < available / 4 else "disk"
+        why = f"{'less' if mode == 'ram' else 'more'} than a quarter of the {available / GB:.1f} GB of free memory"
+    how = "made in memory, then written" if mode == "ram" else "written slab by slab"
+    print(f"Prediction of {size / GB:.2f} GB, {how} ({why}); {free / GB:.1f} GB of disk are free.")
+    return mode
+
+
+def _write_labels(path: Path, genes_of_cells: pd.Index, genes: pd.Index) -> None:
+    """An `.h5ad` with obs['gene'], var and no X."""
+    number = np.arange(len(genes_of_cells)).astype(str)
+    obs = pd.DataFrame({"gene": pd.Categorical(genes_of_cells, categories=genes_of_cells.unique())}, index=number)
+    ad.AnnData(obs=obs, var=pd.DataFrame(index=pd.Index(genes.astype(str), name=None))).write_h5ad(path)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, renamed to it when all went well and removed when not.
+
+    What a killed run left behind is removed by the next one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{path.name}.*.partial"):
+        if not psutil.pid_exists(int(stale.name.split(".")[-2])):
+            stale.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 7. What the platform calls: `train` once, then `infer`
+# ---------------------------------------------------------------------------------------------------------------------
+
+POOL_CELLS = 1000  # real cells that the base is herded from: 86 MB at 21,592 genes
+
+
+@dataclass
+class Predictor:
+    """A whole method: how the mean, the program proportions and the cells of a knock-out are made."""
+
+    expression: BaseEstimator
+    proportions: BaseEstimator
+    cells: BaseEstimator
+
+    @classmethod
+    def default(cls) -> Predictor:
+        return cls(PCARidge(), MedianProportions(), RecentredCells())
+
+    def fit(self, stats: PerturbationStats, proportions: pd.DataFrame, pool: ad.AnnData) -> Predictor:
+        """Fit all three; the same bytes for any number of threads, since BLAS is held to one."""
+        proportions = proportions.loc[stats.mean.index]
+        with threadpool_limits(1):
+            self.expression.fit(stats.mean, n_cells=stats.n_cells)
+            self.proportions.fit(stats.mean, responses=proportions, n_cells=stats.n_cells)
+            self.cells.fit(stats.mean, pool)
+        self.genes = stats.mean.columns
+        return self
+
+    def write(
+        self,
+        prediction_path: str | os.PathLike[str],
+        proportions_path: str | os.PathLike[str],
+        targets: Sequence[str],
+        genes: Sequence[str],
+        *,
+        cells_per_perturbation: int = 100,
+        mode: str = "auto",
+    ) -> None:
+        """Predict `targets` on `genes` (in that order) and write both files.
+
+        A repeated target is predicted once, and a gene that was never measured is predicted as 0 (not detected),
+        each with a warning. Raises DataError for repeated genes, or when the model knows less than half of them.
+        """
+        names, columns = self._checked_targets(targets), self._checked_genes(genes)
+        known = columns[columns.isin(self.genes)]
+        with threadpool_limits(1):
+            means = self.expression.predict(names, columns=known).astype(np.float32)
+            if len(known) < len(columns):
+                means = means.reindex(columns=columns, fill_value=0.0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # the same targets were listed a line above
+                shares = constrain_proportions(self.proportions.predict(names))
+        write_prediction(
+            prediction_path, means, self.cells, cells_per_perturbation=cells_per_perturbation, mode=mode
+        )
+        write_proportions(proportions_path, shares)
+
+    @staticmethod
+    def _checked_targets(targets: Sequence[str]) -> pd.Index:
+        index = pd.Index([str(target) for target in targets])
+        if index.empty:
+            raise DataError("predict_perturbations is empty: there is nothing to predict")
+        if index.has_duplicates:
+            warnings.warn(f"listed twice, predicted once: {some(index[index.duplicated()].unique())}", stacklevel=3)
+        return index.unique()
+
+    def _checked_genes(self, genes: Sequence[str]) -> pd.Index:
+        index = pd.Index([str(gene) for gene in genes])
+        _check_unique(index, "genes_to_predict")
+        unknown = index[~index.isin(self.genes)]
+        if len(unknown) > len(index) / 2:
+            raise DataError(
+                f"the model knows only {len(index) - len(unknown)} of the {len(index)} genes to predict: it was "
+                f"trained on other data; delete {MODEL_FILE} in the model folder and train again"
+            )
+        if len(unknown):
+            warnings.warn(f"never measured, predicted as 0: {some(unknown)}", stacklevel=3)
+        return index
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted model as HDF5 (arrays, names and settings; no pickle)."""
+        with _replacing(Path(path)) as temporary, h5py.File(temporary, "w") as file:
+            file.attrs["format"] = MODEL_FORMAT
+            _write_array(file, "genes", self.genes.to_numpy())
+            for part in ("expression", "proportions", "cells"):
+                _write_estimator(file.create_group(part), getattr(self, part))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Predictor:
+        """Read a saved model. Raises DataError when it is not one, or of another version."""
+        again = f"delete {path} and train again"
+        try:
+            with h5py.File(path, "r") as file:
+                if file.attrs.get("format") != MODEL_FORMAT:
+                    raise DataError(f"{path}: made by another version of helpers.py; {again}")
+                predictor = cls(*(_read_estimator(file[part]) for part in ("expression", "proportions", "cells")))
+                predictor.genes = pd.Index(_read_array(file["genes"]))
+        except (OSError, KeyError) as error:
+            raise DataError(f"{path}: not a saved model, or a broken one ({error}); {again}") from error
+        return predictor
+
+
+ESTIMATORS = {
+    cls.__name__: cls
+    for cls in (ControlMean, PerturbedMean, PCARidge, MedianProportions, GaussianCells, RecentredCells)
+}
+
+
+def _write_estimator(group: h5py.Group, estimator: BaseEstimator) -> None:
+    """The class's name, its parameters and its fitted attributes (the tables whose names end in `_`)."""
+    group.attrs["class"] = type(estimator).__name__
+    group.attrs.update(estimator.get_params())
+    for name, table in vars(estimator).items():
+        if name.endswith("_") and isinstance(table, pd.DataFrame | pd.Series):
+            part = group.create_group(name)
+            _write_array(part, "values", table.to_numpy())
+            _write_array(part, "index", table.index.to_numpy())
+            if isinstance(table, pd.DataFrame):
+                _write_array(part, "columns", table.columns.to_numpy())
+
+
+def _read_estimator(group: h5py.Group) -> BaseEstimator:
+    parameters = dict(group.attrs)
+    estimator = ESTIMATORS[parameters.pop("class")](**{name: value.item() for name, value in parameters.items()})
+    for name, part in group.items():
+        values, index = _read_array(part["values"]), _read_array(part["index"])
+        if "columns" in part:
+            table = pd.DataFrame(values, index=index, columns=_read_array(part["columns"]))
+        else:
+            table = pd.Series(values, index=index)
+        setattr(estimator, name, table)
+    return estimator
+
+
+def _write_array(group: h5py.Group, name: str, values: np.ndarray) -> None:
+    if values.dtype.kind in "OUT":
+        group.create_dataset(name, data=[str(value) for value in values], dtype=h5py.string_dtype())
+    else:
+        group.create_dataset(name, data=values, compression="gzip", compression_opts=1, shuffle=True)
+
+
+def _read_array(dataset: h5py.Dataset) -> np.ndarray:
+    return dataset.asstr()[:] if dataset.dtype.kind == "O" else dataset[:]
+
+
+def fit_predictor(challenge: Challenge, predictor: Predictor | None = None, *, seed: int = 0) -> Predictor:
+    """Fit a method (default: `Predictor.default()`) to the training cells of a challenge folder."""
+    size = challenge.train_path.stat().st_size / GB
+    memory = len(challenge.perturbations) * len(challenge.genes) * 8 * 5 / GB + 0.5
+    print(f"Training on {len(challenge.obs):,} cells x {len(challenge.genes):,} genes ({size:.2f} GB on disk), "
+          f"{len(challenge.perturbations)} perturbations; takes about {memory:.1f} GB of memory.")
+    stats = perturbation_stats(challenge.train_path)
+    pool = read_cells(challenge.train_path, pool_rows(challenge.obs, seed))
+    return (predictor or Predictor.default()).fit(stats, challenge.proportions, pool)
+
+
+def pool_rows(obs: pd.DataFrame, seed: int) -> np.ndarray:
+    """The rows, in file order, of POOL_CELLS control cells; where there are fewer, perturbed cells fill them up."""
+    generator = np.random.default_rng(seed)
+    is_control = (obs["gene"] == CONTROL).to_numpy()
+    order = np.concatenate([generator.permutation(np.flatnonzero(part)) for part in (is_control, ~is_control)])
+    return np.sort(order[:POOL_CELLS])
+
+
+def train(data_directory_path: str, model_directory_path: str) -> None:
+    """Fit the default method on the data folder and save it into the model folder (`resources/`)."""
+    predictor = fit_predictor(load_challenge(data_directory_path))
+    path = Path(model_directory_path) / MODEL_FILE
+    predictor.save(path)
+    print(f"Saved {path} ({path.stat().st_size / 1e6:.1f} MB).")
+
+
+def infer(
+    data_directory_path: str,
+    prediction_directory_path: str,
+    prediction_h5ad_file_path: str,
+    program_proportion_csv_file_path: str,
+    model_directory_path: str,
+    predict_perturbations: Sequence[str],
+    genes_to_predict: Sequence[str],
+    cells_per_perturbation: int = 100,
+) -> None:
+    """Predict with the saved model, which is all it needs; with an empty model folder it trains first."""
+    path = Path(model_directory_path) / MODEL_FILE
+    if not path.exists():
+        print(f"No {path}: training first.")
+        train(data_directory_path, model_directory_path)
+    Predictor.load(path).write(
+        prediction_h5ad_file_path,
+        program_proportion_csv_file_path,
+        predict_perturbations,
+        genes_to_predict,
+        cells_per_perturbation=cells_per_perturbation,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 8. The platform's three scores
+# ---------------------------------------------------------------------------------------------------------------------
+
+SIGMA = 2326.0  # the scorer's middle bandwidth
+SIGMA_GENES = 1000  # the number of genes it was made for: the mean squared distance between cells grows with it
+
+
+def pearson_delta(truth: np.ndarray, prediction: np.ndarray, reference: np.ndarray) -> float:
+    """Correlation over the genes of (true mean - reference) with (predicted mean - reference); higher is better.
+
+    `truth` and `prediction` are cells x genes, or one mean expression profile; `reference` has one value a gene (the
+    perturbed centroid of the training cells). NaN when the prediction is the reference itself.
+    """
+    truth, prediction = (np.atleast_2d(np.asarray(cells, float)).mean(axis=0) for cells in (truth, prediction))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", scipy.stats.ConstantInputWarning)
+        return float(scipy.stats.pearsonr(truth - np.asarray(reference), prediction - np.asarray(reference)).statistic)
+
+
+def mmd(truth: np.ndarray, prediction: np.ndarray, sigma: float = SIGMA) -> float:
+    """Squared maximum mean discrepancy (biased) of the first n = min(true, predicted) cells; lower is better.
+
+    `truth` and `prediction` are cells x genes. mean(K_xx) + mean(K_yy) - 2 mean(K_xy), with `scorer_kernel`.
+    """
+    n = min(len(truth), len(prediction))
+    if n == 0:
+        raise ValueError("mmd needs at least one true and one predicted cell")
+    x, y = np.asarray(truth[:n], float), np.asarray(prediction[:n], float)
+    within = [np.mean(scorer_kernel(squared_distances(cells, cells), sigma)) for cells in (x, y)]
+    return float(sum(within) - 2.0 * np.mean(scorer_kernel(squared_distances(x, y), sigma)))
+
+
+def l1_distance(truth: pd.DataFrame, prediction: pd.DataFrame) -> float:
+    """Mean over the perturbations of `truth` of `l1_by_perturbation`; lower is better."""
+    return float(l1_by_perturbation(truth, prediction).mean())
+
+
+def l1_by_perturbation(truth: pd.DataFrame, prediction: pd.DataFrame) -> pd.Series:
+    """0.75 (|d pre_adipo| + |d adipo| + |d other|) + 0.25 |d (lipo / adipo)| of each perturbation of `truth`.
+
+    Both tables hold one row a perturbation, named by a column `gene` or by the index; they are matched by name.
+    Raises DataError when a perturbation of `truth` is missing or repeated in `prediction`.
+    """
+    truth, prediction = (table.set_index("gene") if "gene" in table else table for table in (truth, prediction))
+    for table, where in ((truth, "true proportions"), (prediction, "predicted proportions")):
+        _check_unique(table.index, where)
+    if missing := list(truth.index.difference(prediction.index)):
+        raise DataError(f"predicted proportions: no row for {some(missing)}")
+    prediction = prediction.loc[truth.index]
+    shares = (truth[SHARES] - prediction[SHARES]).abs().sum(axis=1)
+    ratio = (truth["lipo"] / (truth["adipo"] + 1e-20) - prediction["lipo"] / (prediction["adipo"] + 1e-20)).abs()
+    return 0.75 * shares + 0.25 * ratio
+
+
+def score(
+    prediction_h5ad: str | os.PathLike[str],
+    proportions_csv: str | os.PathLike[str],
+    truth_h5ad: str | os.PathLike[str],
+    truth_proportions_csv: str | os.PathLike[str],
+    *,
+    genes: Sequence[str] | None = None,
+    n_panels: int = 3,
+    panel_size: int = 1000,
+    sigma: float | str = "scaled",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Score two predicted files against two truth files, perturbation by perturbation.
+
+    The panel is `genes`, or `n_panels` random panels of `panel_size` of the genes that both files hold (one panel of
+    them all when there are no more). `sigma` is the scorer's middle bandwidth for MMD: "scaled" (2326 for each 1,000
+    genes: right for data of the challenge's scale), "calibrated" (mean squared distance between true cells: for data
+    of any other scale) or a number.
+
+    Returns a tidy table with columns `perturbation, metric, panel, n_genes, sigma, sigma_rule, value`. A prediction
+    that equals the reference has no Pearson delta; it counts as 0.
+    """
+    rows = []
+    with _open_matrix(truth_h5ad, ["gene"]) as true, _open_matrix(prediction_h5ad, ["gene"]) as predicted:
+        (true_X, true_obs, true_genes, _), (predicted_X, predicted_obs, predicted_genes, name) = true, predicted
+        panels = _panels(true_genes, predicted_genes, genes, n_panels, panel_size, seed)
+        reference = pd.Series(_read_uns(Path(truth_h5ad), "perturbed_centroid_train"), index=true_genes)
+        perturbations = list(true_obs["gene"].cat.categories)
+        if missing := sorted(set(perturbations) - set(predicted_obs["gene"].cat.categories)):
+            raise DataError(f"{name}: no cells for the scored perturbations {some(missing)}")
+        sigmas = [_sigma(sigma, panel, true_X, true_genes) for panel in panels]
+        for perturbation in tqdm(perturbations, desc="Scoring", unit="perturbation"):
+            cells = _cells_of(true_X, true_obs, perturbation), _cells_of(predicted_X, predicted_obs, perturbation)
+            for i, (panel, (width, rule)) in enumerate(zip(panels, sigmas, strict=True)):
+                x = cells[0][:, true_genes.get_indexer(panel)]
+                y = cells[1][:, predicted_genes.get_indexer(panel)]
+                values = {
+                    "pearson_delta": np.nan_to_num(pearson_delta(x, y, reference[panel].to_numpy())),
+                    "mmd": mmd(x, y, width),
+                }
+                rows += [(perturbation, metric, i, len(panel), width, rule, v) for metric, v in values.items()]
+    truth, shares = (_read_proportions(Path(path)) for path in (truth_proportions_csv, proportions_csv))
+    distances = l1_by_perturbation(truth.loc[truth.index.isin(perturbations)], shares)
+    rows += [(perturbation, "l1_distance", 0, 0, np.nan, "", value) for perturbation, value in distances.items()]
+    return pd.DataFrame(rows, columns=["perturbation", "metric", "panel", "n_genes", "sigma", "sigma_rule", "value"])
+
+
+def summarise_scores(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a metric of the table of `score`: mean over perturbations and panels, and how the panels differ.
+
+    `spread` is the standard deviation of the panels' means (0 for one panel), `perturbations` their number.
+    """
+    by_panel = table.groupby(["metric", "panel"])["value"].mean().groupby("metric")
+    return pd.DataFrame({
+        "mean": by_panel.mean(),
+        "spread": by_panel.std().fillna(0.0),
+        "perturbations": table.groupby("metric")["perturbation"].nunique(),
+    }).loc[["pearson_delta", "mmd", "l1_distance"]]
+
+
+def _panels(
+    true_genes: pd.Index, predicted_genes: pd.Index, genes: Sequence[str] | None, n_panels: int, size: int, seed: int
+) -> list[pd.Index]:
+    shared = true_genes[true_genes.isin(predicted_genes)]
+    if genes is not None:
+        panel = pd.Index(genes)
+        _check_unique(panel, "genes")
+        if missing := list(panel[~panel.isin(shared)]):
+            raise DataError(f"genes: not in both the prediction and the truth: {some(missing)}")
+        return [panel]
+    if shared.empty:
+        raise DataError("the prediction and the truth have no gene in common")
+    if len(shared) <= size:
+        return [shared]
+    generators = np.random.default_rng(seed).spawn(n_panels)
+    # Drawn from the sorted names, so that the order of the columns does not matter.
+    return [pd.Index(generator.choice(np.sort(shared), size, replace=False)) for generator in generators]
+
+
+def _sigma(rule: float | str, panel: pd.Index, X: _Rows, genes: pd.Index) -> tuple[float, str]:
+    if rule == "scaled":
+        return SIGMA * len(panel) / SIGMA_GENES, "scaled with the number of genes"
+    if rule != "calibrated":
+        return float(rule), "given"
+    rows = np.unique(np.linspace(0, X.shape[0] - 1, 500).astype(int))
+    cells = np.concatenate([_dense(X[slice(row, row + 1)]) for row in rows])[:, genes.get_indexer(panel)]
+    return float(squared_distances(cells, cells).sum() / (len(rows) * (len(rows) - 1))), "calibrated on true cells"
+
+
+def _cells_of(X: _Rows, obs: pd.DataFrame, perturbation: str) -> np.ndarray:
+    """The cells of one perturbation, float64, in file order; read as one run where they lie together."""
+    rows = np.flatnonzero((obs["gene"] == perturbation).to_numpy())
+    return _dense(X[slice(rows[0], rows[-1] + 1)])[rows - rows[0]]
+
+
+def _dense(rows: Any) -> np.ndarray:
+    return np.asarray(rows.toarray() if sp.issparse(rows) else rows, float)
+
+
+def _read_uns(path: Path, key: str) -> np.ndarray:
+    with _open_h5ad(path) as file:
+        if f"uns/{key}" not in file:
+            raise DataError(f"{path}: uns has no '{key}': the reference of Pearson delta")
+        return file[f"uns/{key}"][:]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 9. A local split: hold out perturbations of the training file
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def local_split(
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    held_out: Sequence[str] | float,
+    *,
+    max_cells: int | None = None,
+    n_genes: int | None = None,
+    seed: int = 42,
+) -> pd.Index:
+    """Hold out perturbations, as the published starter does, and write the two parts into `folder`.
+
+    `held_out` names the perturbations, or is the share of them to draw. `max_cells` keeps the first cells of each
+    perturbation, `n_genes` draws that many genes. Writes `local_train.h5ad`, `local_test_eval.h5ad` (with
+    `uns["control_centroid_train"]` and `uns["perturbed_centroid_train"]` of the training part) and
+    `local_test_perturbated_genes.txt`. Returns the held-out perturbations, sorted.
+    """
+    source, folder = Path(source), Path(folder)
+    obs, genes = read_labels(source, ["gene"])
+    generator = np.random.default_rng(seed)
+    test = _held_out(obs, held_out, generator, source)
+    columns = np.arange(len(genes))
+    if n_genes is not None:
+        columns = np.sort(generator.choice(len(genes), min(n_genes, len(genes)), replace=False))
+    kept = np.ones(len(obs), bool)
+    if max_cells is not None:
+        kept = (obs.groupby("gene", observed=True).cumcount() < max_cells).to_numpy()
+    is_test = obs["gene"].isin(test).to_numpy()
+    train_part, test_part = (_subset(source, kept & part, columns) for part in (~is_test, is_test))
+    stats = perturbation_stats(train_part)
+    _require_control(stats.mean)
+    test_part.uns["control_centroid_train"] = stats.mean.loc[CONTROL].to_numpy()
+    test_part.uns["perturbed_centroid_train"] = stats.perturbed_centroid().to_numpy()
+    for part, name in ((train_part, "local_train.h5ad"), (test_part, "local_test_eval.h5ad")):
+        with _replacing(folder / name) as temporary:
+            part.write_h5ad(temporary)
+    with _replacing(folder / "local_test_perturbated_genes.txt") as temporary:
+        temporary.write_text("\n".join(test) + "\n")
+    return test
+
+
+def _held_out(
+    obs: pd.DataFrame, held_out: Sequence[str] | float, generator: np.random.Generator, source: Path
+) -> pd.Index:
+    perturbations = pd.Index(obs["gene"].cat.categories).drop(CONTROL, errors="ignore")
+    if isinstance(held_out, float | int):
+        number = max(1, round(held_out * len(perturbations)))
+        if not 0 < held_out < 1 or number >= len(perturbations):
+            raise ValueError(f"held_out is {held_out}: a share between 0 and 1 that leaves perturbations to train on")
+        return pd.Index(np.sort(generator.choice(perturbations, number, replace=False)))
+    if unknown := sorted(set(held_out) - set(perturbations)):
+        raise DataError(f"{source}: no cells of the perturbations to hold out: {some(unknown)}")
+    return pd.Index(sorted(set(held_out)))
+
+
+def _subset(source: Path, rows: np.ndarray, columns: np.ndarray) -> ad.AnnData:
+    """X, obs and var of the cells in the mask `rows` and the genes `columns`, in memory; layers are left behind."""
+    first, last = np.flatnonzero(rows)[[0, -1]] if rows.any() else (0, -1)
+    run = slice(int(first), int(last) + 1)  # the cells lie sorted by perturbation, so the run holds little else
+    backed = ad.read_h5ad(source, backed="r")
+    try:
+        X = backed.X[run][rows[run]][:, columns]
+        return ad.AnnData(X, obs=backed.obs[rows].copy(), var=backed.var.iloc[columns].copy())
+    finally:
+        backed.file.close()

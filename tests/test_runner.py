@@ -1,0 +1,268 @@
+"""The runner, called through the client's own loader with contexts of our own: local and cloud."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from crunch.runner.unstructured import RunnerContext, RunnerExecutorContext, UserModule
+from crunch.unstructured import RunnerModule, deduce_code_loader
+from crunch.utils import smart_call
+
+from workbench.hub import COMPETITION, PLATFORM
+
+LOCAL, CLOUD = ["ZBTB20", "CHD4"], ["PPARG", "CEBPA", "KLF4"]  # neither is sorted
+GENES = ["PLIN1", "ADIPOQ", "LPL", "FABP4"]
+
+
+class Executor(RunnerExecutorContext):
+    """Where the submission runs: on this machine, or in the cloud's sandbox."""
+
+    def __init__(self, *, local: bool) -> None:
+        self._local = local
+
+    @property
+    def is_local(self):
+        return self._local
+
+    def trip_data_fuse(self):
+        raise AssertionError("this competition reads its data throughout")
+
+
+class Submission(UserModule):
+    """A user module with the functions given."""
+
+    def __init__(self, **functions) -> None:
+        self._module = ModuleType("main")
+        vars(self._module).update(functions)
+
+    @property
+    def module(self):
+        return self._module
+
+
+class Context(RunnerContext):
+    """Runs the runner's commands in this process; parameters go through JSON, as on their way to the sandbox."""
+
+    started_at = datetime.now(tz=UTC)
+    timeout = None
+    train_frequency = chain_height = 1
+    is_submission_phase = True
+    has_model = is_determinism_check_enabled = force_first_train = is_local = None
+
+    def __init__(self, runner: RunnerModule, folder: Path, submission: Submission, *, local: bool, train: bool) -> None:
+        self.runner, self.submission = runner, submission
+        self.is_local, self.force_first_train = local, train
+        self.folders = {f"{name}_directory_path": str(folder / name) for name in ("data", "model", "prediction")}
+        self.commands: list[str] = []
+        self.errors: list[str] = []
+
+    def report_determinism(self, deterministic):
+        raise AssertionError(deterministic)
+
+    def log(self, message, *, important=False, error=False):
+        if error:
+            self.errors.append(message)
+        return True
+
+    def execute(self, *, command, parameters=None, **_):
+        self.commands.append(command)
+        executor = Executor(local=self.is_local)
+        handlers = self.runner.execute(context=executor, module=self.submission, **self.folders)
+        smart_call(handlers[command], json.loads(json.dumps(parameters or {})))
+
+    def run(self) -> "Context":
+        self.runner.run(context=self, tracer=None, **self.folders)
+        return self
+
+
+@pytest.fixture(scope="module")
+def runner():
+    source = f"local://{PLATFORM}"
+    return RunnerModule.load(deduce_code_loader(competition_name=COMPETITION, file_name="runner", source=source))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """data/, an empty model/ and an empty prediction/, which holds .gitkeep as in the repository."""
+    for name in ("data", "model", "prediction"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "prediction" / ".gitkeep").touch()
+    (tmp_path / "data" / "program_proportion_local_gtruth.csv").write_text("gene,adipo\n" + ",0.3\n".join([*LOCAL, ""]))
+    (tmp_path / "data" / "predict_perturbations.txt").write_text("\n".join(CLOUD))
+    (tmp_path / "data" / "genes_to_predict.txt").write_text("\n".join(GENES) + "\n")
+    return tmp_path
+
+
+def write_prediction(
+    prediction_h5ad_file_path,
+    program_proportion_csv_file_path,
+    predict_perturbations,
+    genes_to_predict,
+    cells_per_perturbation=100,
+):
+    """A valid `infer`; column g of every cell holds g, so that a lost or moved gene shows."""
+    obs = pd.DataFrame({"gene": np.repeat(predict_perturbations, cells_per_perturbation)}).rename(str)
+    X = np.tile(np.arange(len(genes_to_predict), dtype=np.float32), (len(obs), 1))
+    ad.AnnData(X, obs, pd.DataFrame(index=genes_to_predict)).write_h5ad(prediction_h5ad_file_path)
+    table = pd.DataFrame({"gene": predict_perturbations, "pre_adipo": 0.3, "adipo": 0.4, "lipo": 0.1, "other": 0.3})
+    table.to_csv(program_proportion_csv_file_path, index=False)
+
+
+def no_train(data_directory_path, model_directory_path):
+    raise AssertionError("train was not asked for")
+
+
+@pytest.mark.parametrize(("local", "asked"), [(True, LOCAL), (False, CLOUD)], ids=["local", "cloud"])
+def test_infer_gets_the_contracts_arguments_by_name(runner, folder, local, asked):
+    got = {}
+
+    def infer(
+        *,
+        model_directory_path,
+        data_directory_path,
+        prediction_directory_path,
+        prediction_h5ad_file_path,
+        program_proportion_csv_file_path,
+        predict_perturbations,
+        genes_to_predict,
+        cells_per_perturbation=100,
+    ):
+        got.update(locals())
+        names = (
+            "prediction_h5ad_file_path",
+            "program_proportion_csv_file_path",
+            "predict_perturbations",
+            "genes_to_predict",
+        )
+        write_prediction(**{name: got[name] for name in names})
+
+    context = Context(runner, folder, Submission(train=no_train, infer=infer), local=local, train=False).run()
+
+    got.pop("got", None)
+    assert got == {
+        **context.folders,
+        "prediction_h5ad_file_path": str(folder / "prediction" / "prediction.h5ad"),
+        "program_proportion_csv_file_path": str(folder / "prediction" / "predict_program_proportion.csv"),
+        "predict_perturbations": asked,
+        "genes_to_predict": GENES,
+        "cells_per_perturbation": 100,  # its default: the runner has no other number to give
+    }
+    assert context.errors == []
+
+
+def test_cells_per_perturbation_is_never_passed(runner, folder):
+    got = []
+
+    def infer(cells_per_perturbation):
+        got.append(cells_per_perturbation)
+
+    Context(runner, folder, Submission(infer=infer), local=True, train=False).run()
+    assert got == [None]
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_train_is_called_first_and_only_when_forced(runner, folder, local):
+    calls = []
+
+    def train(data_directory_path, model_directory_path):
+        calls.append((data_directory_path, model_directory_path))
+
+    submission = Submission(train=train, infer=write_prediction)
+    assert Context(runner, folder, submission, local=local, train=False).run().commands == ["infer"]
+    assert calls == []
+    assert Context(runner, folder, submission, local=local, train=True).run().commands == ["train", "infer"]
+    assert calls == [(str(folder / "data"), str(folder / "model"))]
+
+
+def test_infer_on_an_empty_model_folder_may_train_itself(runner, folder):
+    def train(data_directory_path, model_directory_path):
+        (Path(model_directory_path) / "model.txt").write_text("trained")
+
+    def infer(
+        *,
+        data_directory_path,
+        model_directory_path,
+        prediction_h5ad_file_path,
+        program_proportion_csv_file_path,
+        predict_perturbations,
+        genes_to_predict,
+    ):
+        assert not list(Path(model_directory_path).iterdir())
+        train(data_directory_path, model_directory_path)
+        write_prediction(
+            prediction_h5ad_file_path, program_proportion_csv_file_path, predict_perturbations, genes_to_predict
+        )
+
+    context = Context(runner, folder, Submission(train=train, infer=infer), local=True, train=False).run()
+    assert context.errors == []
+    assert (folder / "model" / "model.txt").read_text() == "trained"
+
+
+def test_the_prediction_folder_is_emptied_before_infer(runner, folder):
+    seen = []
+    (folder / "prediction" / "old" / "deep").mkdir(parents=True)
+    for name in ("prediction.h5ad", "notes.txt", "old/deep/file"):
+        (folder / "prediction" / name).write_text("from an earlier run")
+
+    def infer(prediction_directory_path):
+        seen.extend(path.name for path in Path(prediction_directory_path).iterdir())
+
+    context = Context(runner, folder, Submission(infer=infer), local=True, train=False).run()
+    assert seen == [".gitkeep"]
+    assert [error.split(":")[0] for error in context.errors[:2]] == [
+        "prediction.h5ad",
+        "predict_program_proportion.csv",
+    ]
+
+
+def test_unexpected_files_and_broken_rules_are_reported(runner, folder):
+    def infer(prediction_h5ad_file_path, program_proportion_csv_file_path, predict_perturbations, genes_to_predict):
+        write_prediction(
+            prediction_h5ad_file_path, program_proportion_csv_file_path, predict_perturbations[:1], genes_to_predict
+        )
+        (folder / "prediction" / "debug.log").touch()
+
+    errors = Context(runner, folder, Submission(infer=infer), local=True, train=False).run().errors
+    assert any(error.startswith("debug.log: unexpected file") for error in errors)
+    assert any("prediction.h5ad" in error and "CHD4" in error for error in errors)
+    assert any("predict_program_proportion.csv" in error and "CHD4" in error for error in errors)
+    assert errors[-1].startswith("3 problem(s)")
+
+
+def test_the_cloud_keeps_what_is_scored(runner, folder):
+    (folder / "data" / "perturbations_to_score.txt").write_text("KLF4\nPPARG\n")
+    (folder / "data" / "genes_to_score.txt").write_text("LPL\nADIPOQ\n")
+    context = Context(runner, folder, Submission(infer=write_prediction), local=False, train=False).run()
+
+    prediction = ad.read_h5ad(folder / "prediction" / "prediction.h5ad")
+    assert context.errors == []
+    assert prediction.obs["gene"].value_counts().to_dict() == {"PPARG": 100, "KLF4": 100}
+    assert prediction.to_df().iloc[0].to_dict() == {"ADIPOQ": 1, "LPL": 2}
+    table = pd.read_csv(folder / "prediction" / "predict_program_proportion.csv")
+    assert table["gene"].tolist() == CLOUD  # the table is scored whole
+
+
+def test_the_cloud_keeps_all_when_nothing_says_what_is_scored(runner, folder):
+    Context(runner, folder, Submission(infer=write_prediction), local=False, train=False).run()
+    assert ad.read_h5ad(folder / "prediction" / "prediction.h5ad").shape == (300, 4)
+
+
+@pytest.mark.parametrize("command", ["train", "infer"])
+def test_an_exception_of_the_submission_comes_out(runner, folder, command):
+    def broken():
+        raise ZeroDivisionError("broken on purpose")
+
+    functions = {"train": lambda: None, "infer": lambda: None, command: broken}
+    context = Context(runner, folder, Submission(**functions), local=True, train=True)
+    with pytest.raises(ZeroDivisionError, match="broken on purpose"):
+        context.run()
+
+
+def test_a_missing_function_is_named(runner, folder):
+    with pytest.raises(ValueError, match="no `infer` function found"):
+        Context(runner, folder, Submission(), local=True, train=False).run()

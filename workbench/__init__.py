@@ -1,0 +1,1 @@
+"""What a participant needs at home, beside the submission."""

@@ -1,0 +1,276 @@
+"""A hub on this machine that the real crunch client talks to: a submission is tried with no network and no token.
+
+In: a project folder (`main.py`, `data/`, `resources/`, `prediction/`) and the client's requests.
+Out: the answers `crunch test`, `crunch_tools.test()`, `crunch convert --requirements` and `crunch push --dry` ask for.
+Next: `workbench/platform/.../runner.py`, which the client runs, and `workbench/validate.py`, which reads what it wrote.
+
+In a notebook, before `crunch.load_notebook()`:
+
+    from workbench.hub import connect
+    hub = connect()
+
+In a shell: `python -m workbench.hub --project .` prints the variables to export, and serves until interrupted.
+"""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from functools import cached_property, partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any, Self
+from urllib.parse import parse_qs, unquote
+
+COMPETITION = "broad-obesity-1"
+PLATFORM = Path(__file__).resolve().parent / "platform"  # holds competitions/NAME/scoring/runner.py
+REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
+
+# What `crunch setup` would write. The token is a placeholder: the real platform refuses it.
+PROJECT = {"competitionName": COMPETITION, "projectName": "offline", "userId": 1, "sizeVariant": "DEFAULT"}
+TOKEN = "offline-placeholder"  # noqa: S105 - no secret
+
+# Only where the import name is not the package name.
+IMPORT_NAMES = {"scikit-learn": ["sklearn"], "crunch-cli": ["crunch"]}
+
+LONG_AGO, FAR_AHEAD = "2020-01-01T00:00:00", "2100-01-01T00:00:00"
+USER = {"id": 1, "login": "offline"}
+ROUND = {"id": 1, "number": 1, "start": LONG_AGO, "end": FAR_AHEAD}
+PHASE = {"id": 1, "type": "SUBMISSION", "start": LONG_AGO, "end": FAR_AHEAD}
+DATA_RELEASE = {"id": 1, "number": 1, "name": "offline", "embargo": 0, "numberOfFeatures": 0, "hash": None}
+COMPETITION_ANSWER = {
+    "id": 1,
+    "name": COMPETITION,
+    "displayName": "Obesity, offline",
+    "shortDescription": "answered by workbench.hub",
+    "start": LONG_AGO,
+    "end": None,
+    "status": "OPEN",
+    "format": "UNSTRUCTURED",
+    "mode": "OFFLINE",
+    "splitKeyType": "STRING",
+    "external": False,
+    "documentationUrl": None,
+    "notebookUrl": None,
+    "hostedByName": "workbench.hub",
+    "prizePoolShortText": "",
+    "teamBased": False,
+    "onlyTeamLeader": False,
+    "maxTeamSize": 1,
+    "projectCreationLimit": 1,
+    "encryptSubmissions": False,
+    "phalaKeyUrl": None,
+    "hideTrainFrequency": True,
+    "hideForceFirstTrain": False,
+}
+
+
+class Hub:
+    """A running hub, serving from a daemon thread since it was made; `with` closes it.
+
+    `requests` is its log, one "METHOD /path?query" a request: no header and no token is kept.
+    """
+
+    def __init__(self, port: int, folder: Path) -> None:
+        self.folder = folder
+        self.requests: list[str] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, self))
+        self._thread = Thread(target=self._server.serve_forever, name="workbench-hub", daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """Base address with a trailing slash, as the client wants it."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}/"
+
+    @cached_property
+    def libraries(self) -> list[dict]:
+        """The packages of requirements.txt and Python's own modules, as `v2/libraries` answers them."""
+        names = re.findall(r"^\s*([A-Za-z0-9][\w.-]*)", REQUIREMENTS.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        packages = [(name, IMPORT_NAMES.get(name, [name.replace("-", "_")]), False) for name in names]
+        modules = [(name, [name], True) for name in sorted(sys.stdlib_module_names)]
+        return [_library(number, *entry) for number, entry in enumerate(packages + modules, start=1)]
+
+    def wait(self) -> None:
+        """Block until the hub is closed."""
+        self._thread.join()
+
+    def close(self) -> None:
+        """Stop serving and free the port."""
+        self._server.shutdown()
+        self._server.server_close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def serve(port: int = 0, folder: str | Path = ".") -> Hub:
+    """Start a hub on 127.0.0.1. `port` 0 takes any free port.
+
+    `folder` is the project the client will run in; the hub only looks at the file names in its `data/`.
+    Raises OSError when the port is taken.
+    """
+    return Hub(port, Path(folder).resolve())
+
+
+def environment(hub: Hub) -> dict[str, str]:
+    """The variables that point the client at `hub` (the third is what `crunch convert --requirements` reads)."""
+    return {
+        "CRUNCH_API_BASE_URL": hub.url,
+        "CRUNCH_COMPETITIONS_SOURCE": f"local://{PLATFORM}",
+        "CRUNCH_BASE_API_URL": hub.url,
+    }
+
+
+def connect(folder: str | Path = ".") -> Hub:
+    """For notebooks: start a hub in this process and point the crunch client of this process at it.
+
+    Writes the placeholder project into `folder` where none is; a real one stays as it is.
+    Raises RuntimeError when another setting keeps the client away from the hub.
+    """
+    write_project(folder)
+    hub = serve(folder=folder)
+    os.environ.update(environment(hub))
+    store = sys.modules.get("crunch.store")  # not imported yet: it will read the variables when it is
+    if store is not None:
+        store.reload()
+        if store.api_base_url != hub.url:
+            hub.close()
+            raise RuntimeError(f"CRUNCH_ENVIRONMENT makes the client use {store.api_base_url}; unset it first.")
+    return hub
+
+
+def write_project(folder: str | Path = ".") -> None:
+    """Write `.crunchdao/project.json` and `.crunchdao/token` into `folder` where absent, never over what is there.
+
+    A real project without a token signs in with an API key; a placeholder token would come before that key, so none
+    is written for it.
+    """
+    home = Path(folder) / ".crunchdao"
+    home.mkdir(parents=True, exist_ok=True)
+    project, token = home / "project.json", home / "token"
+    if not project.exists():
+        project.write_text(json.dumps(PROJECT), encoding="utf-8")
+    if not token.exists() and json.loads(project.read_text(encoding="utf-8")) == PROJECT:
+        token.write_text(TOKEN, encoding="utf-8")
+
+
+Answer = dict | Callable[[Hub, dict[str, str]], dict]
+
+
+def _library(number: int, name: str, aliases: list[str], standard: bool) -> dict:
+    """One library with the fields of both readers: crunch_convert (`freeze`) and the client's API model (the rest)."""
+    return {
+        "id": number,
+        "name": name,
+        "language": "PYTHON",
+        "standard": standard,
+        "aliases": aliases,
+        "freeze": False,
+        "gpuRequirement": "OPTIONAL",
+    }
+
+
+def _find_libraries(hub: Hub, query: dict[str, str]) -> dict:
+    """One page of the libraries whose name or import name is `query["name"]` (all of them when none is asked)."""
+    wanted = query.get("name", "").lower()
+    found = [
+        library
+        for library in hub.libraries
+        if query.get("language", "PYTHON") == "PYTHON"
+        and (not wanted or wanted in (library["name"].lower(), *map(str.lower, library["aliases"])))
+    ]
+    page, size = int(query.get("page", 0)), int(query.get("size", 100))
+    return {"content": found[page * size : (page + 1) * size], "pageNumber": page, "pageSize": size}
+
+
+def _data_release(hub: Hub, _: dict[str, str]) -> dict:
+    """A release that leaves `data/` as it is.
+
+    The client deletes every `.NAME.uncompressed` marker that the release does not list, and a later real download
+    would then fetch those files again; so the markers' files are listed, with the size that means "not given".
+    """
+    data = hub.folder / "data"
+    files = {}
+    for marker in sorted(data.rglob(".*.uncompressed")):
+        name = marker.with_name(marker.name[1:].removesuffix(".uncompressed")).relative_to(data).as_posix()
+        files[name] = {"name": name, "url": hub.url, "size": -1, "signed": True, "compressed": True}
+    return {**DATA_RELEASE, "dataFiles": files}
+
+
+_COMPETITION = f"competitions/{COMPETITION}"
+_ANSWERS: dict[str, Answer] = {
+    "v2/libraries": _find_libraries,
+    "v2/users/@me": USER,
+    f"v2/users/{USER['id']}": USER,
+    f"v1/{_COMPETITION}": COMPETITION_ANSWER,
+    f"v1/{_COMPETITION}/rounds/@current": ROUND,
+    f"v1/{_COMPETITION}/rounds/@last": ROUND,
+    f"v1/{_COMPETITION}/rounds/1": ROUND,
+    f"v2/{_COMPETITION}/rounds/1/phases/@current": PHASE,
+    f"v2/{_COMPETITION}/rounds/1/phases/SUBMISSION": PHASE,
+    f"v2/{_COMPETITION}/rounds/1/phases/submission/data-release": _data_release,
+}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers one request in JSON, whatever its method."""
+
+    def __init__(self, hub: Hub, *connection: Any) -> None:
+        self.hub = hub
+        super().__init__(*connection)
+
+    def _reply(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))  # unread bytes would reset the connection
+        path, _, query = self.path.partition("?")  # not urlsplit: to it the client's "//v2/libraries" names a host
+        path = unquote(path).strip("/")
+        asked = f"{self.command} /{path}"
+        self.hub.requests.append(f"{asked}?{query}" if query else asked)
+
+        status, answer = 200, _ANSWERS.get(path) if self.command == "GET" else None
+        if callable(answer):
+            answer = answer(self.hub, {key: values[-1] for key, values in parse_qs(query).items()})
+        if answer is None:
+            message = f"this hub is offline and does not serve {asked}; unset CRUNCH_API_BASE_URL for the real platform"
+            status, answer = 404, {"code": "NOT_SERVED_OFFLINE", "message": message}
+
+        body = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST = do_PUT = do_DELETE = _reply  # noqa: N815 - the names http.server looks for
+
+    def log_message(self, *_: object) -> None:
+        """Silent: the log is `Hub.requests`, and stdout carries the variables."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line: print the variables, serve until interrupted."""
+    parser = argparse.ArgumentParser(prog="python -m workbench.hub", description=__doc__.splitlines()[0])
+    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1 (default: any free one)")
+    parser.add_argument("--project", metavar="FOLDER", help="write the placeholder .crunchdao/ there, where absent")
+    options = parser.parse_args(arguments)
+
+    if options.project is not None:
+        write_project(options.project)
+    hub = serve(options.port, options.project or ".")
+    for name, value in environment(hub).items():
+        print(f"export {name}={shlex.quote(value)}", flush=True)
+    try:
+        hub.wait()
+    except KeyboardInterrupt:
+        hub.close()
+
+
+if __name__ == "__main__":
+    main()

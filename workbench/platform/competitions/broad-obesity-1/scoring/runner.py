@@ -1,0 +1,118 @@
+"""The runner our own hub has for broad-obesity-1: it calls the submission's `train` and `infer` as the platform does.
+
+In: the client's context (local or cloud) and the three folders.
+Out: `prediction.h5ad` and `predict_program_proportion.csv` in the prediction folder, and one error line a broken rule.
+The client executes this file by its path. Written from the contract; the platform's runner is another program.
+"""
+
+import importlib.util
+import shutil
+from collections.abc import Callable
+from logging import Logger
+from pathlib import Path
+from types import ModuleType
+
+import anndata
+import numpy as np
+import pandas as pd
+from crunch.runner.unstructured import RunnerContext, RunnerExecutorContext, UserModule
+from crunch.utils import smart_call
+
+
+def _load_validator() -> ModuleType:
+    """`workbench/validate.py` by its path: were it on sys.path, a submission could import what the cloud has not."""
+    path = Path(__file__).resolve().parents[4] / "validate.py"
+    spec = importlib.util.spec_from_file_location("workbench_validate", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+validate = _load_validator()
+
+# What the cloud scores is hidden. These optional files in data/ stand for it, one name a line; without them, all is.
+SCORED_PERTURBATIONS, SCORED_GENES = "perturbations_to_score.txt", "genes_to_score.txt"
+
+
+def run(
+    context: RunnerContext, data_directory_path: str, model_directory_path: str, prediction_directory_path: str
+) -> None:
+    """One run: train when asked for, then infer into an empty prediction folder, then look at what was written.
+
+    An exception of the submission passes through; a broken rule is logged as an error and does not stop the run.
+    """
+    data, prediction = Path(data_directory_path), Path(prediction_directory_path)
+    if context.force_first_train:
+        context.execute(command="train")
+    else:
+        context.log(f"no training asked for: infer uses {model_directory_path} as it is")
+
+    _empty(prediction)
+    context.execute(command="infer")
+
+    perturbations = validate.requested_perturbations(data, local=context.is_local)
+    problems = validate.validate_prediction_folder(prediction, perturbations, validate.requested_genes(data))
+    for problem in problems:
+        context.log(problem, error=True)
+    if problems:
+        context.log(f"{len(problems)} problem(s): the platform would refuse this prediction", error=True)
+    if not context.is_local and (prediction / validate.PREDICTION).is_file():
+        _keep_scored(prediction / validate.PREDICTION, data)
+
+
+def execute(
+    context: RunnerExecutorContext,
+    module: UserModule,
+    data_directory_path: str,
+    model_directory_path: str,
+    prediction_directory_path: str,
+) -> dict[str, Callable[[], None]]:
+    """The two commands. Arguments go to the submission by name; a parameter with a default is never passed."""
+    folders = {"data_directory_path": data_directory_path, "model_directory_path": model_directory_path}
+
+    def train() -> None:
+        smart_call(module.get_function("train"), folders)
+
+    def infer() -> None:
+        data, prediction = Path(data_directory_path), Path(prediction_directory_path)
+        asked = {
+            "prediction_directory_path": prediction_directory_path,
+            "prediction_h5ad_file_path": str(prediction / validate.PREDICTION),
+            "program_proportion_csv_file_path": str(prediction / validate.PROPORTIONS),
+            "predict_perturbations": validate.requested_perturbations(data, local=context.is_local),
+            "genes_to_predict": validate.requested_genes(data),
+        }
+        smart_call(module.get_function("infer"), folders, asked)
+
+    return {"train": train, "infer": infer}
+
+
+def load_data(data_directory_path: str, logger: Logger) -> tuple[None, None, None]:
+    """For `crunch_tools.load_data()`: names the files, loads none of them (the large one takes 18 GB)."""
+    for path in sorted(Path(data_directory_path).iterdir()):
+        logger.info("%s: %d bytes", path.name, path.stat().st_size)
+    return None, None, None
+
+
+def _empty(prediction: Path) -> None:
+    """Remove all but `.gitkeep`, by which git keeps the empty folder."""
+    for path in prediction.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != validate.KEPT:
+            path.unlink()
+
+
+def _keep_scored(path: Path, data: Path) -> None:
+    """Read the whole prediction, keep the scored perturbations and genes, write it again, as the cloud does."""
+    prediction = anndata.read_h5ad(path)
+    cells = _is_listed(prediction.obs["gene"], data / SCORED_PERTURBATIONS)
+    genes = _is_listed(prediction.var_names, data / SCORED_GENES)
+    prediction[cells, genes].copy().write_h5ad(path)
+
+
+def _is_listed(names: pd.Series | pd.Index, path: Path) -> np.ndarray:
+    """One bool a name: whether the file lists it; all True where there is no such file."""
+    if not path.is_file():
+        return np.ones(len(names), dtype=bool)
+    return np.asarray(names.isin(path.read_text(encoding="utf-8").split()))

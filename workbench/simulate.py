@@ -1,0 +1,505 @@
+"""Write a demo ``data/`` folder with a known answer: simulated cells in exactly the platform's layout.
+
+In: sizes and a seed. Out: the seven files of the platform's ``data/``, which ``helpers.py`` reads next, and on request a
+file with the true effects. ``python -m workbench.simulate OUT --answer ANSWER.h5`` takes seconds (8,000 cells x 1,200
+genes, 94 MB); ``--full`` is the platform's full size (18 GB). Gene names are invented.
+
+For cell c of perturbation p in state s, and gene j (natural logarithms):
+    log m_cj = b_j + W_j.(z_c + d_p) + V_j.e_p + S_js + [j is the target of p] log 0.2        z_c ~ N(0, I)
+    mu_cj    = L_c * m_cj / sum_j m_cj                                  library L_c log-normal with mean 30,000
+    count_cj ~ Poisson(mu_cj * Gamma(mean 1, variance 0.25))            negative-binomial
+    X_cj     = log2(1 + 1e5 * count_cj / sum_j count_cj)
+b_j is log-normal over genes, so wide that 37 % of the entries are not zero. W_j holds the co-expression loadings on 8
+modules, |W_j| = 0.5 for each gene. S_js raises signature genes in their states; lipo is a sub-state of adipo. A knock-out
+whose target has the mean count c_p in control cells has the strength r_p = c_p / (1 + c_p) and
+    d_p = -r_p * 0.25 * sqrt(share) * W_p / rms_j(W_p.W_j)              against its own co-expression: PREDICTABLE
+    e_p =  r_p * 0.25 * sqrt(1 - share) * g_p / rms_j(g_p.V_j)          g_p ~ N(0, I_6): idiosyncratic
+    shift of the log odds of the states = r_p * sd_s * (sqrt(share) * A_s.(-W_p / |W_p|) + sqrt(1 - share) * N(0, 1))
+so ``share`` (the argument ``predictable``) is the predictable share of an effect's variance over genes. Perturbed genes
+that are not in ``var`` follow the same formulas, with a W_p and a c_p that no file shows.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+from anndata.io import write_elem
+from scipy import optimize, sparse, stats
+from scipy.special import logsumexp, softmax
+from tqdm.auto import tqdm
+
+FULL = {"cells": 88_202, "genes": 21_592, "perturbations": 122, "unseen": 2_863, "listed": 10_238, "local_cells": 4_437}
+TRAINING, LOCAL_TRUTH = "obesity_challenge_1.h5ad", "obesity_challenge_1_local_gtruth.h5ad"
+FILES = (LOCAL_TRUTH, "program_proportion.csv", "program_proportion_local_gtruth.csv", "signature_genes.csv",
+         "predict_perturbations.txt", "genes_to_predict.txt", TRAINING)  # moved in this order: the training file says done
+ANSWER = "answer.h5"  # its name while it is being written
+OBS = ["nCount_RNA", "nFeature_RNA", "nCount_guide", "nFeature_guide", "percent.mt", "SampleID", "Day", "num_features",
+       "feature_call", "num_umis", "gene", "adipo", "pre_adipo", "other", "lipo"]
+CONTROL, N_LOCAL = "NC", 5
+MEASURED = 2_087 / 2_863  # share of the perturbed genes that are in genes_to_predict
+CONTROL_CELLS = 17_000 / 88_202
+DEPTH, DEPTH_SD, STORED = 30_000.0, 0.35, 0.37  # counts of a cell, sd of their logarithm, share of entries that are stored
+MODULES, RANK, COEXPRESSION, DISPERSION = 8, 6, 0.5, 0.25  # length of W_j and of V_j, |W_j|, variance of the gamma
+EFFECT, RESIDUAL = 0.25, 0.2  # rms over genes of an effect of strength 1 on log m; what a knock-out leaves of its target
+STATES = ["pre_adipo", "adipo", "other", "lipo"]
+IN_STATE = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 1], [0, 0, 1, 0]])  # rows: pre_adipo, adipo, its lipo, other
+CONTROL_LOGITS, STATE_SD = np.log([0.366, 0.188, 0.070, 0.376]), np.array([0.2, 0.3, 0.45, 0.15])  # in the order of rows
+Z = [f"z{k}" for k in range(MODULES)]
+SLAB = 2_000_000  # entries sampled at a time; another number draws other cells
+WORKERS = min(4, os.cpu_count() or 1)  # changes no result
+Slab = tuple[slice, np.random.SeedSequence]
+
+
+@dataclass(frozen=True)
+class Model:
+    """All but the cells, for G measured genes and P perturbations in the order NC, train, local, other unseen ones."""
+
+    genes: np.ndarray  # (G,) names in var order
+    listed: np.ndarray  # genes_to_predict
+    requested: np.ndarray  # predict_perturbations
+    signatures: pd.DataFrame  # program, sig_gene
+    perturbations: np.ndarray  # (P,) names
+    group: np.ndarray  # (P,) "control", "train", "local" or "unseen"
+    target: np.ndarray  # (P,) position in genes, -1 where there is none
+    strength: np.ndarray  # (P,) r
+    log_mean: np.ndarray  # (G,) float32, b
+    loadings: np.ndarray  # (G, 8 + 6 + 4) float32, [W, V, S]
+    shift: np.ndarray  # (P, 8 + 6) float64, [d, e]
+    logits: np.ndarray  # (2, P, 4) log odds of the rows of IN_STATE: the predictable part, all
+
+
+def simulate(
+    out: str | Path, *, cells: int = 8_000, genes: int = 1_200, perturbations: int = 40, unseen: int | None = None,
+    listed: int | None = None, local_cells: int | None = None, predictable: float = 0.5, seed: int = 0,
+    counts: bool = True, local_listed: bool = True, answer: str | Path | None = None, force: bool = False,
+) -> None:
+    """Write the seven files into ``out``, all of them or none; the same arguments give the same arrays.
+
+    ``perturbations``: of the training file, without NC. ``unseen``: names in predict_perturbations (default 5 % of the
+    genes, 8 to 60). ``listed``: names in genes_to_predict (default 93 % of the genes). ``local_cells``: of the local truth
+    (default 5 % of ``cells``, at least 500). ``local_listed``: whether predict_perturbations holds the 5 local genes; the
+    real list does not. ``counts``: whether to write ``layers/counts``. ``force``: replace an earlier run's files.
+
+    ``answer``: an HDF5 file outside ``out``, on the scale of X and in var order. ``effect`` (P, G) float32 is the true mean
+    of a perturbation minus that of control cells, ``predictable`` the same without e_p and the states' random part;
+    ``control_mean`` and ``perturbed_mean`` (over training cells) (G,) float64; the names ``gene``, ``perturbation``,
+    ``group``; ``shares`` and ``predictable_shares`` (P, 4) of pre_adipo, adipo, other, lipo; ``strength`` (P,); and
+    ``oracle_pearson`` (P,), the Pearson delta, free of sampling error, of predicting ``control_mean + predictable``.
+    """
+    unseen = min(60, max(8, genes // 20)) if unseen is None else unseen
+    listed = round(0.93 * genes) if listed is None else listed
+    local_cells = max(100 * N_LOCAL, cells // 20) if local_cells is None else local_cells
+    out, answer = Path(out).resolve(), None if answer is None else Path(answer).resolve()
+    _check_sizes(cells, genes, perturbations, unseen, listed, local_cells, predictable)
+    _check_places(out, answer, force=force)
+    rows = (cells * STORED * 1.5 * (1 + counts) + local_cells + (answer is not None) * (perturbations + unseen + 6)) * 1.1
+    _check_disk(out, int(8 * genes * rows) + 1_000_000)
+
+    seeds = np.random.SeedSequence(seed).spawn(5)
+    model = _build_model(np.random.default_rng(seeds[0]), genes, perturbations, unseen, listed, predictable, local_listed)
+    rng = np.random.default_rng(seeds[1])
+    train = _draw_cells(rng, model, _training_sizes(rng, cells, perturbations), ["control", "train"])
+    sizes = np.array([len(part) for part in np.array_split(np.arange(local_cells), N_LOCAL)])
+    local = _draw_cells(np.random.default_rng(seeds[2]), model, sizes, ["local"])
+    with _all_or_nothing(out) as folder:
+        centroids = _write_training(folder / TRAINING, model, train, seeds[3], ["X", "layers/counts"][: 1 + counts])
+        _write_local_truth(folder / LOCAL_TRUTH, model, local, seeds[4], centroids)
+        _write_small_files(folder, rng, model, train, local)
+        if answer is not None:
+            _write_answer(folder / ANSWER, model, np.bincount(train["perturbation"], minlength=len(model.group)))
+            shutil.move(folder / ANSWER, answer)
+
+
+def _check_sizes(
+    cells: int, genes: int, perturbations: int, unseen: int, listed: int, local_cells: int, predictable: float
+) -> None:
+    measured = round(MEASURED * perturbations) + round(MEASURED * unseen) + N_LOCAL
+    rules = {
+        f"genes={genes}: at least 60 are needed": genes >= 60,
+        f"perturbations={perturbations}: at least 2 are needed": perturbations >= 2,
+        f"cells={cells}: at least 10 for each of {perturbations} perturbations and NC": cells >= 10 * (perturbations + 1),
+        f"unseen={unseen}: at least 8 are needed": unseen >= 8,
+        f"genes={genes}: {measured} of them would be perturbed, more than half": measured <= genes / 2,
+        f"listed={listed}: must lie between {measured} perturbed and {genes} genes": measured <= listed <= genes,
+        f"local_cells={local_cells}: at least {N_LOCAL} are needed": local_cells >= N_LOCAL,
+        f"predictable={predictable}: must lie between 0 and 1": 0 <= predictable <= 1,
+    }
+    for message, kept in rules.items():
+        if not kept:
+            raise ValueError(message)
+
+
+def _check_places(out: Path, answer: Path | None, *, force: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is not a folder")
+    if answer is not None and (answer.is_relative_to(out) or answer.is_dir() or not answer.parent.is_dir()):
+        raise ValueError(f"the answer {answer} must be a file outside {out}, in a folder that exists")
+    for path in (out / TRAINING, answer):
+        if path is not None and path.exists() and not force:
+            raise FileExistsError(f"{path} already exists; --force (force=True) replaces it")
+
+
+def _check_disk(out: Path, needed: int) -> None:
+    parent = next(folder for folder in out.parents if folder.exists())
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise OSError(f"{needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free at {parent}")
+
+
+@contextmanager
+def _all_or_nothing(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` whose files move into ``out`` at the end; other files in ``out`` stay."""
+    partial = out.with_name(out.name + ".partial")
+    if partial.exists() and (foreign := {path.name for path in partial.iterdir()} - {*FILES, ANSWER}):
+        raise FileExistsError(f"the files are made in {partial}, but it holds {min(foreign)}")
+    shutil.rmtree(partial, ignore_errors=True)  # a killed run's
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        out.mkdir(exist_ok=True)
+        (out / TRAINING).unlink(missing_ok=True)
+        for name in FILES:
+            (partial / name).replace(out / name)
+    finally:
+        shutil.rmtree(partial)
+
+
+# The model: genes, perturbations, effects.
+
+
+def _build_model(
+    rng: np.random.Generator, n_genes: int, n_train: int, n_unseen: int, n_listed: int, share: float, local_listed: bool
+) -> Model:
+    hidden = n_train - round(MEASURED * n_train) + n_unseen - round(MEASURED * n_unseen)  # perturbed, but not in var
+    names = np.append(_gene_names(rng, n_genes + hidden), CONTROL)  # NC: knock-out of a gene that is not expressed
+    genes, mean = names[:n_genes], _mean_counts(n_genes)
+    mean = np.concatenate([rng.permutation(mean), rng.choice(mean, hidden), [0.0]])
+    strength = mean / (1 + mean)
+    train, local, unseen = _choose_perturbations(rng, strength[:n_genes], n_train, n_unseen, local_listed)
+    perturbed = np.concatenate([[len(names) - 1], train, local, unseen])
+    modules = np.eye(MODULES)[rng.integers(MODULES, size=len(names))] + rng.normal(0, 0.3, (len(names), MODULES))
+    sign = np.where(rng.random((len(names), 1)) < 0.25, -1, 1)  # a quarter of the genes run against their module
+    modules *= COEXPRESSION * sign / np.linalg.norm(modules, axis=1, keepdims=True)
+    own = rng.standard_normal((n_genes, RANK))
+    signatures, programs = _signatures(rng, genes)
+    shift, logits = _effects(rng, modules[:n_genes], own, modules[perturbed], strength[perturbed, None], share)
+    rank = rng.random(n_genes) - (np.isin(genes, signatures["sig_gene"]) & (rng.random(n_genes) < 0.97))
+    rank[perturbed[perturbed < n_genes]] = -2  # so all perturbed and nearly all signature genes are listed
+    return Model(
+        genes=genes, listed=genes[rng.permutation(np.argsort(rank)[:n_listed])], signatures=signatures,
+        requested=rng.permutation(names[np.append(unseen, local) if local_listed else unseen]),
+        perturbations=names[perturbed], target=np.where(perturbed < n_genes, perturbed, -1), strength=strength[perturbed],
+        group=np.repeat(["control", "train", "local", "unseen"], [1, n_train, N_LOCAL, len(unseen)]),
+        log_mean=np.log(mean[:n_genes]).astype(np.float32), shift=shift, logits=logits,
+        loadings=np.hstack([modules[:n_genes], own, programs]).astype(np.float32),
+    )
+
+
+def _gene_names(rng: np.random.Generator, n: int) -> np.ndarray:
+    """``n`` different invented symbols like KRD12; the first 13 are mitochondrial, for ``percent.mt``."""
+    code = rng.choice(26**3 * 40, n, replace=False)
+    letters = np.array([chr(ord("A") + i) for i in range(26)], dtype=object)
+    names = letters[code % 26] + letters[code // 26 % 26] + letters[code // 26**2 % 26]
+    names += (code // 26**3 + 1).astype(str).astype(object)
+    names[:13] = "MT-" + names[:13]
+    return names
+
+
+def _mean_counts(n: int) -> np.ndarray:
+    """(n,) log-normal mean counts in control cells that sum to DEPTH, so wide that STORED of the entries are > 0."""
+    normal, cap = stats.norm.ppf((np.arange(n) + 0.5) / n), max(0.02, 4 / n) * DEPTH  # no gene takes over the cell
+    spread = np.expm1(COEXPRESSION**2 + np.log1p(DISPERSION) + DEPTH_SD**2)  # a gene's dispersion over control cells
+
+    def means(width: float) -> np.ndarray:
+        centre = optimize.brentq(lambda c: np.minimum(np.exp(c + width * normal), cap).sum() - DEPTH, -60, 20)
+        return np.minimum(np.exp(centre + width * normal), cap)
+
+    return means(optimize.brentq(lambda w: np.mean(1 - (1 + spread * means(w)) ** (-1 / spread)) - STORED, 0.05, 12))
+
+
+def _choose_perturbations(
+    rng: np.random.Generator, strength: np.ndarray, n_train: int, n_unseen: int, local_listed: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Train, local and other unseen genes by position; from G on they are genes that are not measured."""
+    n, n_seen, n_new = len(strength), round(MEASURED * n_train), round(MEASURED * n_unseen)
+    weight = (strength + 0.02) / (strength + 0.02).sum()  # screens target expressed genes
+    measured = rng.permutation(rng.choice(n, n_seen + n_new + N_LOCAL * (not local_listed), replace=False, p=weight))
+    local, seen, new = np.split(measured, [N_LOCAL, N_LOCAL + n_seen])
+    hidden_train, hidden = np.split(np.arange(n, n + n_train - n_seen + n_unseen - n_new), [n_train - n_seen])
+    return rng.permutation(np.append(seen, hidden_train)), local, rng.permutation(np.append(new, hidden))
+
+
+def _signatures(rng: np.random.Generator, genes: np.ndarray) -> tuple[pd.DataFrame, np.ndarray]:
+    """The signature genes (a gene may serve several programs) and S (G, 4)."""
+    programs = {"pre-adipo": (50, 40, [1, 0, 0, 0]), "adipo": (50, 40, [0, 1, 1, 0]),
+                "lipo": (472, 20, [0, 0.2, 0.8, 0]), "thermo": (316, 25, [0, 0.3, 0.3, 0])}
+    tables, raised = [], np.zeros((len(genes), 4))
+    for program, (most, one_in, by_state) in programs.items():
+        chosen = rng.choice(len(genes), min(most, len(genes) // one_in), replace=False)
+        raised[chosen] += by_state
+        tables.append(pd.DataFrame({"program": program, "sig_gene": genes[chosen]}))
+    return pd.concat(tables, ignore_index=True), raised
+
+
+def _effects(
+    rng: np.random.Generator, W: np.ndarray, V: np.ndarray, W_p: np.ndarray, strength: np.ndarray, share: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """``shift`` and ``logits`` of the model; W_p (P, 8) belongs to the targets, ``strength`` is (P, 1)."""
+    predictable, idiosyncratic = np.sqrt(share) * strength, np.sqrt(1 - share) * strength
+    g = rng.standard_normal((len(W_p), RANK))
+    d, e = (v / np.sqrt((v @ (B.T @ B / len(B)) * v).sum(axis=1, keepdims=True)) for v, B in ((-W_p, W), (g, V)))
+    known = STATE_SD * predictable * (-W_p / COEXPRESSION @ rng.standard_normal((MODULES, 4)))
+    random = STATE_SD * idiosyncratic * rng.standard_normal((len(W_p), 4))
+    return EFFECT * np.hstack([predictable * d, idiosyncratic * e]), CONTROL_LOGITS + np.stack([known, known + random])
+
+
+# The cells.
+
+
+def _training_sizes(rng: np.random.Generator, cells: int, perturbations: int) -> np.ndarray:
+    """(1 + perturbations,) cells of NC and of each perturbation; of many perturbations two have very few."""
+    weights = rng.lognormal(0, 0.3, perturbations)
+    if perturbations >= 20:
+        weights[:2] = 0.05, 0.15
+    sizes = np.maximum(3, ((1 - CONTROL_CELLS) * cells * weights / weights.sum()).astype(int))
+    return np.append(cells - sizes.sum(), sizes)
+
+
+def _draw_cells(rng: np.random.Generator, model: Model, sizes: np.ndarray, groups: list[str]) -> pd.DataFrame:
+    """One row a cell, sorted by the perturbation's name: all that is known of a cell before its counts are drawn."""
+    members = np.flatnonzero(np.isin(model.group, groups))
+    order = np.argsort(model.perturbations[members])
+    perturbation = np.repeat(members[order], sizes[order])
+    n, gene = len(perturbation), model.perturbations[perturbation]
+    state = (rng.random((n, 1)) > softmax(model.logits[1], axis=1).cumsum(axis=1)[perturbation, :3]).sum(axis=1)
+    sample, guide = rng.integers(1, 9, n).astype(str), rng.integers(1, 4, n).astype(str).astype(object)
+    umis, background = 1 + rng.negative_binomial(2, 0.02, n), rng.poisson(1.0, n)
+    columns = {
+        "nCount_guide": umis + background, "nFeature_guide": 1 + np.minimum(background, 3),
+        "SampleID": pd.Categorical(np.char.add("S", sample)), "Day": pd.Categorical(np.full(n, "D14")),
+        "num_features": np.ones(n, np.int64), "feature_call": pd.Categorical(gene + "_" + guide), "num_umis": umis,
+        "gene": pd.Categorical(gene), **dict(zip(STATES, IN_STATE[state].T, strict=True)), "perturbation": perturbation,
+        "state": state, "library": DEPTH * rng.lognormal(-(DEPTH_SD**2) / 2, DEPTH_SD, n),
+        **dict(zip(Z, rng.standard_normal((MODULES, n)), strict=True)),
+    }
+    return pd.DataFrame(columns, pd.Index([f"{groups[-1]}{i:06d}-{s}" for i, s in enumerate(sample)], dtype=object))
+
+
+def _sample_counts(model: Model, cells: pd.DataFrame, seed: np.random.SeedSequence) -> np.ndarray:
+    """Counts (n, G) int64 of some cells; the same seed gives the same counts."""
+    rng, perturbation = np.random.default_rng(seed), cells["perturbation"].to_numpy()
+    position = np.hstack([model.shift[perturbation], np.eye(4)[cells["state"]]])
+    position[:, :MODULES] += cells[Z].to_numpy()
+    mean = position.astype(np.float32) @ model.loadings.T
+    mean += model.log_mean
+    np.exp(mean, out=mean)
+    knocked_out = np.flatnonzero(model.target[perturbation] >= 0)
+    mean[knocked_out, model.target[perturbation[knocked_out]]] *= RESIDUAL
+    mean *= (cells["library"].to_numpy(np.float32) / mean.sum(axis=1))[:, None]
+    noisy = np.flatnonzero(model.log_mean > np.log(0.2))  # below, the variance differs by 5 % from a Poisson's
+    noise = rng.standard_gamma(1 / DISPERSION, (len(mean), len(noisy)), dtype=np.float32)
+    mean[:, noisy] *= noise * np.float32(DISPERSION)
+    return rng.poisson(mean)
+
+
+def _slabs(n_cells: int, n_genes: int, seed: np.random.SeedSequence) -> list[Slab]:
+    step = max(1, SLAB // n_genes)
+    starts = range(0, n_cells, step)
+    return [(slice(i, min(i + step, n_cells)), child) for i, child in zip(starts, seed.spawn(len(starts)), strict=True)]
+
+
+def _in_order(function: Callable, slabs: list[Slab], label: str) -> Iterator:
+    """``map`` on threads (sampling releases the GIL) that keeps few results waiting, so that memory stays bounded."""
+    waiting: deque = deque()
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for slab in tqdm(slabs, desc=label, unit="slab"):
+            waiting.append(pool.submit(function, *slab))
+            if len(waiting) > WORKERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+# The files.
+
+
+def _log_x(counts: np.ndarray, total: np.ndarray | float) -> np.ndarray:
+    return np.log2(1 + 1e5 * counts / total)
+
+
+def _write_training(
+    path: Path, model: Model, cells: pd.DataFrame, seed: np.random.SeedSequence, places: list[str]
+) -> dict[str, np.ndarray]:
+    """Write the training file slab by slab; returns the mean X (G,) of control and of perturbed cells.
+
+    Cells are sampled twice: a contiguous dataset needs its number of stored values before the first one is written.
+    """
+    n_genes, slabs = len(model.genes), _slabs(len(cells), len(model.genes), seed)
+    is_mitochondrial = np.array([gene.startswith("MT-") for gene in model.genes])
+    groups = np.eye(2)[(cells["gene"] != CONTROL).to_numpy().astype(int)]  # columns: control, perturbed
+
+    def summarise(rows: slice, slab_seed: np.random.SeedSequence) -> np.ndarray:
+        counts = _sample_counts(model, cells[rows], slab_seed)
+        return np.column_stack([counts.sum(1), np.count_nonzero(counts, axis=1), counts[:, is_mitochondrial].sum(1)])
+
+    total, stored, mitochondrial = np.concatenate(list(_in_order(summarise, slabs, "count stored values"))).T
+    ends = np.append(0, np.cumsum(stored))
+
+    def values(rows: slice, slab_seed: np.random.SeedSequence) -> tuple[slice, dict[str, np.ndarray], np.ndarray, np.ndarray]:
+        counts = _sample_counts(model, cells[rows], slab_seed)
+        at = np.flatnonzero(counts)
+        count, indices = counts.ravel()[at].astype(np.float64), (at % n_genes).astype(np.int32)
+        x = _log_x(count, np.repeat(total[rows], stored[rows]))
+        matrix = sparse.csr_matrix((x, indices, ends[rows.start : rows.stop + 1] - ends[rows.start]), counts.shape)
+        return slice(ends[rows.start], ends[rows.stop]), {"X": x, "layers/counts": count}, indices, matrix.T @ groups[rows]
+
+    sums = np.zeros((n_genes, 2))
+    with h5py.File(path, "w") as file:
+        obs = cells.assign(**{"nCount_RNA": total, "nFeature_RNA": stored, "percent.mt": 100 * mitochondrial / total})
+        _write_frame(file, obs[OBS], model.genes)
+        for place in places:
+            _create_csr(file.create_group(place), ends, n_genes)
+        for where, data, indices, slab_sums in _in_order(values, slabs, "write training cells"):
+            for place in places:
+                file[place]["data"][where], file[place]["indices"][where] = data[place], indices
+            sums += slab_sums
+    return dict(zip(["control_centroid_train", "perturbed_centroid_train"], (sums / groups.sum(axis=0)).T, strict=True))
+
+
+def _create_csr(group: h5py.Group, ends: np.ndarray, n_genes: int) -> None:
+    group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [len(ends) - 1, n_genes]})
+    group.create_dataset("data", (ends[-1],), np.float64)
+    group.create_dataset("indices", (ends[-1],), np.int32)
+    group.create_dataset("indptr", data=ends.astype(np.int32 if ends[-1] <= np.iinfo(np.int32).max else np.int64))
+
+
+def _write_frame(file: h5py.File, obs: pd.DataFrame, genes: np.ndarray, uns: dict[str, np.ndarray] | None = None) -> None:
+    """Everything of an AnnData file but its matrices."""
+    file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    parts = {"obs": obs, "var": pd.DataFrame(index=pd.Index(genes, dtype=object)), "uns": uns or {}}
+    for name, part in {**parts, "layers": {}, "obsm": {}, "varm": {}, "obsp": {}, "varp": {}}.items():
+        write_elem(file, name, part)
+
+
+def _write_local_truth(
+    path: Path, model: Model, cells: pd.DataFrame, seed: np.random.SeedSequence, centroids: dict[str, np.ndarray]
+) -> None:
+    def dense(rows: slice, slab_seed: np.random.SeedSequence) -> tuple[slice, np.ndarray]:
+        counts = _sample_counts(model, cells[rows], slab_seed)
+        return rows, _log_x(counts, counts.sum(axis=1, keepdims=True))
+
+    with h5py.File(path, "w") as file:
+        _write_frame(file, cells[["gene"]], model.genes, centroids)
+        x = file.create_dataset("X", (len(cells), len(model.genes)), np.float64)
+        x.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        for rows, values in _in_order(dense, _slabs(*x.shape, seed), "write local truth"):
+            x[rows] = values
+
+
+def _write_small_files(folder: Path, rng: np.random.Generator, model: Model, train: pd.DataFrame, local: pd.DataFrame) -> None:
+    for name, cells in (("program_proportion.csv", train), ("program_proportion_local_gtruth.csv", local)):
+        table = cells.groupby("gene", observed=True)[STATES].mean()
+        table["lipo_adipo"] = (table["lipo"] / table["adipo"]).fillna(0.0)  # 0 / 0 is 0 in the platform's file
+        table.iloc[rng.permutation(len(table))].to_csv(folder / name)
+    model.signatures.to_csv(folder / "signature_genes.csv", index=False)
+    for name, genes in (("predict_perturbations.txt", model.requested), ("genes_to_predict.txt", model.listed)):
+        (folder / name).write_text("\n".join(genes))  # the platform's lists end without a line break
+
+
+# The answer.
+
+
+def _write_answer(path: Path, model: Model, cells: np.ndarray) -> None:
+    """The true means on the scale of X; ``simulate`` says what the file holds. ``cells`` (P,) counts training cells."""
+    shape, weight = (len(model.group), len(model.genes)), cells * (model.group == "train")
+    scored, curve = np.isin(model.genes, model.listed), _expected_x()
+    control, oracle = _true_mean(model, 0, curve, idiosyncratic=True), np.full(shape[0], np.nan)
+    known, shares = softmax(model.logits, axis=2) @ IN_STATE
+    reference = np.zeros(shape[1])
+    with h5py.File(path, "w") as file:
+        effect, predictable = (file.create_dataset(name, shape, np.float32) for name in ("effect", "predictable"))
+        for p in tqdm(range(shape[0]), desc="true means", unit="perturbation"):
+            effect[p] = _true_mean(model, p, curve, idiosyncratic=True) - control
+            predictable[p] = _true_mean(model, p, curve, idiosyncratic=False) - control
+            reference += effect[p] * weight[p] / weight.sum()
+        for p in range(1, shape[0]):
+            oracle[p] = np.corrcoef((effect[p] - reference)[scored], (predictable[p] - reference)[scored])[0, 1]
+        numbers = {"control_mean": control, "perturbed_mean": control + reference, "strength": model.strength,
+                   "shares": shares, "predictable_shares": known, "oracle_pearson": oracle}
+        names = {"gene": model.genes, "perturbation": model.perturbations, "group": model.group.astype(object)}
+        for name, values in {**numbers, **names}.items():
+            file[name] = values
+
+
+def _true_mean(model: Model, p: int, curve: tuple[np.ndarray, np.ndarray], *, idiosyncratic: bool) -> np.ndarray:
+    """(G,) float64 expected X of perturbation ``p``: the curve at the genes' log mean counts, averaged over states."""
+    n = MODULES + RANK * idiosyncratic
+    log_mean = model.log_mean + model.loadings[:, :n] @ model.shift[p, :n]
+    if model.target[p] >= 0:
+        log_mean[model.target[p]] += np.log(RESIDUAL)
+    by_state = log_mean + model.loadings[:, MODULES + RANK :].T
+    by_state += np.log(DEPTH) - logsumexp(by_state, axis=1, keepdims=True)
+    return softmax(model.logits[int(idiosyncratic), p]) @ np.interp(by_state, *curve)
+
+
+def _expected_x() -> tuple[np.ndarray, np.ndarray]:
+    """Log mean counts, and the expected X there over library sizes, modules, gamma and Poisson.
+
+    One curve serves every gene because |W_j| and the dispersion are the same for all. It leaves out that the modules also
+    move a cell's total, which is small beside the total.
+    """
+    fine, grid, k = np.linspace(-22, 16, 1_000), np.linspace(-16, 12, 600), np.arange(400)
+    rate = np.exp(fine)
+    probability, large = stats.poisson.pmf(k, rate[:, None]), rate > 200
+    node, weight = np.polynomial.hermite_e.hermegauss(9)
+    weight /= weight.sum()
+    gamma = np.log(stats.gamma.ppf((np.arange(64) + 0.5) / 64, 1 / DISPERSION, scale=DISPERSION))
+    noise = np.add.outer(COEXPRESSION * node - COEXPRESSION**2 / 2, gamma)
+    expected = np.zeros(len(grid))
+    for library, of_library in zip(DEPTH_SD * node - DEPTH_SD**2 / 2, weight, strict=True):
+        at_rate = probability @ _log_x(k, DEPTH * np.exp(library))
+        bend = 0.5 / (rate[large] * np.log(2))  # second order in the Poisson noise
+        at_rate[large] = _log_x(rate[large], DEPTH * np.exp(library)) - bend
+        at_grid = np.interp(grid[:, None, None] + library + noise, fine, at_rate)
+        expected += of_library * (at_grid.mean(axis=2) @ weight)
+    return grid, expected
+
+
+def main() -> None:
+    """Run the command line: ``python -m workbench.simulate --help``."""
+    parser = argparse.ArgumentParser(prog="python -m workbench.simulate", description="Write a demo data/ folder.")
+    parser.add_argument("out", type=Path)
+    for name in FULL:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--predictable", type=float, help="predictable share of the effects' variance, default 0.5")
+    parser.add_argument("--full", action="store_true", help="the platform's full size (18 GB)")
+    parser.add_argument("--answer", type=Path, help="HDF5 file for the true effects, outside OUT")
+    parser.add_argument("--no-counts", dest="counts", action="store_false", help="leave layers/counts out")
+    parser.add_argument("--local-unlisted", dest="local_listed", action="store_false", help="as on the platform")
+    parser.add_argument("--force", action="store_true", help="replace what an earlier run made")
+    given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a terminated run cleans up as well
+    started, sizes = time.monotonic(), FULL if given.pop("full") else {}
+    try:
+        simulate(**{**sizes, **given})
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    size = sum((given["out"] / name).stat().st_size for name in FILES)
+    print(f"{given['out']}: {size / 1e6:,.1f} MB in {time.monotonic() - started:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""Says whether a submission keeps the platform's rules, before the platform does.
+
+In: a prediction folder (`prediction.h5ad`, `predict_program_proportion.csv`), the perturbations and genes asked for,
+and `Method description.md`. Out: a list of problems, one sentence each; an empty list means valid.
+The matrix is read by slabs, so 25 GB of prediction take little memory. No other file of the project is needed.
+
+    python -m workbench.validate PREDICTION_FOLDER DATA_FOLDER ["Method description.md"]
+"""
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+from anndata.io import read_elem
+
+PREDICTION, PROPORTIONS = "prediction.h5ad", "predict_program_proportion.csv"
+METHOD = "Method description.md"
+APART = ("resources", "data", "prediction")  # folders the platform keeps apart from the submission's own files
+KEPT = ".gitkeep"  # git keeps the empty prediction folder by this file; the platform has no git
+
+STATES = ["pre_adipo", "adipo", "lipo", "other"]
+SUM_TOLERANCE = 0.001
+METHOD_HEADINGS = ["Method Description", "Rationale", "Data and Resources Used"]
+METHOD_BYTES, METHOD_SENTENCES = 4 * 1024 * 1024, 15
+SLAB_VALUES = 8_000_000  # 64 MB of float64 at a time
+
+
+def requested_perturbations(data: Path, *, local: bool) -> list[str]:
+    """Perturbations to predict, in their file's order: those with a local truth, or all that the cloud asks for."""
+    if local:
+        return pd.read_csv(data / "program_proportion_local_gtruth.csv")["gene"].tolist()
+    return (data / "predict_perturbations.txt").read_text(encoding="utf-8").split()
+
+
+def requested_genes(data: Path) -> list[str]:
+    """Genes to predict, in their file's order (another than that of the training cells)."""
+    return (data / "genes_to_predict.txt").read_text(encoding="utf-8").split()
+
+
+def validate_prediction_folder(
+    folder: str | Path, perturbations: Sequence[str], genes: Sequence[str], *, cells_per_perturbation: int = 100
+) -> list[str]:
+    """Problems of the folder: exactly the two expected files (`.gitkeep` aside), and both valid.
+
+    Raises FileNotFoundError when there is no such folder.
+    """
+    folder = Path(folder)
+    extra = sorted({path.name for path in folder.iterdir()} - {PREDICTION, PROPORTIONS, KEPT})
+    problems = [f"{name}: unexpected file in the prediction folder; write temporary files elsewhere." for name in extra]
+    return problems + validate_submission(
+        folder / PREDICTION, folder / PROPORTIONS, perturbations, genes, cells_per_perturbation=cells_per_perturbation
+    )
+
+
+def validate_submission(
+    prediction_h5ad: str | Path,
+    proportions_csv: str | Path,
+    perturbations: Sequence[str],
+    genes: Sequence[str],
+    *,
+    cells_per_perturbation: int = 100,
+) -> list[str]:
+    """Problems of the two files against the P perturbations and G genes asked for; a missing file is a problem.
+
+    The prediction may hold more perturbations and genes than asked for (the platform drops them), in any order;
+    the proportions may not.
+    """
+    return _check_prediction(Path(prediction_h5ad), perturbations, genes, cells_per_perturbation) + _check_proportions(
+        Path(proportions_csv), perturbations
+    )
+
+
+def validate_method_description(path_or_text: str | Path, *, submission: str | Path | None = None) -> list[str]:
+    """Problems of the method description: a `Path` (or one line that ends in `.md`) is a file, else the text itself.
+
+    A file must be called `Method description.md` and lie directly in `submission`; without `submission` it only must
+    not lie in a folder that the platform treats apart (`resources/`, `data/`, `prediction/`).
+    """
+    problems = []
+    if isinstance(path_or_text, Path) or ("\n" not in path_or_text and path_or_text.endswith(".md")):
+        path = Path(path_or_text).resolve()
+        if not path.is_file():
+            return [f"{METHOD}: the file is missing; write it at the top level of the submission."]
+        at_top = path.parent == Path(submission).resolve() if submission else path.parent.name not in APART
+        if path.name != METHOD or not at_top:
+            problems.append(f"{METHOD}: found as {path_or_text}; put it at the top level of the submission.")
+        content = path.read_bytes()
+    else:
+        content = path_or_text.encode()
+
+    if len(content) > METHOD_BYTES:
+        problems.append(f"{METHOD}: {len(content)} bytes, at most {METHOD_BYTES} are allowed; shorten it.")
+    text = content.decode("utf-8", errors="replace").replace("\r", "")
+    strange = _unique(character for character in text if not character.isascii())
+    if strange:
+        problems.append(f"{METHOD}: characters outside ASCII ({_first(map(ascii, strange))}); replace them.")
+
+    visible = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    for heading in METHOD_HEADINGS:
+        found = len(re.findall(rf"^#+ *{heading}$", visible, flags=re.MULTILINE | re.IGNORECASE))
+        if found != 1:
+            problems.append(f"{METHOD}: {found} headings `# {heading}` on a line of their own; write exactly one.")
+    sentences = [part for part in re.split(r"[.!?;:\n]", visible) if part.strip()]
+    if len(sentences) < METHOD_SENTENCES:
+        problems.append(f"{METHOD}: {len(sentences)} sentences or lines, {METHOD_SENTENCES} are needed; describe more.")
+    return problems
+
+
+def _check_prediction(path: Path, perturbations: Sequence[str], genes: Sequence[str], cells: int) -> list[str]:
+    name = path.name
+    if not path.is_file():
+        return [f"{name}: the file is missing; infer must write it."]
+    try:
+        with h5py.File(path) as file:
+            obs, var = read_elem(file["obs"]), read_elem(file["var"])
+            problems = _check_cells(name, obs, perturbations, cells) + _check_genes(name, var.index, genes)
+            return problems + _check_values(name, file.get("X"), obs, var)
+    except (OSError, KeyError) as error:
+        return [f"{name}: not a readable h5ad file ({error}); write it with AnnData.write_h5ad."]
+
+
+def _check_cells(name: str, obs: pd.DataFrame, perturbations: Sequence[str], cells: int) -> list[str]:
+    """`obs` (cells x columns) holds the perturbation of each cell in `gene`, and nothing else."""
+    if list(obs.columns) != ["gene"]:
+        columns = _first(obs.columns) or "none"
+        return [f"{name}: obs has the columns {columns}; keep exactly one, gene."]
+    problems = []
+    unnamed = int(obs["gene"].isna().sum())
+    if unnamed:
+        problems.append(f"{name}: obs column gene is empty in {unnamed} cells; name the perturbation of every cell.")
+    counts = obs["gene"].dropna().astype(str).value_counts()
+    missing = [gene for gene in _unique(perturbations) if gene not in counts.index]
+    if missing:
+        problems.append(
+            f"{name}: obs column gene lacks {len(missing)} ({_first(missing)}); predict all that are asked."
+        )
+    wrong = [f"{gene} {count}" for gene, count in counts.items() if count != cells]
+    if wrong:
+        problems.append(
+            f"{name}: obs column gene has not {cells} cells for {_first(wrong)}; write exactly {cells} each."
+        )
+    return problems
+
+
+def _check_genes(name: str, found: pd.Index, genes: Sequence[str]) -> list[str]:
+    problems = []
+    repeated = found[found.duplicated()].unique()
+    if len(repeated):
+        problems.append(f"{name}: var names {_first(repeated)} stand more than once; write each gene once.")
+    missing = [gene for gene in genes if gene not in found]
+    if missing:
+        problems.append(
+            f"{name}: var names lack {len(missing)} genes ({_first(missing)}); predict every gene asked for."
+        )
+    return problems
+
+
+def _check_values(name: str, x: h5py.Dataset | h5py.Group | None, obs: pd.DataFrame, var: pd.DataFrame) -> list[str]:
+    """X (cells x genes), dense or sparse: there, numeric, of the right shape, finite. Negative values are allowed."""
+    if x is None:
+        return [f"{name}: X is missing; write the predicted values there."]
+    sparse = isinstance(x, h5py.Group)
+    shape = tuple(x.attrs["shape"]) if sparse else x.shape
+    if shape != (len(obs), len(var)):
+        return [
+            f"{name}: X is {shape}, obs and var say {(len(obs), len(var))}; write one row a cell, one column a gene."
+        ]
+    values = x["data"] if sparse else x
+    if values.dtype.kind not in "iuf":
+        return [f"{name}: X holds {values.dtype}, not numbers; write float32."]
+    bad, rows, columns = 0, set(), set()
+    for start, slab in _slabs(values):
+        where = np.argwhere(~np.isfinite(slab))
+        bad += len(where)
+        rows.update(np.unique(where[:, 0]) + start)
+        columns.update(np.unique(where[:, -1]))
+    if not bad:
+        return []
+    places = ""
+    if not sparse:
+        perturbed = f"perturbation {_first(_unique(obs['gene'].iloc[sorted(rows)]))}, " if "gene" in obs else ""
+        places = f", in {perturbed}gene {_first(var.index[sorted(columns)])}"
+    return [f"{name}: X has {bad} values that are NaN or infinite{places}; replace them."]
+
+
+def _slabs(values: h5py.Dataset) -> Iterator[tuple[int, np.ndarray]]:
+    """(first row, rows) of a one- or two-dimensional dataset, about SLAB_VALUES values at a time."""
+    rows = max(1, SLAB_VALUES // max(1, int(np.prod(values.shape[1:]))))
+    for start in range(0, values.shape[0], rows):
+        yield start, values[start : start + rows]
+
+
+def _check_proportions(path: Path, perturbations: Sequence[str]) -> list[str]:
+    """The table: one row a perturbation asked for, and the four states' proportions."""
+    name = path.name
+    if not path.is_file():
+        return [f"{name}: the file is missing; infer must write it."]
+    try:
+        table = pd.read_csv(path)
+    except ValueError as error:  # empty, not text, or rows of unequal length
+        return [f"{name}: not a readable CSV file ({error}); write it with DataFrame.to_csv(index=False)."]
+    expected = ["gene", *STATES]
+    problems = []
+    missing, extra = [c for c in expected if c not in table], [c for c in table if c not in expected]
+    if missing:
+        problems.append(f"{name}: the columns lack {_first(missing)}; write exactly {', '.join(expected)}.")
+    if extra:
+        problems.append(f"{name}: the columns {_first(extra)} are not allowed; write exactly {', '.join(expected)}.")
+    if missing:
+        return problems
+    return problems + _check_rows(name, table["gene"], perturbations) + _check_numbers(name, table)
+
+
+def _check_rows(name: str, genes: pd.Series, perturbations: Sequence[str]) -> list[str]:
+    counts, asked = Counter(genes.dropna().astype(str)), set(perturbations)
+    groups = {
+        "lacks": ([gene for gene in _unique(perturbations) if gene not in counts], "write one row each"),
+        "repeats": ([gene for gene, count in counts.items() if count > 1], "write one row each"),
+        "has unasked": ([gene for gene in counts if gene not in asked], "remove their rows"),
+    }
+    return [f"{name}: column gene {what} {_first(found)}; {todo}." for what, (found, todo) in groups.items() if found]
+
+
+def _check_numbers(name: str, table: pd.DataFrame) -> list[str]:
+    problems = []
+    genes = table["gene"].astype(str)
+    numbers = table[STATES].apply(pd.to_numeric, errors="coerce")
+    for state in STATES:
+        text = numbers[state].isna() & table[state].notna()
+        for bad, what in ((table[state].isna(), "NaN"), (text, "no number"), (np.isinf(numbers[state]), "infinite")):
+            if bad.any():
+                problems.append(f"{name}: column {state} is {what} for {_first(genes[bad])}; write a finite number.")
+    if table["gene"].isna().any():
+        problems.append(f"{name}: column gene is NaN in {int(table['gene'].isna().sum())} rows; name the perturbation.")
+
+    above = numbers["lipo"] > numbers["adipo"]
+    if above.any():
+        problems.append(f"{name}: column lipo exceeds adipo for {_first(genes[above])}; lipo is a part of adipo.")
+    total = numbers[["pre_adipo", "adipo", "other"]].sum(axis=1, skipna=False)
+    off = (total - 1).abs() > SUM_TOLERANCE
+    if off.any():
+        problems.append(f"{name}: pre_adipo + adipo + other is not 1 for {_first(genes[off])}; divide by their sum.")
+    return problems
+
+
+def _first(names: Iterable, most: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    names = [str(name) for name in names]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _unique(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line: print OK or the problems; 0 when there are none, else 1."""
+    parser = argparse.ArgumentParser(prog="python -m workbench.validate", description=__doc__.splitlines()[0])
+    parser.add_argument("prediction_folder", type=Path)
+    parser.add_argument("data_folder", type=Path)
+    parser.add_argument("method_description", type=Path, nargs="?")
+    parser.add_argument("--cloud", action="store_true", help="all of predict_perturbations.txt, not the local few")
+    options = parser.parse_args(arguments)
+
+    perturbations = requested_perturbations(options.data_folder, local=not options.cloud)
+    problems = validate_prediction_folder(
+        options.prediction_folder, perturbations, requested_genes(options.data_folder)
+    )
+    if options.method_description is not None:
+        problems += validate_method_description(options.method_description)
+    print("\n".join(problems) or "OK")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
