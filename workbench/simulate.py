@@ -1,17 +1,17 @@
 """Write a demo ``data/`` folder with a known answer: simulated cells in exactly the platform's layout.
 
-In: sizes and a seed. Out: the seven files of the platform's ``data/``, which ``helpers.py`` reads next, and on request a
-file with the true effects. ``python -m workbench.simulate OUT --answer ANSWER.h5`` takes seconds (8,000 cells x 1,200
+In: sizes and a seed. Out: the seven files of the platform's ``data/``, which ``helpers.py`` reads next, and on request
+a file with the true effects. ``python -m workbench.simulate OUT --answer ANSWER.h5`` takes seconds (8,000 cells x 1,200
 genes, 94 MB); ``--full`` is the platform's full size (18 GB). Gene names are invented.
 
 For cell c of perturbation p in state s, and gene j (natural logarithms):
     log m_cj = b_j + W_j.(z_c + d_p) + V_j.e_p + S_js + [j is the target of p] log 0.2        z_c ~ N(0, I)
     mu_cj    = L_c * m_cj / sum_j m_cj                                  library L_c log-normal with mean 30,000
-    count_cj ~ Poisson(mu_cj * Gamma(mean 1, variance 0.25))            negative-binomial
+    count_cj ~ negative-binomial with mean mu_cj and size 4             that is Poisson(mu_cj * Gamma(4, 1 / 4))
     X_cj     = log2(1 + 1e5 * count_cj / sum_j count_cj)
 b_j is log-normal over genes, so wide that 37 % of the entries are not zero. W_j holds the co-expression loadings on 8
-modules, |W_j| = 0.5 for each gene. S_js raises signature genes in their states; lipo is a sub-state of adipo. A knock-out
-whose target has the mean count c_p in control cells has the strength r_p = c_p / (1 + c_p) and
+modules, |W_j| = 0.5 for each gene. S_js raises signature genes in their states; lipo is a sub-state of adipo. A
+knock-out whose target has the mean count c_p in control cells has the strength r_p = c_p / (1 + c_p) and
     d_p = -r_p * 0.25 * sqrt(share) * W_p / rms_j(W_p.W_j)              against its own co-expression: PREDICTABLE
     e_p =  r_p * 0.25 * sqrt(1 - share) * g_p / rms_j(g_p.V_j)          g_p ~ N(0, I_6): idiosyncratic
     shift of the log odds of the states = r_p * sd_s * (sqrt(share) * A_s.(-W_p / |W_p|) + sqrt(1 - share) * N(0, 1))
@@ -38,28 +38,28 @@ import pandas as pd
 from anndata.io import write_elem
 from scipy import optimize, sparse, stats
 from scipy.special import logsumexp, softmax
-from tqdm.auto import tqdm
+from tqdm.auto import trange
 
-FULL = {"cells": 88_202, "genes": 21_592, "perturbations": 122, "unseen": 2_863, "listed": 10_238, "local_cells": 4_437}
+FULL = {"cells": 88_202, "genes": 21_592, "perturbations": 122,
+        "unseen": 2_863, "listed": 10_238, "local_cells": 4_437}
 TRAINING, LOCAL_TRUTH = "obesity_challenge_1.h5ad", "obesity_challenge_1_local_gtruth.h5ad"
 FILES = (LOCAL_TRUTH, "program_proportion.csv", "program_proportion_local_gtruth.csv", "signature_genes.csv",
-         "predict_perturbations.txt", "genes_to_predict.txt", TRAINING)  # moved in this order: the training file says done
+         "predict_perturbations.txt", "genes_to_predict.txt", TRAINING)  # moved in this order, the training file last
 ANSWER = "answer.h5"  # its name while it is being written
 OBS = ["nCount_RNA", "nFeature_RNA", "nCount_guide", "nFeature_guide", "percent.mt", "SampleID", "Day", "num_features",
        "feature_call", "num_umis", "gene", "adipo", "pre_adipo", "other", "lipo"]
 CONTROL, N_LOCAL = "NC", 5
 MEASURED = 2_087 / 2_863  # share of the perturbed genes that are in genes_to_predict
 CONTROL_CELLS = 17_000 / 88_202
-DEPTH, DEPTH_SD, STORED = 30_000.0, 0.35, 0.37  # counts of a cell, sd of their logarithm, share of entries that are stored
-MODULES, RANK, COEXPRESSION, DISPERSION = 8, 6, 0.5, 0.25  # length of W_j and of V_j, |W_j|, variance of the gamma
-EFFECT, RESIDUAL = 0.25, 0.2  # rms over genes of an effect of strength 1 on log m; what a knock-out leaves of its target
+DEPTH, DEPTH_SD, STORED = 30_000.0, 0.35, 0.37  # counts of a cell, sd of their logarithm, share of entries above zero
+MODULES, RANK, COEXPRESSION, SIZE = 8, 6, 0.5, 4  # length of W_j and of V_j, |W_j|, size of the negative-binomial
+EFFECT, RESIDUAL = 0.25, 0.2  # rms over genes of an effect of strength 1 on log m; what is left of a target
 STATES = ["pre_adipo", "adipo", "other", "lipo"]
 IN_STATE = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 1], [0, 0, 1, 0]])  # rows: pre_adipo, adipo, its lipo, other
-CONTROL_LOGITS, STATE_SD = np.log([0.366, 0.188, 0.070, 0.376]), np.array([0.2, 0.3, 0.45, 0.15])  # in the order of rows
+CONTROL_LOGITS, STATE_SD = np.log([0.366, 0.188, 0.070, 0.376]), np.array([0.2, 0.3, 0.45, 0.15])  # of those rows
 Z = [f"z{k}" for k in range(MODULES)]
-SLAB = 2_000_000  # entries sampled at a time; another number draws other cells
+SLAB = 500_000  # entries sampled at a time, few enough for the processor's cache; another number draws other cells
 WORKERS = min(4, os.cpu_count() or 1)  # changes no result
-Slab = tuple[slice, np.random.SeedSequence]
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,7 @@ class Model:
     group: np.ndarray  # (P,) "control", "train", "local" or "unseen"
     target: np.ndarray  # (P,) position in genes, -1 where there is none
     strength: np.ndarray  # (P,) r
-    log_mean: np.ndarray  # (G,) float32, b
-    loadings: np.ndarray  # (G, 8 + 6 + 4) float32, [W, V, S]
+    loadings: np.ndarray  # (G, 8 + 6 + 4) float32, [W, V, b + S]
     shift: np.ndarray  # (P, 8 + 6) float64, [d, e]
     logits: np.ndarray  # (2, P, 4) log odds of the rows of IN_STATE: the predictable part, all
 
@@ -88,27 +87,31 @@ def simulate(
     """Write the seven files into ``out``, all of them or none; the same arguments give the same arrays.
 
     ``perturbations``: of the training file, without NC. ``unseen``: names in predict_perturbations (default 5 % of the
-    genes, 8 to 60). ``listed``: names in genes_to_predict (default 93 % of the genes). ``local_cells``: of the local truth
-    (default 5 % of ``cells``, at least 500). ``local_listed``: whether predict_perturbations holds the 5 local genes; the
-    real list does not. ``counts``: whether to write ``layers/counts``. ``force``: replace an earlier run's files.
+    genes, 8 to 60). ``listed``: names in genes_to_predict (default 93 % of the genes). ``local_cells``: of the local
+    truth (default 5 % of ``cells``, at least 500). ``local_listed``: whether predict_perturbations holds the 5 local
+    genes; the real list does not. ``counts``: whether to write ``layers/counts``. ``force``: replace an earlier run.
 
-    ``answer``: an HDF5 file outside ``out``, on the scale of X and in var order. ``effect`` (P, G) float32 is the true mean
-    of a perturbation minus that of control cells, ``predictable`` the same without e_p and the states' random part;
-    ``control_mean`` and ``perturbed_mean`` (over training cells) (G,) float64; the names ``gene``, ``perturbation``,
-    ``group``; ``shares`` and ``predictable_shares`` (P, 4) of pre_adipo, adipo, other, lipo; ``strength`` (P,); and
-    ``oracle_pearson`` (P,), the Pearson delta, free of sampling error, of predicting ``control_mean + predictable``.
+    ``answer``: an HDF5 file outside ``out``, on the scale of X and in var order. ``effect`` (P, G) float32 is the true
+    mean of a perturbation minus that of control cells, ``predictable`` the same without the unpredictable parts;
+    ``perturbation`` (P,), ``group`` (P,) and ``gene`` (G,) are the names; ``control_mean`` and ``perturbed_mean`` (over
+    training cells) (G,) float64; ``shares`` and ``predictable_shares`` (P, 4) of pre_adipo, adipo, other, lipo;
+    ``strength`` (P,) is r_p; ``oracle_pearson`` (P,) is the Pearson delta, free of sampling error, of the oracle, which
+    predicts ``control_mean + predictable``.
     """
     unseen = min(60, max(8, genes // 20)) if unseen is None else unseen
     listed = round(0.93 * genes) if listed is None else listed
     local_cells = max(100 * N_LOCAL, cells // 20) if local_cells is None else local_cells
     out, answer = Path(out).resolve(), None if answer is None else Path(answer).resolve()
-    _check_sizes(cells, genes, perturbations, unseen, listed, local_cells, predictable)
-    _check_places(out, answer, force=force)
-    rows = (cells * STORED * 1.5 * (1 + counts) + local_cells + (answer is not None) * (perturbations + unseen + 6)) * 1.1
-    _check_disk(out, int(8 * genes * rows) + 1_000_000)
+    n_seen, n_new = round(MEASURED * perturbations), round(MEASURED * unseen)
+    _check_sizes(cells=cells, genes=genes, perturbations=perturbations, unseen=unseen, listed=listed,
+                 local_cells=local_cells, measured=n_seen + n_new + N_LOCAL, predictable=predictable)
+    rows = 1.5 * STORED * cells * (1 + counts) + local_cells + (perturbations + unseen + 6) * (answer is not None)
+    _check_places(out, answer, needed=int(1.1 * 8 * genes * rows) + 1_000_000, force=force)
 
     seeds = np.random.SeedSequence(seed).spawn(5)
-    model = _build_model(np.random.default_rng(seeds[0]), genes, perturbations, unseen, listed, predictable, local_listed)
+    model = _build_model(
+        np.random.default_rng(seeds[0]), n_genes=genes, n_listed=listed, share=predictable, local_listed=local_listed,
+        seen=(n_seen, perturbations - n_seen), unseen=(n_new, unseen - n_new))
     rng = np.random.default_rng(seeds[1])
     train = _draw_cells(rng, model, _training_sizes(rng, cells, perturbations), ["control", "train"])
     sizes = np.array([len(part) for part in np.array_split(np.arange(local_cells), N_LOCAL)])
@@ -123,25 +126,24 @@ def simulate(
 
 
 def _check_sizes(
-    cells: int, genes: int, perturbations: int, unseen: int, listed: int, local_cells: int, predictable: float
+    *, cells: int, genes: int, perturbations: int, unseen: int, listed: int, local_cells: int, measured: int,
+    predictable: float,
 ) -> None:
-    measured = round(MEASURED * perturbations) + round(MEASURED * unseen) + N_LOCAL
     rules = {
         f"genes={genes}: at least 60 are needed": genes >= 60,
         f"perturbations={perturbations}: at least 2 are needed": perturbations >= 2,
-        f"cells={cells}: at least 10 for each of {perturbations} perturbations and NC": cells >= 10 * (perturbations + 1),
+        f"cells={cells}: at least 10 for each of {perturbations + 1} groups": cells >= 10 * (perturbations + 1),
         f"unseen={unseen}: at least 8 are needed": unseen >= 8,
         f"genes={genes}: {measured} of them would be perturbed, more than half": measured <= genes / 2,
         f"listed={listed}: must lie between {measured} perturbed and {genes} genes": measured <= listed <= genes,
         f"local_cells={local_cells}: at least {N_LOCAL} are needed": local_cells >= N_LOCAL,
         f"predictable={predictable}: must lie between 0 and 1": 0 <= predictable <= 1,
     }
-    for message, kept in rules.items():
-        if not kept:
-            raise ValueError(message)
+    if broken := [message for message, kept in rules.items() if not kept]:
+        raise ValueError("; ".join(broken))
 
 
-def _check_places(out: Path, answer: Path | None, *, force: bool) -> None:
+def _check_places(out: Path, answer: Path | None, *, needed: int, force: bool) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is not a folder")
     if answer is not None and (answer.is_relative_to(out) or answer.is_dir() or not answer.parent.is_dir()):
@@ -149,13 +151,9 @@ def _check_places(out: Path, answer: Path | None, *, force: bool) -> None:
     for path in (out / TRAINING, answer):
         if path is not None and path.exists() and not force:
             raise FileExistsError(f"{path} already exists; --force (force=True) replaces it")
-
-
-def _check_disk(out: Path, needed: int) -> None:
-    parent = next(folder for folder in out.parents if folder.exists())
-    free = shutil.disk_usage(parent).free
+    free = shutil.disk_usage(next(folder for folder in out.parents if folder.exists())).free
     if free < needed:
-        raise OSError(f"{needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free at {parent}")
+        raise OSError(f"{needed / 1e9:.2f} GB are needed at {out.parent}, {free / 1e9:.2f} GB are free")
 
 
 @contextmanager
@@ -180,30 +178,37 @@ def _all_or_nothing(out: Path) -> Iterator[Path]:
 
 
 def _build_model(
-    rng: np.random.Generator, n_genes: int, n_train: int, n_unseen: int, n_listed: int, share: float, local_listed: bool
+    rng: np.random.Generator, *, n_genes: int, seen: tuple[int, int], unseen: tuple[int, int], n_listed: int,
+    share: float, local_listed: bool,
 ) -> Model:
-    hidden = n_train - round(MEASURED * n_train) + n_unseen - round(MEASURED * n_unseen)  # perturbed, but not in var
-    names = np.append(_gene_names(rng, n_genes + hidden), CONTROL)  # NC: knock-out of a gene that is not expressed
-    genes, mean = names[:n_genes], _mean_counts(n_genes)
-    mean = np.concatenate([rng.permutation(mean), rng.choice(mean, hidden), [0.0]])
-    strength = mean / (1 + mean)
-    train, local, unseen = _choose_perturbations(rng, strength[:n_genes], n_train, n_unseen, local_listed)
-    perturbed = np.concatenate([[len(names) - 1], train, local, unseen])
+    """``seen`` and ``unseen``: how many perturbed genes are measured and how many are not."""
+    names = np.append(_gene_names(rng, n_genes + seen[1] + unseen[1]), CONTROL)  # NC: a target that is not expressed
+    genes, mean = names[:n_genes], rng.permutation(_mean_counts(n_genes))
+    every_mean = np.concatenate([mean, rng.choice(mean, seen[1] + unseen[1]), [0.0]])
+    strength = every_mean / (1 + every_mean)
+    weight = (strength[:n_genes] + 0.02) / (strength[:n_genes] + 0.02).sum()  # screens target expressed genes
+    chosen = rng.choice(n_genes, seen[0] + unseen[0] + N_LOCAL * (not local_listed), replace=False, p=weight)
+    local, train, new = np.split(rng.permutation(chosen), [N_LOCAL, N_LOCAL + seen[0]])
+    hidden_train, hidden_new = np.split(np.arange(n_genes, len(names) - 1), [seen[1]])
+    train, new = rng.permutation(np.append(train, hidden_train)), rng.permutation(np.append(new, hidden_new))
+    perturbed = np.concatenate([[len(names) - 1], train, local, new])
+
     modules = np.eye(MODULES)[rng.integers(MODULES, size=len(names))] + rng.normal(0, 0.3, (len(names), MODULES))
     sign = np.where(rng.random((len(names), 1)) < 0.25, -1, 1)  # a quarter of the genes run against their module
     modules *= COEXPRESSION * sign / np.linalg.norm(modules, axis=1, keepdims=True)
     own = rng.standard_normal((n_genes, RANK))
-    signatures, programs = _signatures(rng, genes)
-    shift, logits = _effects(rng, modules[:n_genes], own, modules[perturbed], strength[perturbed, None], share)
+    signatures, raised = _signatures(rng, genes)
+    variance = strength[perturbed, None] ** 2 * [share, 1 - share]
+    shift, logits = _effects(rng, modules[:n_genes], own, modules[perturbed], variance)
     rank = rng.random(n_genes) - (np.isin(genes, signatures["sig_gene"]) & (rng.random(n_genes) < 0.97))
     rank[perturbed[perturbed < n_genes]] = -2  # so all perturbed and nearly all signature genes are listed
     return Model(
         genes=genes, listed=genes[rng.permutation(np.argsort(rank)[:n_listed])], signatures=signatures,
-        requested=rng.permutation(names[np.append(unseen, local) if local_listed else unseen]),
-        perturbations=names[perturbed], target=np.where(perturbed < n_genes, perturbed, -1), strength=strength[perturbed],
-        group=np.repeat(["control", "train", "local", "unseen"], [1, n_train, N_LOCAL, len(unseen)]),
-        log_mean=np.log(mean[:n_genes]).astype(np.float32), shift=shift, logits=logits,
-        loadings=np.hstack([modules[:n_genes], own, programs]).astype(np.float32),
+        requested=rng.permutation(names[np.append(new, local) if local_listed else new]),
+        perturbations=names[perturbed], target=np.where(perturbed < n_genes, perturbed, -1),
+        group=np.repeat(["control", "train", "local", "unseen"], [1, len(train), N_LOCAL, len(new)]).astype(object),
+        strength=strength[perturbed], shift=shift, logits=logits,
+        loadings=np.hstack([modules[:n_genes], own, np.log(mean)[:, None] + raised]).astype(np.float32),
     )
 
 
@@ -220,25 +225,13 @@ def _gene_names(rng: np.random.Generator, n: int) -> np.ndarray:
 def _mean_counts(n: int) -> np.ndarray:
     """(n,) log-normal mean counts in control cells that sum to DEPTH, so wide that STORED of the entries are > 0."""
     normal, cap = stats.norm.ppf((np.arange(n) + 0.5) / n), max(0.02, 4 / n) * DEPTH  # no gene takes over the cell
-    spread = np.expm1(COEXPRESSION**2 + np.log1p(DISPERSION) + DEPTH_SD**2)  # a gene's dispersion over control cells
+    spread = np.expm1(COEXPRESSION**2 + np.log1p(1 / SIZE) + DEPTH_SD**2)  # a gene's dispersion over control cells
 
     def means(width: float) -> np.ndarray:
         centre = optimize.brentq(lambda c: np.minimum(np.exp(c + width * normal), cap).sum() - DEPTH, -60, 20)
         return np.minimum(np.exp(centre + width * normal), cap)
 
     return means(optimize.brentq(lambda w: np.mean(1 - (1 + spread * means(w)) ** (-1 / spread)) - STORED, 0.05, 12))
-
-
-def _choose_perturbations(
-    rng: np.random.Generator, strength: np.ndarray, n_train: int, n_unseen: int, local_listed: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Train, local and other unseen genes by position; from G on they are genes that are not measured."""
-    n, n_seen, n_new = len(strength), round(MEASURED * n_train), round(MEASURED * n_unseen)
-    weight = (strength + 0.02) / (strength + 0.02).sum()  # screens target expressed genes
-    measured = rng.permutation(rng.choice(n, n_seen + n_new + N_LOCAL * (not local_listed), replace=False, p=weight))
-    local, seen, new = np.split(measured, [N_LOCAL, N_LOCAL + n_seen])
-    hidden_train, hidden = np.split(np.arange(n, n + n_train - n_seen + n_unseen - n_new), [n_train - n_seen])
-    return rng.permutation(np.append(seen, hidden_train)), local, rng.permutation(np.append(new, hidden))
 
 
 def _signatures(rng: np.random.Generator, genes: np.ndarray) -> tuple[pd.DataFrame, np.ndarray]:
@@ -254,15 +247,16 @@ def _signatures(rng: np.random.Generator, genes: np.ndarray) -> tuple[pd.DataFra
 
 
 def _effects(
-    rng: np.random.Generator, W: np.ndarray, V: np.ndarray, W_p: np.ndarray, strength: np.ndarray, share: float
+    rng: np.random.Generator, W: np.ndarray, V: np.ndarray, W_p: np.ndarray, variance: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``shift`` and ``logits`` of the model; W_p (P, 8) belongs to the targets, ``strength`` is (P, 1)."""
-    predictable, idiosyncratic = np.sqrt(share) * strength, np.sqrt(1 - share) * strength
+    """``shift`` and ``logits``; W_p (P, 8) are the targets' loadings, ``variance`` (P, 2) is r^2 [share, 1 - share]."""
+    known, random = np.sqrt(variance).T[:, :, None]
     g = rng.standard_normal((len(W_p), RANK))
     d, e = (v / np.sqrt((v @ (B.T @ B / len(B)) * v).sum(axis=1, keepdims=True)) for v, B in ((-W_p, W), (g, V)))
-    known = STATE_SD * predictable * (-W_p / COEXPRESSION @ rng.standard_normal((MODULES, 4)))
-    random = STATE_SD * idiosyncratic * rng.standard_normal((len(W_p), 4))
-    return EFFECT * np.hstack([predictable * d, idiosyncratic * e]), CONTROL_LOGITS + np.stack([known, known + random])
+    by_module = -W_p / COEXPRESSION @ rng.standard_normal((MODULES, 4))
+    predictable = CONTROL_LOGITS + STATE_SD * known * by_module
+    logits = np.stack([predictable, predictable + STATE_SD * random * rng.standard_normal((len(W_p), 4))])
+    return EFFECT * np.hstack([known * d, random * e]), logits
 
 
 # The cells.
@@ -297,36 +291,56 @@ def _draw_cells(rng: np.random.Generator, model: Model, sizes: np.ndarray, group
     return pd.DataFrame(columns, pd.Index([f"{groups[-1]}{i:06d}-{s}" for i, s in enumerate(sample)], dtype=object))
 
 
-def _sample_counts(model: Model, cells: pd.DataFrame, seed: np.random.SeedSequence) -> np.ndarray:
-    """Counts (n, G) int64 of some cells; the same seed gives the same counts."""
-    rng, perturbation = np.random.default_rng(seed), cells["perturbation"].to_numpy()
+def _draw_uniform(
+    model: Model, cells: pd.DataFrame, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means, P(0) and uniform numbers, (n, G) float32; a count is above zero where the number is above P(0)."""
+    perturbation = cells["perturbation"].to_numpy()
     position = np.hstack([model.shift[perturbation], np.eye(4)[cells["state"]]])
     position[:, :MODULES] += cells[Z].to_numpy()
     mean = position.astype(np.float32) @ model.loadings.T
-    mean += model.log_mean
     np.exp(mean, out=mean)
     knocked_out = np.flatnonzero(model.target[perturbation] >= 0)
     mean[knocked_out, model.target[perturbation[knocked_out]]] *= RESIDUAL
     mean *= (cells["library"].to_numpy(np.float32) / mean.sum(axis=1))[:, None]
-    noisy = np.flatnonzero(model.log_mean > np.log(0.2))  # below, the variance differs by 5 % from a Poisson's
-    noise = rng.standard_gamma(1 / DISPERSION, (len(mean), len(noisy)), dtype=np.float32)
-    mean[:, noisy] *= noise * np.float32(DISPERSION)
-    return rng.poisson(mean)
+    return mean, np.square(np.square(SIZE / (SIZE + mean))), rng.random(mean.shape, dtype=np.float32)
 
 
-def _slabs(n_cells: int, n_genes: int, seed: np.random.SeedSequence) -> list[Slab]:
-    step = max(1, SLAB // n_genes)
-    starts = range(0, n_cells, step)
-    return [(slice(i, min(i + step, n_cells)), child) for i, child in zip(starts, seed.spawn(len(starts)), strict=True)]
+def _sample_counts(model: Model, cells: pd.DataFrame, seed: np.random.SeedSequence) -> sparse.csr_matrix:
+    """Counts (n, G) float64 of some cells; the same seed gives the same counts.
+
+    Small means by inversion, so that a zero costs no more than one uniform number, large ones as a Poisson of a gamma.
+    """
+    rng, shape = np.random.default_rng(seed), (len(cells), len(model.genes))
+    mean, zero, uniform = _draw_uniform(model, cells, rng)
+    at = np.flatnonzero(uniform > zero)
+    mean, zero, uniform = (a.ravel()[at] for a in (mean, zero, uniform))
+    counts = np.ones(len(at))
+    again = np.flatnonzero(mean > 4)
+    while len(again):  # given that it is above zero
+        counts[again] = rng.poisson(mean[again] * rng.standard_gamma(SIZE, len(again), dtype=np.float32) / SIZE)
+        again = again[counts[again] == 0]
+    still = np.flatnonzero(mean <= 4)
+    odds, probability, uniform = mean[still] / (mean[still] + SIZE), zero[still], uniform[still]
+    below = probability.copy()
+    for k in range(1, 40):  # at a mean of 4 higher counts have the probability 1e-9
+        probability *= odds * np.float32((SIZE + k - 1) / k)
+        below += probability
+        more = uniform > below
+        still, odds, probability, below, uniform = (a[more] for a in (still, odds, probability, below, uniform))
+        counts[still] += 1
+    ends = np.searchsorted(at, np.arange(shape[0] + 1) * shape[1])
+    return sparse.csr_matrix((counts, (at % shape[1]).astype(np.int32), ends), shape)
 
 
-def _in_order(function: Callable, slabs: list[Slab], label: str) -> Iterator:
-    """``map`` on threads (sampling releases the GIL) that keeps few results waiting, so that memory stays bounded."""
-    waiting: deque = deque()
+def _in_order(function: Callable, shape: tuple[int, int], seed: np.random.SeedSequence, label: str) -> Iterator:
+    """``function(rows, seed)`` of slabs of cells on threads, few results waiting, so that memory stays bounded."""
+    step, waiting = max(1, SLAB // shape[1]), deque()
     with ThreadPoolExecutor(WORKERS) as pool:
-        for slab in tqdm(slabs, desc=label, unit="slab"):
-            waiting.append(pool.submit(function, *slab))
-            if len(waiting) > WORKERS:
+        for i in trange(-(-shape[0] // step), desc=label, unit="slab"):
+            slab_seed = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, i))  # as spawn, without state
+            waiting.append(pool.submit(function, slice(i * step, min((i + 1) * step, shape[0])), slab_seed))
+            if len(waiting) > 2 * WORKERS:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -344,71 +358,70 @@ def _write_training(
 ) -> dict[str, np.ndarray]:
     """Write the training file slab by slab; returns the mean X (G,) of control and of perturbed cells.
 
-    Cells are sampled twice: a contiguous dataset needs its number of stored values before the first one is written.
+    A contiguous dataset needs its number of stored values before the first is written, so where the counts are above
+    zero is drawn twice from the same seeds.
     """
-    n_genes, slabs = len(model.genes), _slabs(len(cells), len(model.genes), seed)
-    is_mitochondrial = np.array([gene.startswith("MT-") for gene in model.genes])
+    shape, total, mitochondrial = (len(cells), len(model.genes)), np.zeros(len(cells)), np.zeros(len(cells))
     groups = np.eye(2)[(cells["gene"] != CONTROL).to_numpy().astype(int)]  # columns: control, perturbed
+    summed = np.column_stack([np.ones(shape[1]), [gene.startswith("MT-") for gene in model.genes]])
 
-    def summarise(rows: slice, slab_seed: np.random.SeedSequence) -> np.ndarray:
-        counts = _sample_counts(model, cells[rows], slab_seed)
-        return np.column_stack([counts.sum(1), np.count_nonzero(counts, axis=1), counts[:, is_mitochondrial].sum(1)])
+    def stored(rows: slice, seed: np.random.SeedSequence) -> np.ndarray:
+        _, zero, uniform = _draw_uniform(model, cells[rows], np.random.default_rng(seed))
+        return np.count_nonzero(uniform > zero, axis=1)
 
-    total, stored, mitochondrial = np.concatenate(list(_in_order(summarise, slabs, "count stored values"))).T
-    ends = np.append(0, np.cumsum(stored))
+    def values(rows: slice, seed: np.random.SeedSequence) -> tuple:
+        counts = _sample_counts(model, cells[rows], seed)
+        total[rows], mitochondrial[rows] = (counts @ summed).T
+        x = counts.copy()
+        x.data = _log_x(counts.data, np.repeat(total[rows], np.diff(counts.indptr)))
+        return rows, counts.indices, {"X": x.data, "layers/counts": counts.data}, x.T @ groups[rows]
 
-    def values(rows: slice, slab_seed: np.random.SeedSequence) -> tuple[slice, dict[str, np.ndarray], np.ndarray, np.ndarray]:
-        counts = _sample_counts(model, cells[rows], slab_seed)
-        at = np.flatnonzero(counts)
-        count, indices = counts.ravel()[at].astype(np.float64), (at % n_genes).astype(np.int32)
-        x = _log_x(count, np.repeat(total[rows], stored[rows]))
-        matrix = sparse.csr_matrix((x, indices, ends[rows.start : rows.stop + 1] - ends[rows.start]), counts.shape)
-        return slice(ends[rows.start], ends[rows.stop]), {"X": x, "layers/counts": count}, indices, matrix.T @ groups[rows]
-
-    sums = np.zeros((n_genes, 2))
+    n_stored = np.concatenate(list(_in_order(stored, shape, seed, "count stored values")))
+    ends, sums = np.append(0, np.cumsum(n_stored)), np.zeros((shape[1], 2))
     with h5py.File(path, "w") as file:
-        obs = cells.assign(**{"nCount_RNA": total, "nFeature_RNA": stored, "percent.mt": 100 * mitochondrial / total})
-        _write_frame(file, obs[OBS], model.genes)
         for place in places:
-            _create_csr(file.create_group(place), ends, n_genes)
-        for where, data, indices, slab_sums in _in_order(values, slabs, "write training cells"):
+            csr = file.create_group(place)
+            csr.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape})
+            csr.create_dataset("data", (ends[-1],), np.float64)
+            csr.create_dataset("indices", (ends[-1],), np.int32)
+            csr["indptr"] = ends.astype(np.int32 if ends[-1] <= np.iinfo(np.int32).max else np.int64)
+        for rows, indices, data, slab_sums in _in_order(values, shape, seed, "write training cells"):
+            where = slice(ends[rows.start], ends[rows.stop])
             for place in places:
                 file[place]["data"][where], file[place]["indices"][where] = data[place], indices
             sums += slab_sums
+        obs = cells.assign(nCount_RNA=total.astype(int), nFeature_RNA=n_stored)
+        _write_frame(file, obs.assign(**{"percent.mt": 100 * mitochondrial / total})[OBS], model.genes)
     return dict(zip(["control_centroid_train", "perturbed_centroid_train"], (sums / groups.sum(axis=0)).T, strict=True))
 
 
-def _create_csr(group: h5py.Group, ends: np.ndarray, n_genes: int) -> None:
-    group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [len(ends) - 1, n_genes]})
-    group.create_dataset("data", (ends[-1],), np.float64)
-    group.create_dataset("indices", (ends[-1],), np.int32)
-    group.create_dataset("indptr", data=ends.astype(np.int32 if ends[-1] <= np.iinfo(np.int32).max else np.int64))
-
-
-def _write_frame(file: h5py.File, obs: pd.DataFrame, genes: np.ndarray, uns: dict[str, np.ndarray] | None = None) -> None:
+def _write_frame(file: h5py.File, obs: pd.DataFrame, genes: np.ndarray, **uns: np.ndarray) -> None:
     """Everything of an AnnData file but its matrices."""
     file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-    parts = {"obs": obs, "var": pd.DataFrame(index=pd.Index(genes, dtype=object)), "uns": uns or {}}
-    for name, part in {**parts, "layers": {}, "obsm": {}, "varm": {}, "obsp": {}, "varp": {}}.items():
+    parts = {"obs": obs, "var": pd.DataFrame(index=pd.Index(genes, dtype=object)), "uns": uns}
+    for name, part in {**parts, "obsm": {}, "varm": {}, "obsp": {}, "varp": {}}.items():
         write_elem(file, name, part)
+    file.require_group("layers").attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
 
 
 def _write_local_truth(
     path: Path, model: Model, cells: pd.DataFrame, seed: np.random.SeedSequence, centroids: dict[str, np.ndarray]
 ) -> None:
-    def dense(rows: slice, slab_seed: np.random.SeedSequence) -> tuple[slice, np.ndarray]:
-        counts = _sample_counts(model, cells[rows], slab_seed)
+    def dense(rows: slice, seed: np.random.SeedSequence) -> tuple[slice, np.ndarray]:
+        counts = _sample_counts(model, cells[rows], seed).toarray()
         return rows, _log_x(counts, counts.sum(axis=1, keepdims=True))
 
     with h5py.File(path, "w") as file:
-        _write_frame(file, cells[["gene"]], model.genes, centroids)
+        _write_frame(file, cells[["gene"]], model.genes, **centroids)
         x = file.create_dataset("X", (len(cells), len(model.genes)), np.float64)
         x.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-        for rows, values in _in_order(dense, _slabs(*x.shape, seed), "write local truth"):
+        for rows, values in _in_order(dense, x.shape, seed, "write local truth"):
             x[rows] = values
 
 
-def _write_small_files(folder: Path, rng: np.random.Generator, model: Model, train: pd.DataFrame, local: pd.DataFrame) -> None:
+def _write_small_files(
+    folder: Path, rng: np.random.Generator, model: Model, train: pd.DataFrame, local: pd.DataFrame
+) -> None:
     for name, cells in (("program_proportion.csv", train), ("program_proportion_local_gtruth.csv", local)):
         table = cells.groupby("gene", observed=True)[STATES].mean()
         table["lipo_adipo"] = (table["lipo"] / table["adipo"]).fillna(0.0)  # 0 / 0 is 0 in the platform's file
@@ -422,7 +435,7 @@ def _write_small_files(folder: Path, rng: np.random.Generator, model: Model, tra
 
 
 def _write_answer(path: Path, model: Model, cells: np.ndarray) -> None:
-    """The true means on the scale of X; ``simulate`` says what the file holds. ``cells`` (P,) counts training cells."""
+    """The true means on the scale of X, as ``simulate`` describes; ``cells`` (P,) counts the training cells."""
     shape, weight = (len(model.group), len(model.genes)), cells * (model.group == "train")
     scored, curve = np.isin(model.genes, model.listed), _expected_x()
     control, oracle = _true_mean(model, 0, curve, idiosyncratic=True), np.full(shape[0], np.nan)
@@ -430,7 +443,7 @@ def _write_answer(path: Path, model: Model, cells: np.ndarray) -> None:
     reference = np.zeros(shape[1])
     with h5py.File(path, "w") as file:
         effect, predictable = (file.create_dataset(name, shape, np.float32) for name in ("effect", "predictable"))
-        for p in tqdm(range(shape[0]), desc="true means", unit="perturbation"):
+        for p in trange(shape[0], desc="true means", unit="perturbation"):
             effect[p] = _true_mean(model, p, curve, idiosyncratic=True) - control
             predictable[p] = _true_mean(model, p, curve, idiosyncratic=False) - control
             reference += effect[p] * weight[p] / weight.sum()
@@ -438,7 +451,7 @@ def _write_answer(path: Path, model: Model, cells: np.ndarray) -> None:
             oracle[p] = np.corrcoef((effect[p] - reference)[scored], (predictable[p] - reference)[scored])[0, 1]
         numbers = {"control_mean": control, "perturbed_mean": control + reference, "strength": model.strength,
                    "shares": shares, "predictable_shares": known, "oracle_pearson": oracle}
-        names = {"gene": model.genes, "perturbation": model.perturbations, "group": model.group.astype(object)}
+        names = {"gene": model.genes, "perturbation": model.perturbations, "group": model.group}
         for name, values in {**numbers, **names}.items():
             file[name] = values
 
@@ -446,10 +459,9 @@ def _write_answer(path: Path, model: Model, cells: np.ndarray) -> None:
 def _true_mean(model: Model, p: int, curve: tuple[np.ndarray, np.ndarray], *, idiosyncratic: bool) -> np.ndarray:
     """(G,) float64 expected X of perturbation ``p``: the curve at the genes' log mean counts, averaged over states."""
     n = MODULES + RANK * idiosyncratic
-    log_mean = model.log_mean + model.loadings[:, :n] @ model.shift[p, :n]
+    by_state = model.loadings[:, MODULES + RANK :].T + model.loadings[:, :n] @ model.shift[p, :n]
     if model.target[p] >= 0:
-        log_mean[model.target[p]] += np.log(RESIDUAL)
-    by_state = log_mean + model.loadings[:, MODULES + RANK :].T
+        by_state[:, model.target[p]] += np.log(RESIDUAL)
     by_state += np.log(DEPTH) - logsumexp(by_state, axis=1, keepdims=True)
     return softmax(model.logits[int(idiosyncratic), p]) @ np.interp(by_state, *curve)
 
@@ -465,7 +477,7 @@ def _expected_x() -> tuple[np.ndarray, np.ndarray]:
     probability, large = stats.poisson.pmf(k, rate[:, None]), rate > 200
     node, weight = np.polynomial.hermite_e.hermegauss(9)
     weight /= weight.sum()
-    gamma = np.log(stats.gamma.ppf((np.arange(64) + 0.5) / 64, 1 / DISPERSION, scale=DISPERSION))
+    gamma = np.log(stats.gamma.ppf((np.arange(64) + 0.5) / 64, SIZE, scale=1 / SIZE))
     noise = np.add.outer(COEXPRESSION * node - COEXPRESSION**2 / 2, gamma)
     expected = np.zeros(len(grid))
     for library, of_library in zip(DEPTH_SD * node - DEPTH_SD**2 / 2, weight, strict=True):

@@ -1,3 +1,4 @@
+# ruff: noqa: INP001 - no package: the client executes this file by its path
 """The runner our own hub has for broad-obesity-1: it calls the submission's `train` and `infer` as the platform does.
 
 In: the client's context (local or cloud) and the three folders.

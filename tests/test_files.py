@@ -1,0 +1,169 @@
+"""The predicted files: both modes alike to the attribute, written beside and renamed, an old good file never lost."""
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+import helpers
+from helpers import DataError
+
+
+@pytest.fixture(scope="module")
+def predictor(trained):
+    return helpers.Predictor.load(trained / helpers.MODEL_FILE)
+
+
+@pytest.fixture(scope="module")
+def means(predictor, challenge):
+    known = challenge.targets[challenge.targets.isin(challenge.genes)][:9]
+    return predictor.expression.predict(known, columns=challenge.genes_to_predict)
+
+
+def contents(path):
+    """Every group, dataset and attribute of an HDF5 file, as comparable values."""
+    out = {}
+
+    def visit(name, item):
+        out[name, "attributes"] = {key: np.asarray(value).tolist() for key, value in item.attrs.items()}
+        if isinstance(item, h5py.Dataset):
+            out[name, "layout"] = item.shape, str(item.dtype), item.chunks, item.compression
+            out[name, "values"] = item[()].tobytes() if item.dtype.kind != "O" else item[()].tolist()
+
+    with h5py.File(path) as file:
+        visit("/", file)
+        file.visititems(visit)
+    return out
+
+
+def test_both_modes_write_the_same_file(means, predictor, tmp_path, monkeypatch):
+    monkeypatch.setattr(helpers, "SLAB_BYTES", 4 * means.shape[1] * 20 * 2)  # slabs of two perturbations, one left over
+    for mode in ("ram", "disk"):
+        written = helpers.write_prediction(
+            tmp_path / f"{mode}.h5ad", means, predictor.cells, cells_per_perturbation=20, mode=mode)
+        assert written == mode
+    assert contents(tmp_path / "ram.h5ad") == contents(tmp_path / "disk.h5ad")
+
+
+def test_file_is_what_the_scorer_takes(means, predictor, tmp_path):
+    path = tmp_path / "prediction.h5ad"
+    helpers.write_prediction(path, means, predictor.cells)
+    adata = ad.read_h5ad(path)
+    assert adata.obs.columns.tolist() == ["gene"]
+    assert adata.obs["gene"].tolist() == [target for target in means.index for _ in range(100)]
+    assert adata.var_names.tolist() == means.columns.tolist()
+    assert adata.X.dtype == np.float32
+    for target in means.index:
+        cells = adata[adata.obs["gene"] == target].X
+        np.testing.assert_allclose(cells.mean(axis=0, dtype=np.float64), means.loc[target], atol=2e-6)
+    assert os.listdir(tmp_path) == ["prediction.h5ad"]
+
+
+def test_auto_chooses_by_memory_and_says_so(means, predictor, tmp_path, monkeypatch, capsys):
+    class Memory:
+        available = 8 * means.size * 100 * 4
+
+    monkeypatch.setattr(helpers.psutil, "virtual_memory", lambda: Memory)
+    assert helpers.write_prediction(tmp_path / "p.h5ad", means, predictor.cells) == "ram"
+    Memory.available //= 8
+    assert helpers.write_prediction(tmp_path / "p.h5ad", means, predictor.cells) == "disk"
+    said = capsys.readouterr().out
+    assert "made in memory" in said
+    assert "slab by slab (more than half of the" in said
+    assert "GB of disk are free" in said
+    with pytest.raises(ValueError, match="mode must be"):
+        helpers.write_prediction(tmp_path / "p.h5ad", means, predictor.cells, mode="fast")
+
+
+def test_too_small_a_disk_is_refused_with_the_numbers(means, predictor, tmp_path, monkeypatch):
+    (tmp_path / "p.h5ad").write_text("old")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(helpers.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(DataError, match=r"the prediction takes 0\.00 GB, but only 0\.00 GB are free"):
+        helpers.write_prediction(tmp_path / "p.h5ad", means, predictor.cells)
+    assert (tmp_path / "p.h5ad").read_text() == "old"
+
+
+WRITE = """
+    import resource, signal, sys, time
+    from pathlib import Path
+    import pandas as pd, numpy as np, anndata as ad
+    import helpers
+    path = Path(sys.argv[1])
+    genes = pd.Index([f"G{i}" for i in range(2000)])
+    means = pd.DataFrame(1.0, index=[f"T{i}" for i in range(50)], columns=genes)
+    pool = ad.AnnData(np.random.default_rng(0).random((100, 2000), np.float32), var=pd.DataFrame(index=genes))
+    cells = helpers.RecentredCells().fit(None, pool)
+    helpers.SLAB_BYTES = 1_000_000
+"""
+
+
+def run_script(body, path):
+    script = textwrap.dedent(WRITE) + textwrap.dedent(body)
+    return subprocess.Popen(
+        [sys.executable, "-c", script, str(path)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        cwd=Path(helpers.__file__).parent)
+
+
+def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "prediction.h5ad"
+    path.write_text("old and good")
+    process = run_script(
+        """
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9_000_000, 9_000_000))  # the disk is full after 9 MB
+        helpers.write_prediction(path, means, cells, mode="disk")
+        """, path)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 1, error
+    assert "DataError" in error
+    assert "prediction.h5ad: could not be written" in error
+    assert path.read_text() == "old and good"
+    assert os.listdir(tmp_path) == ["prediction.h5ad"]
+
+
+def test_killed_run_leaves_the_old_file_and_the_next_run_cleans_up(tmp_path, means, predictor):
+    path = tmp_path / "prediction.h5ad"
+    path.write_text("old and good")
+    process = run_script(
+        """
+        plain = helpers.RecentredCells.sample
+        def slow(self, target, mean, n_cells):
+            if target == "T30":
+                print("halfway", flush=True)
+                time.sleep(60)
+            return plain(self, target, mean, n_cells)
+        helpers.RecentredCells.sample = slow
+        helpers.write_prediction(path, means, cells, mode="disk")
+        """, path)
+    while "halfway" not in process.stdout.readline():
+        assert process.poll() is None
+    process.kill()
+    process.communicate()
+    assert path.read_text() == "old and good"
+    assert len(os.listdir(tmp_path)) == 2, "the kill must have left a part, or the test shows nothing"
+    helpers.write_prediction(path, means, predictor.cells)
+    assert os.listdir(tmp_path) == ["prediction.h5ad"]
+    assert ad.read_h5ad(path).n_obs == 900
+
+
+def test_what_is_not_a_folder_cannot_be_written_to(means, predictor, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match=r"p\.h5ad: could not be written"):
+        helpers.write_prediction(tmp_path / "file" / "p.h5ad", means, predictor.cells)
+    with pytest.raises(DataError, match=r"p\.csv: could not be written"):
+        helpers.write_proportions(tmp_path / "file" / "p.csv", pd.DataFrame(columns=helpers.STATES))
+
+
+def test_proportions_file_has_exactly_the_scorers_columns(tmp_path):
+    shares = pd.DataFrame(
+        {"pre_adipo": [0.5], "adipo": [0.3], "lipo": [0.1], "other": [0.2]}, index=pd.Index(["T"]))
+    helpers.write_proportions(tmp_path / "p.csv", shares)
+    assert (tmp_path / "p.csv").read_text() == "gene,pre_adipo,adipo,lipo,other\nT,0.5,0.3,0.1,0.2\n"

@@ -1,0 +1,125 @@
+"""The data folder: read once, checked at the door, every error names the file and what to do."""
+
+import anndata as ad
+import h5py
+import pandas as pd
+import pytest
+
+import helpers
+from helpers import DataError
+
+
+def test_everything_is_read_and_labelled(challenge):
+    assert challenge.obs.columns.tolist() == ["gene", *helpers.STATES]
+    assert len(challenge.obs) == 1500
+    assert len(challenge.genes) == 240
+    assert len(challenge.perturbations) == 14
+    assert "NC" not in challenge.perturbations
+    assert set(challenge.proportions.index) == {*challenge.perturbations, "NC"}
+    assert challenge.genes_to_predict.isin(challenge.genes).all()
+    assert not challenge.targets.isin(challenge.perturbations).any()
+    assert len(challenge.local_proportions) == 5
+
+
+def test_orders_of_the_files_are_kept(challenge, demo_folder):
+    names = (demo_folder / "genes_to_predict.txt").read_text().split()
+    assert challenge.genes_to_predict.tolist() == names
+    shared = challenge.genes[challenge.genes.isin(names)].tolist()
+    assert shared != names, "the demo must hold the trap: another order than var"
+
+
+def test_local_truth_is_optional(folder):
+    (folder / helpers.LOCAL_TRUTH_FILE).unlink()
+    (folder / helpers.LOCAL_PROPORTIONS_FILE).unlink()
+    challenge = helpers.load_challenge(folder)
+    assert challenge.local_truth_path is None
+    assert challenge.local_proportions is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [helpers.TRAIN_FILE, helpers.PROPORTIONS_FILE, "signature_genes.csv", "predict_perturbations.txt",
+     "genes_to_predict.txt"],
+)
+def test_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(DataError, match=name):
+        helpers.load_challenge(folder)
+
+
+def test_truncated_h5ad(folder):
+    path = folder / helpers.TRAIN_FILE
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=r"obesity_challenge_1\.h5ad: not a readable HDF5 file"):
+        helpers.load_challenge(folder)
+
+
+def rewrite(folder, change):
+    adata = ad.read_h5ad(folder / helpers.TRAIN_FILE)
+    change(adata).write_h5ad(folder / helpers.TRAIN_FILE)
+
+
+def test_no_control_cells(folder):
+    rewrite(folder, lambda adata: adata[adata.obs["gene"] != "NC"].copy())
+    with pytest.raises(DataError, match="no control cells"):
+        helpers.load_challenge(folder)
+
+
+def test_missing_column_lists_those_there_are(folder):
+    def drop(adata):
+        del adata.obs["lipo"]
+        return adata
+
+    rewrite(folder, drop)
+    with pytest.raises(DataError, match="no column lipo; it has nCount_RNA"):
+        helpers.load_challenge(folder)
+
+
+def test_duplicated_genes_of_var(folder):
+    with h5py.File(folder / helpers.TRAIN_FILE, "r+") as file:
+        names = file["var"][file["var"].attrs["_index"]]
+        names[1] = names[0]
+        duplicated = names[0].decode()
+    with pytest.raises(DataError, match=f"duplicated names {duplicated}"):
+        helpers.load_challenge(folder)
+
+
+def test_states_must_part_the_cells(folder):
+    def both(adata):
+        adata.obs["adipo"] = adata.obs["pre_adipo"] = 1
+        return adata
+
+    rewrite(folder, both)
+    with pytest.raises(DataError, match=r"pre_adipo \+ adipo \+ other must be 1"):
+        helpers.load_challenge(folder)
+
+
+@pytest.mark.parametrize("name", ["genes_to_predict.txt", "predict_perturbations.txt"])
+def test_duplicated_and_empty_lists(folder, name):
+    names = (folder / name).read_text().split()
+    (folder / name).write_text("\n".join([*names, names[3]]))
+    with pytest.raises(DataError, match=f"{name}: duplicated names {names[3]}"):
+        helpers.load_challenge(folder)
+    (folder / name).write_text("\n")
+    with pytest.raises(DataError, match=f"{name}: the file is empty"):
+        helpers.load_challenge(folder)
+
+
+def test_proportions_by_name_and_complete(folder, challenge):
+    path = folder / helpers.PROPORTIONS_FILE
+    table = pd.read_csv(path)
+    table.iloc[::-1].to_csv(path, index=False)
+    pd.testing.assert_frame_equal(helpers.load_challenge(folder).proportions.iloc[::-1], challenge.proportions)
+    lost = challenge.perturbations[2]
+    table[table["gene"] != lost].to_csv(path, index=False)
+    with pytest.raises(DataError, match=f"no row for the perturbations {lost}"):
+        helpers.load_challenge(folder)
+    table.assign(adipo=float("nan")).to_csv(path, index=False)
+    with pytest.raises(DataError, match="missing or infinite"):
+        helpers.load_challenge(folder)
+
+
+def test_a_gene_called_NA_is_a_name(folder):
+    path = folder / "signature_genes.csv"
+    path.write_text(path.read_text().rstrip() + "\nlipo,NA\n")
+    assert "NA" in set(helpers.load_challenge(folder).signatures["sig_gene"])

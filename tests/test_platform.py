@@ -1,0 +1,187 @@
+"""`train` and `infer` as the platform calls them: what they need, what they write, what they say of bad input."""
+
+import shutil
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import run_infer
+
+import helpers
+from helpers import DataError
+from workbench.validate import validate_prediction_folder, validate_submission
+
+
+@pytest.fixture(scope="module")
+def files(trained, challenge, tmp_path_factory):
+    """Both predicted files for all targets, made without the data folder."""
+    prediction = tmp_path_factory.mktemp("prediction")
+    return run_infer("no such folder", trained, prediction, challenge.targets, challenge.genes_to_predict)
+
+
+def test_a_trained_model_needs_nothing_else_and_the_files_are_valid(files, challenge):
+    assert validate_submission(*files, challenge.targets, challenge.genes_to_predict) == []
+    assert validate_prediction_folder(files[0].parent, challenge.targets, challenge.genes_to_predict) == []
+
+
+def test_empty_resources_trains_first_and_gives_the_same(folder, files, challenge, tmp_path):
+    resources = tmp_path / "resources"
+    again = run_infer(folder, resources, tmp_path / "p", challenge.targets, challenge.genes_to_predict)
+    assert (resources / helpers.MODEL_FILE).exists()
+    np.testing.assert_array_equal(ad.read_h5ad(again[0]).X, ad.read_h5ad(files[0]).X)
+    assert again[1].read_bytes() == files[1].read_bytes()
+
+
+def test_shuffled_genes_to_predict_change_only_the_columns(files, trained, challenge, tmp_path):
+    genes = np.random.default_rng(0).permutation(challenge.genes_to_predict)
+    shuffled = ad.read_h5ad(run_infer("", trained, tmp_path, challenge.targets, genes)[0])
+    plain = ad.read_h5ad(files[0])
+    assert shuffled.var_names.tolist() == genes.tolist() != plain.var_names.tolist()
+    np.testing.assert_array_equal(shuffled[:, plain.var_names].X, plain.X)
+
+
+def test_order_of_targets_changes_only_the_rows(files, trained, challenge, tmp_path):
+    targets = challenge.targets[::-1]
+    backwards, _ = run_infer("", trained, tmp_path, targets, challenge.genes_to_predict)
+    X, plain = ad.read_h5ad(backwards), ad.read_h5ad(files[0])
+    assert X.obs["gene"].unique().tolist() == targets.tolist()
+    for target in (targets[0], targets[-1]):
+        np.testing.assert_array_equal(X[X.obs["gene"] == target].X, plain[plain.obs["gene"] == target].X)
+
+
+def test_one_thread_and_many_give_the_same_bits(folder, files, challenge, tmp_path, monkeypatch):
+    monkeypatch.setattr(helpers, "SLAB_VALUES", 4000)
+    monkeypatch.setattr(helpers.os, "cpu_count", lambda: 1)
+    one = run_infer(folder, tmp_path / "r1", tmp_path / "p1", challenge.targets, challenge.genes_to_predict)
+    monkeypatch.setattr(helpers.os, "cpu_count", lambda: 8)
+    many = run_infer(folder, tmp_path / "r8", tmp_path / "p8", challenge.targets, challenge.genes_to_predict)
+    np.testing.assert_array_equal(ad.read_h5ad(one[0]).X, ad.read_h5ad(many[0]).X)
+
+
+def test_every_method_survives_saving(stats, challenge, tmp_path):
+    pool = helpers.read_cells(challenge.train_path, np.arange(150))
+    methods = [
+        helpers.Predictor(helpers.PCARidge(4, 0.2), helpers.PCARidge(3), helpers.GaussianCells(7)),
+        helpers.Predictor(helpers.ControlMean(), helpers.ControlMean(), helpers.RecentredCells(12)),
+        helpers.Predictor(helpers.PerturbedMean(), helpers.PerturbedMean(), helpers.RecentredCells()),
+        helpers.Predictor.default(),
+    ]
+    targets = challenge.targets[challenge.targets.isin(challenge.genes)][:3]
+    for i, method in enumerate(methods):
+        method.fit(stats, challenge.proportions, pool).save(tmp_path / f"{i}.h5")
+        loaded = helpers.Predictor.load(tmp_path / f"{i}.h5")
+        for part in ("expression", "proportions"):
+            a, b = getattr(method, part), getattr(loaded, part)
+            assert a.get_params() == b.get_params()
+            pd.testing.assert_frame_equal(a.predict(targets), b.predict(targets), check_names=False)
+        a, b = (m.cells.for_genes(challenge.genes).sample("T", np.zeros(240), 9) for m in (method, loaded))
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_model_file_holds_no_pickle(trained):
+    def check(name, item):
+        if isinstance(item, h5py.Dataset):
+            assert item.dtype.kind in "fiO", name
+            assert item.dtype.kind != "O" or h5py.check_string_dtype(item.dtype), name
+
+    with h5py.File(trained / helpers.MODEL_FILE) as file:
+        file.visititems(check)
+
+
+def test_target_listed_twice_is_predicted_once(trained, challenge, tmp_path):
+    targets = [*challenge.targets[:3], challenge.targets[1]]
+    with pytest.warns(UserWarning, match=f"listed twice, predicted once: {targets[1]}"):
+        prediction, shares = run_infer("", trained, tmp_path, targets, challenge.genes_to_predict)
+    assert ad.read_h5ad(prediction).n_obs == 300
+    assert pd.read_csv(shares)["gene"].tolist() == targets[:3]
+
+
+def test_gene_that_was_never_measured_is_predicted_as_not_detected(trained, challenge, tmp_path):
+    genes = ["NEW1", *challenge.genes_to_predict, "NEW2"]
+    with pytest.warns(UserWarning, match="never measured, predicted as 0: NEW1, NEW2"):
+        prediction, _ = run_infer("", trained, tmp_path, challenge.targets, genes)
+    adata = ad.read_h5ad(prediction)
+    assert adata.var_names.tolist() == genes
+    assert (adata[:, ["NEW1", "NEW2"]].X == 0).all()
+    assert (adata[:, challenge.genes_to_predict[0]].X != 0).any()
+
+
+def test_duplicated_genes_and_no_targets(trained, challenge, tmp_path):
+    genes = challenge.genes_to_predict
+    with pytest.raises(DataError, match=f"genes_to_predict: duplicated names {genes[0]}"):
+        run_infer("", trained, tmp_path, challenge.targets, [*genes, genes[0]])
+    with pytest.raises(DataError, match="nothing to predict"):
+        run_infer("", trained, tmp_path, [], genes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_old_model_of_other_data(trained, tmp_path):
+    with pytest.raises(DataError, match="knows only 0 of the 50 genes to predict: it was trained on other data"):
+        run_infer("", trained, tmp_path, ["A"], [f"OTHER{i}" for i in range(50)])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other version", "not HDF5", "part missing"])
+def test_model_file_that_cannot_be_used(trained, challenge, damage, tmp_path):
+    path = shutil.copytree(trained, tmp_path / "resources") / helpers.MODEL_FILE
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:2000])
+    elif damage == "not HDF5":
+        path.write_text("a model")
+    else:
+        with h5py.File(path, "r+") as file:
+            if damage == "other version":
+                file.attrs["format"] = 0
+            else:
+                del file["cells"]
+    with pytest.raises(DataError, match=r"model\.h5.*train again"):
+        run_infer("", path.parent, tmp_path / "p", challenge.targets, challenge.genes_to_predict)
+
+
+def test_failed_training_keeps_the_old_model(folder, trained, tmp_path):
+    resources = shutil.copytree(trained, tmp_path / "resources")
+    before = (resources / helpers.MODEL_FILE).read_bytes()
+    with h5py.File(folder / helpers.TRAIN_FILE, "r+") as file:
+        file["X/data"][5] = np.nan
+    with pytest.raises(DataError, match="NaN"):
+        helpers.train(str(folder), str(resources))
+    assert (resources / helpers.MODEL_FILE).read_bytes() == before
+    assert [path.name for path in resources.iterdir()] == [helpers.MODEL_FILE]
+
+
+def test_dense_x_and_no_layers(folder, files, challenge, tmp_path):
+    adata = ad.read_h5ad(folder / helpers.TRAIN_FILE)
+    adata.X = adata.X.toarray()
+    adata.layers.clear()
+    adata.write_h5ad(folder / helpers.TRAIN_FILE)
+    dense = run_infer(folder, tmp_path / "r", tmp_path / "p", challenge.targets, challenge.genes_to_predict)
+    np.testing.assert_array_equal(ad.read_h5ad(dense[0]).X, ad.read_h5ad(files[0]).X)
+
+
+def test_perturbation_with_one_cell(folder, challenge, tmp_path):
+    adata = ad.read_h5ad(folder / helpers.TRAIN_FILE)
+    lost = challenge.perturbations[0]
+    rows = np.flatnonzero(adata.obs["gene"] == lost)[1:]
+    adata[np.setdiff1d(np.arange(adata.n_obs), rows)].copy().write_h5ad(folder / helpers.TRAIN_FILE)
+    files = run_infer(folder, tmp_path / "r", tmp_path / "p", challenge.targets, challenge.genes_to_predict)
+    assert validate_submission(*files, challenge.targets, challenge.genes_to_predict) == []
+
+
+def test_number_of_cells_is_an_option(trained, challenge, tmp_path):
+    prediction, _ = run_infer("", trained, tmp_path, challenge.targets[:2], challenge.genes_to_predict,
+                              cells_per_perturbation=130)
+    assert ad.read_h5ad(prediction).obs["gene"].value_counts().tolist() == [130, 130]
+
+
+def test_real_cells(real_folder, tmp_path):
+    challenge = helpers.load_challenge(real_folder)
+    with pytest.warns(UserWarning, match="3 of 5 targets were not measured"):
+        files = run_infer(real_folder, tmp_path / "r", tmp_path / "p", challenge.targets, challenge.genes_to_predict)
+    assert validate_submission(*files, challenge.targets, challenge.genes_to_predict) == []
+    table = helpers.score(*files, challenge.local_truth_path, real_folder / helpers.LOCAL_PROPORTIONS_FILE,
+                          sigma="calibrated")
+    summary = helpers.summarise_scores(table)["mean"]
+    assert summary["mmd"] < 0.15, "near-identical cells cost more than 1"
+    assert summary["l1_distance"] < 0.12
