@@ -51,6 +51,8 @@ TRAIN_FILE = "obesity_challenge_1.h5ad"
 LOCAL_TRUTH_FILE = "obesity_challenge_1_local_gtruth.h5ad"
 PROPORTIONS_FILE = "program_proportion.csv"
 LOCAL_PROPORTIONS_FILE = "program_proportion_local_gtruth.csv"
+PREDICTION_FILE = "prediction.h5ad"
+PREDICTED_PROPORTIONS_FILE = "predict_program_proportion.csv"
 PREDICTED_PROPORTION_COLUMNS = ["gene", "pre_adipo", "adipo", "lipo", "other"]  # the scorer takes exactly these
 MODEL_FILE = "model.h5"
 MODEL_FORMAT = 1
@@ -950,9 +952,9 @@ def pool_rows(obs: pd.DataFrame, seed: int) -> np.ndarray:
     return np.sort(order[:POOL_CELLS])
 
 
-def train(data_directory_path: str, model_directory_path: str) -> None:
+def train(data_directory_path: str, model_directory_path: str, *, seed: int = 0) -> None:
     """Fit the default method on the data folder and save it into the model folder (`resources/`)."""
-    predictor = fit_predictor(load_challenge(data_directory_path))
+    predictor = fit_predictor(load_challenge(data_directory_path), seed=seed)
     path = Path(model_directory_path) / MODEL_FILE
     predictor.save(path)
     print(f"Saved {path} ({path.stat().st_size / 1e6:.1f} MB).")

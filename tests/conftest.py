@@ -56,7 +56,7 @@ def tiny():
     """60 cells x 7 genes in CSR: perturbations B, C and A (in this order, interleaved) and NC; B has one cell."""
     rng = np.random.default_rng(3)
     X = rng.gamma(2.0, size=(60, 7)) * (rng.random((60, 7)) < 0.6)
-    gene = np.array((["NC", "A", "C"] * 20)[:59] + ["B"])
+    gene = np.array([*(["NC", "A", "C"] * 20)[:59], "B"])
     state = rng.integers(0, 3, 60)
     obs = pd.DataFrame({name: (state == i).astype(int) for i, name in enumerate(helpers.SHARES)})
     obs["lipo"] = obs["adipo"] * rng.integers(0, 2, 60)

@@ -1,6 +1,5 @@
 """The predicted files: both modes alike to the attribute, written beside and renamed, an old good file never lost."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,10 @@ def predictor(trained):
 def means(predictor, challenge):
     known = challenge.targets[challenge.targets.isin(challenge.genes)][:9]
     return predictor.expression.predict(known, columns=challenge.genes_to_predict)
+
+
+def names(folder):
+    return [path.name for path in folder.iterdir()]
 
 
 def contents(path):
@@ -64,7 +67,7 @@ def test_file_is_what_the_scorer_takes(means, predictor, tmp_path):
     for target in means.index:
         cells = adata[adata.obs["gene"] == target].X
         np.testing.assert_allclose(cells.mean(axis=0, dtype=np.float64), means.loc[target], atol=2e-6)
-    assert os.listdir(tmp_path) == ["prediction.h5ad"]
+    assert names(tmp_path) == ["prediction.h5ad"]
 
 
 def test_auto_chooses_by_memory_and_says_so(means, predictor, tmp_path, monkeypatch, capsys):
@@ -126,7 +129,7 @@ def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
     assert "DataError" in error
     assert "prediction.h5ad: could not be written" in error
     assert path.read_text() == "old and good"
-    assert os.listdir(tmp_path) == ["prediction.h5ad"]
+    assert names(tmp_path) == ["prediction.h5ad"]
 
 
 def test_killed_run_leaves_the_old_file_and_the_next_run_cleans_up(tmp_path, means, predictor):
@@ -148,9 +151,9 @@ def test_killed_run_leaves_the_old_file_and_the_next_run_cleans_up(tmp_path, mea
     process.kill()
     process.communicate()
     assert path.read_text() == "old and good"
-    assert len(os.listdir(tmp_path)) == 2, "the kill must have left a part, or the test shows nothing"
+    assert len(names(tmp_path)) == 2, "the kill must have left a part, or the test shows nothing"
     helpers.write_prediction(path, means, predictor.cells)
-    assert os.listdir(tmp_path) == ["prediction.h5ad"]
+    assert names(tmp_path) == ["prediction.h5ad"]
     assert ad.read_h5ad(path).n_obs == 900
 
 

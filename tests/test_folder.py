@@ -119,7 +119,7 @@ def test_proportions_by_name_and_complete(folder, challenge):
         helpers.load_challenge(folder)
 
 
-def test_a_gene_called_NA_is_a_name(folder):
+def test_a_gene_may_be_called_na(folder):
     path = folder / "signature_genes.csv"
     path.write_text(path.read_text().rstrip() + "\nlipo,NA\n")
     assert "NA" in set(helpers.load_challenge(folder).signatures["sig_gene"])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from textwrap import dedent
+from threading import Timer
 
 import pytest
 import requests
@@ -198,6 +199,8 @@ def test_libraries_are_answered_for_both_readers(hub):
     names = {library.name for library in libraries}
     assert {"anndata", "scanpy", "json"} <= names
     assert len(names) == len(libraries)
+    page = requests.get(hub.url + "v2/libraries?page=1&size=2", timeout=10).json()
+    assert [library["name"] for library in page["content"]] == [library.name for library in libraries[2:4]]
 
 
 def test_users_are_answered(hub):
@@ -227,12 +230,17 @@ def test_a_real_project_is_never_overwritten(tmp_path, before, after):
 
 def test_the_command_prints_the_variables_and_serves_until_interrupted(tmp_path):
     command = [sys.executable, "-m", "workbench.hub", "--project", str(tmp_path)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, env=buffered, stdout=pipe, stderr=pipe, text=True) as process:
+        watchdog = Timer(20, process.kill)  # readline would wait for ever for a line that does not come
+        watchdog.start()
         lines = [process.stdout.readline().removeprefix("export ").strip() for _ in range(3)]
         variables = dict(line.split("=", 1) for line in lines)
         answer = requests.get(variables["CRUNCH_API_BASE_URL"] + "v1/competitions/broad-obesity-1", timeout=10)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=10) == 0, process.stderr.read()
+        assert process.wait() == 0, process.stderr.read()
+        watchdog.cancel()
 
     assert answer.json()["format"] == "UNSTRUCTURED"
     assert (tmp_path / ".crunchdao" / "token").read_text() == hub_module.TOKEN

@@ -121,7 +121,7 @@ def test_panel_of_given_genes_and_whole_panel(files, challenge):
     whole = helpers.score(*files)
     assert whole.loc[whole["metric"] == "mmd", "n_genes"].unique().tolist() == [len(challenge.genes_to_predict)]
     assert whole["panel"].unique().tolist() == [0]
-    with pytest.raises(DataError, match="not in both .* NOPE"):
+    with pytest.raises(DataError, match=r"not in both .* NOPE"):
         helpers.score(*files, genes=["NOPE"])
 
 

@@ -114,14 +114,14 @@ def repeated_gene(p):
 
 def with_value(value):
     def harm(p):
-        p.X[205, 2] = value
+        p.X[299, 2] = value
         return p
 
     return harm
 
 
 def sparse_nan(p):
-    p.X[205, 2] = np.nan
+    p.X[299, 2] = np.nan
     p.X = sparse.csr_matrix(p.X)
     return p
 
@@ -148,7 +148,7 @@ def no_x(p):
     ],
 )
 def test_each_rule_of_the_cells(folder, harm, says, monkeypatch):
-    monkeypatch.setattr(validate, "SLAB_VALUES", 64)  # 16 cells a slab: the bad one is in none of the first
+    monkeypatch.setattr(validate, "SLAB_VALUES", 64)  # 16 cells a slab: the bad one is in the last, which is not full
     harm(make_prediction()).write_h5ad(folder / "prediction.h5ad")
     problems = problems_of(folder)
     assert any(re.search(f"prediction.h5ad: .*{says}", problem) for problem in problems), problems

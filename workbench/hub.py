@@ -4,8 +4,9 @@ In: a project folder (`main.py`, `data/`, `resources/`, `prediction/`) and the c
 Out: the answers `crunch test`, `crunch_tools.test()`, `crunch convert --requirements` and `crunch push --dry` ask for.
 Next: `workbench/platform/.../runner.py`, which the client runs, and `workbench/validate.py`, which reads what it wrote.
 
-In a notebook, before `crunch.load_notebook()`:
+In a notebook, a cell before `crunch.load_notebook()` (the first line keeps it out of `main.py` and of the scan):
 
+    # @crunch/keep:none
     from workbench.hub import connect
     hub = connect()
 

@@ -224,14 +224,14 @@ def _gene_names(rng: np.random.Generator, n: int) -> np.ndarray:
 
 def _mean_counts(n: int) -> np.ndarray:
     """(n,) log-normal mean counts in control cells that sum to DEPTH, so wide that STORED of the entries are > 0."""
-    normal, cap = stats.norm.ppf((np.arange(n) + 0.5) / n), max(0.02, 4 / n) * DEPTH  # no gene takes over the cell
+    normal, cap = stats.norm.ppf((np.arange(n) + 0.5) / n), max(0.02, 20 / n) * DEPTH  # no gene takes over the cell
     spread = np.expm1(COEXPRESSION**2 + np.log1p(1 / SIZE) + DEPTH_SD**2)  # a gene's dispersion over control cells
 
     def means(width: float) -> np.ndarray:
-        centre = optimize.brentq(lambda c: np.minimum(np.exp(c + width * normal), cap).sum() - DEPTH, -60, 20)
+        centre = optimize.brentq(lambda c: np.minimum(np.exp(c + width * normal), cap).sum() - DEPTH, -100, 20)
         return np.minimum(np.exp(centre + width * normal), cap)
 
-    return means(optimize.brentq(lambda w: np.mean(1 - (1 + spread * means(w)) ** (-1 / spread)) - STORED, 0.05, 12))
+    return means(optimize.brentq(lambda w: np.mean(1 - (1 + spread * means(w)) ** (-1 / spread)) - STORED, 0.05, 20))
 
 
 def _signatures(rng: np.random.Generator, genes: np.ndarray) -> tuple[pd.DataFrame, np.ndarray]:
@@ -303,7 +303,8 @@ def _draw_uniform(
     knocked_out = np.flatnonzero(model.target[perturbation] >= 0)
     mean[knocked_out, model.target[perturbation[knocked_out]]] *= RESIDUAL
     mean *= (cells["library"].to_numpy(np.float32) / mean.sum(axis=1))[:, None]
-    return mean, np.square(np.square(SIZE / (SIZE + mean))), rng.random(mean.shape, dtype=np.float32)
+    zero = np.square(np.square(SIZE / (SIZE + mean)))  # to the power SIZE, faster
+    return mean, zero, rng.random(mean.shape, dtype=np.float32)
 
 
 def _sample_counts(model: Model, cells: pd.DataFrame, seed: np.random.SeedSequence) -> sparse.csr_matrix:
@@ -469,8 +470,8 @@ def _true_mean(model: Model, p: int, curve: tuple[np.ndarray, np.ndarray], *, id
 def _expected_x() -> tuple[np.ndarray, np.ndarray]:
     """Log mean counts, and the expected X there over library sizes, modules, gamma and Poisson.
 
-    One curve serves every gene because |W_j| and the dispersion are the same for all. It leaves out that the modules also
-    move a cell's total, which is small beside the total.
+    One curve serves every gene because |W_j| and the size are the same for all. It leaves out that the modules also
+    move a cell's total a little.
     """
     fine, grid, k = np.linspace(-22, 16, 1_000), np.linspace(-16, 12, 600), np.arange(400)
     rate = np.exp(fine)

@@ -173,7 +173,7 @@ def _check_values(name: str, x: h5py.Dataset | h5py.Group | None, obs: pd.DataFr
     values = x["data"] if sparse else x
     if values.dtype.kind not in "iuf":
         return [f"{name}: X holds {values.dtype}, not numbers; write float32."]
-    bad, rows, columns = 0, set(), set()
+    bad, rows, columns = 0, set[int](), set[int]()
     for start, slab in _slabs(values):
         where = np.argwhere(~np.isfinite(slab))
         bad += len(where)

@@ -24,6 +24,8 @@ def _load_validator() -> ModuleType:
     """`workbench/validate.py` by its path: were it on sys.path, a submission could import what the cloud has not."""
     path = Path(__file__).resolve().parents[4] / "validate.py"
     spec = importlib.util.spec_from_file_location("workbench_validate", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"no validator at {path}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,0 +1,34 @@
+# The two commands: `make demo` (the whole job on demo data, or on the files in data/) and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test setup bundle submission lint clean
+
+demo: setup
+	$(BIN)/python -m workbench.demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+setup: .venv/.done
+
+# Made again when the requirements change; a half-made environment has no .done and is completed.
+.venv/.done: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	touch $@
+
+# One notebook that carries its files, for Colab, Kaggle and the platform's one-file upload.
+bundle: setup
+	$(BIN)/python -m workbench.bundle
+
+# main.py for `crunch test` and `crunch push`, made from the notebook.
+submission: setup
+	$(BIN)/crunch convert notebook.ipynb main.py --overwrite
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf build main.py .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,197 @@
+"""The notebook, as a participant, the converter and an empty machine meet it."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata as ad
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import REAL_DATA
+from crunch_convert.notebook import extract_from_file
+from nbclient import NotebookClient
+
+import helpers
+from workbench import bundle, demo
+from workbench.hub import environment, serve, write_project
+from workbench.validate import validate_method_description, validate_prediction_folder
+
+ROOT = Path(helpers.__file__).parent
+CRUNCH = Path(sys.executable).with_name("crunch")
+
+
+@pytest.fixture(scope="module")
+def converted():
+    return extract_from_file(ROOT / "notebook.ipynb")
+
+
+def top_level(source):
+    return [node for node in ast.parse(source).body if not (
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))]
+
+
+def test_notebook_converts_with_no_warning_and_keeps_only_what_it_should(converted):
+    assert converted.warnings == []
+    nodes = top_level(converted.source_code)
+    kept = [node.targets[0].id for node in nodes if isinstance(node, ast.Assign)]
+    assert kept == ["SEED"]
+    functions = [node.name for node in nodes if isinstance(node, ast.FunctionDef)]
+    assert functions == ["train", "infer"]
+    imports = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    assert len(nodes) == len(kept) + len(functions) + len(imports)
+    assert "helpers" in imports
+    assert not imports & {"workbench", "crunch"}
+
+
+def test_requirements_of_the_conversion_are_those_of_helpers(converted):
+    """The platform installs what the notebook imports, so it must import what helpers.py needs."""
+    tree = ast.parse((ROOT / "helpers.py").read_text())
+    needed = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    needed |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    needed = {name.split(".")[0] for name in needed} - set(sys.stdlib_module_names)
+    found = {requirement.alias for requirement in converted.requirements}
+    assert found == needed - {"threadpoolctl"}, "threadpoolctl comes with scikit-learn"
+
+
+def test_helpers_opens_no_socket_and_imports_nothing_of_the_project():
+    source = (ROOT / "helpers.py").read_text()
+    for word in ("socket", "urllib", "requests", "http", "multiprocessing", "workbench", "challenges"):
+        assert f"import {word}" not in source
+        assert f"from {word}" not in source
+
+
+def test_method_description_is_the_embedded_cell_and_valid(converted):
+    (file,) = converted.embedded_files
+    assert file.path == "Method description.md"
+    assert file.content == (ROOT / "Method description.md").read_text().strip()
+    assert validate_method_description(ROOT / "Method description.md") == []
+
+
+def test_notebook_is_stored_without_outputs_and_token():
+    notebook = nbformat.read(ROOT / "notebook.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    assert any('TOKEN = ""' in cell.source for cell in code)
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """`make demo`'s own function in an empty folder, with small demo data."""
+    folder = tmp_path_factory.mktemp("demo")
+    demo.simulate(folder / "data", cells=2000, genes=300, perturbations=15, seed=3)
+    report = demo.run(folder)
+    return folder, report, nbformat.read(folder / "build" / "notebook.ipynb", as_version=4)
+
+
+def test_executed_notebook_leaves_a_valid_submission_and_a_report(executed):
+    folder, report, notebook = executed
+    challenge = helpers.load_challenge(folder / "data")
+    targets = challenge.local_proportions.index
+    assert validate_prediction_folder(folder / "prediction", targets, challenge.genes_to_predict) == []
+    assert (folder / "resources" / helpers.MODEL_FILE).exists()
+    pictures = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+                if "image/png" in output.get("data", {})]
+    assert len(pictures) == 5
+    html = report.read_text()
+    assert html.count("<img") == 5
+    for row in ("control", "perturbed mean", "PCA-ridge (starter)", "your prediction", "real cells (other half)"):
+        assert row in html
+
+
+def test_the_real_client_ran_and_said_so(executed):
+    said = "".join(
+        output.get("text", "") for cell in executed[2].cells if cell.cell_type == "code" for output in cell.outputs)
+    assert "running local test" in said
+    assert "executing - command=train" in said
+    assert "executing - command=infer" in said
+    assert "save prediction - path=prediction" in said
+    assert "forbidden library" not in said
+
+
+def crunch(arguments, folder, hub):
+    return subprocess.run(
+        [CRUNCH, *arguments], cwd=folder, env={**os.environ, **environment(hub)}, capture_output=True, text=True,
+        check=False, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory, demo_folder):
+    """The one-file notebook alone in a folder, converted by the real client, with data beside it."""
+    folder = tmp_path_factory.mktemp("bundle")
+    nbformat.write(bundle.bundle(), folder / "notebook.ipynb")
+    with serve(folder=folder) as hub:
+        write_project(folder)
+        done = crunch(["convert", "notebook.ipynb", "main.py", "--embedded-files"], folder, hub)
+        assert done.returncode == 0, done.stderr
+        assert "warning" not in (done.stdout + done.stderr).lower()
+        (folder / "data").symlink_to(demo_folder)
+        tested = crunch(["test"], folder, hub)
+    return folder, tested
+
+
+def test_bundle_converts_to_a_main_that_runs_with_the_extracted_helpers(bundled, challenge):
+    folder, tested = bundled
+    assert tested.returncode == 0, tested.stderr
+    assert (folder / "helpers.py").read_text().strip() == (ROOT / "helpers.py").read_text().strip()
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"notebook.ipynb", "main.py", "helpers.py", "Method description.md", ".crunchdao", "data",
+                     "prediction", "resources", "__pycache__"}
+    targets = challenge.local_proportions.index
+    assert validate_prediction_folder(folder / "prediction", targets, challenge.genes_to_predict) == []
+
+
+def test_push_lists_what_would_be_sent(bundled):
+    folder, _ = bundled
+    (folder / "requirements.txt").write_text((ROOT / "requirements.txt").read_text())
+    with serve(folder=folder) as hub:
+        done = crunch(["push", "--dry", "--message", "test"], folder, hub)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    for name in ("main.py", "helpers.py", "Method description.md", "requirements.txt", helpers.MODEL_FILE):
+        assert name in said
+    assert helpers.TRAIN_FILE not in said
+    assert "dry run, not uploading files" in said
+
+
+def test_bundle_runs_on_an_empty_machine(demo_folder, tmp_path, monkeypatch):
+    """Nothing of this repository is importable; only the notebook's own files are, once its first cell ran."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    notebook = bundle.bundle()
+    (tmp_path / "data").symlink_to(demo_folder)  # in place of the demo data that it would make: to save time
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert (tmp_path / "prediction" / helpers.PREDICTION_FILE).exists()
+    origin = NotebookClient(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(
+        "import helpers; print(helpers.__file__)")]), resources={"metadata": {"path": str(tmp_path)}})
+    assert origin.execute().cells[0].outputs[0]["text"].strip() == str(tmp_path / "helpers.py")
+
+
+def test_bundle_is_reproducible():
+    assert nbformat.writes(bundle.bundle()) == nbformat.writes(bundle.bundle())
+
+
+def test_real_cells_under_the_real_client(real_folder, tmp_path):
+    """`crunch test`, scoring and the table on real THP-1 cells."""
+    nbformat.write(nbformat.read(ROOT / "notebook.ipynb", as_version=4), tmp_path / "notebook.ipynb")
+    (tmp_path / "helpers.py").write_text((ROOT / "helpers.py").read_text())
+    (tmp_path / "data").symlink_to(real_folder)
+    with serve(folder=tmp_path) as hub:
+        write_project(tmp_path)
+        assert crunch(["convert", "notebook.ipynb", "main.py"], tmp_path, hub).returncode == 0
+        tested = crunch(["test"], tmp_path, hub)
+    assert tested.returncode == 0, tested.stderr
+    challenge = helpers.load_challenge(real_folder)
+    targets = challenge.local_proportions.index
+    assert validate_prediction_folder(tmp_path / "prediction", targets, challenge.genes_to_predict) == []
+    assert ad.read_h5ad(tmp_path / "prediction" / helpers.PREDICTION_FILE).n_obs == 500
+    done = subprocess.run(
+        [sys.executable, "-m", "workbench.compare", real_folder, tmp_path / "prediction", "--sigma", "calibrated",
+         "--out", tmp_path / "table.csv"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "your prediction" in done.stdout
+    table = pd.read_csv(tmp_path / "table.csv").groupby(["method", "metric"])["value"].mean()
+    assert table["PCA-ridge (starter)", "mmd"] > 1 > 5 * table["your prediction", "mmd"]
+    assert np.isfinite(table).all()
+    assert REAL_DATA.exists()

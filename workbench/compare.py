@@ -1,0 +1,110 @@
+"""A prediction beside the baselines and beside real cells, on the challenge's own local truth.
+
+In: a challenge folder with the local truth, and the folder of the two predicted files. Out: the tidy table of
+`helpers.score` with a column `method`, and its summary. `workbench.plots` draws them; the notebook shows both.
+
+    python -m workbench.compare DATA PREDICTION [--sigma scaled|calibrated] [--out table.csv]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import warnings
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+import helpers
+from helpers import Challenge, Predictor
+
+YOURS = "your prediction"
+STARTER = "PCA-ridge (starter)"
+CEILING = "real cells (other half)"
+
+
+def baselines() -> dict[str, Predictor]:
+    """Two constants with real cells, and the published starter with its Gaussian cells; not fitted."""
+    return {
+        "control": Predictor(helpers.ControlMean(), helpers.ControlMean(), helpers.RecentredCells()),
+        "perturbed mean": Predictor(helpers.PerturbedMean(), helpers.PerturbedMean(), helpers.RecentredCells()),
+        STARTER: Predictor(helpers.PCARidge(), helpers.PCARidge(), helpers.GaussianCells()),
+    }
+
+
+def compare(
+    challenge: Challenge, prediction_folder: str | Path, *, sigma: float | str = "scaled"
+) -> tuple[pd.DataFrame, ad.AnnData]:
+    """Score the predicted files beside the baselines, fitted here, and beside the other half of the real cells.
+
+    Returns the table of `helpers.score` with a first column `method`, and the starter's cells (for a picture).
+    """
+    if challenge.local_truth_path is None or challenge.local_proportions is None:
+        raise helpers.DataError(f"{challenge.folder}: no local truth, so there is nothing to compare with")
+    truth = challenge.local_truth_path, challenge.folder / helpers.LOCAL_PROPORTIONS_FILE
+    stats = helpers.perturbation_stats(challenge.train_path)
+    pool = helpers.read_cells(challenge.train_path, helpers.pool_rows(challenge.obs, seed=0))
+    tables = {}
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not measured as genes")
+        for name, predictor in baselines().items():
+            files = _files(Path(folder))
+            predictor.fit(stats, challenge.proportions, pool)
+            predictor.write(*files, challenge.local_proportions.index, challenge.genes_to_predict)
+            tables[name] = helpers.score(*files, *truth, sigma=sigma)
+            if name == STARTER:
+                starter = ad.read_h5ad(files[0])
+        tables[YOURS] = helpers.score(*_files(Path(prediction_folder)), *truth, sigma=sigma)
+        half, rest = _halves(ad.read_h5ad(truth[0]), Path(folder))
+        tables[CEILING] = helpers.score(rest, truth[1], half, truth[1], sigma=sigma)
+    # Only the cells have a ceiling here: the shares of the other half are not known apart.
+    tables[CEILING] = tables[CEILING][tables[CEILING]["metric"] != "l1_distance"]
+    return pd.concat(tables, names=["method"]).reset_index(level="method").reset_index(drop=True), starter
+
+
+def _files(folder: Path) -> tuple[Path, Path]:
+    return folder / helpers.PREDICTION_FILE, folder / helpers.PREDICTED_PROPORTIONS_FILE
+
+
+def _halves(truth: ad.AnnData, folder: Path) -> tuple[Path, Path]:
+    """Every second cell of each perturbation as truth, the first 100 of the others as the prediction."""
+    number = truth.obs.groupby("gene", observed=True).cumcount().to_numpy()
+    paths = folder / "half.h5ad", folder / "rest.h5ad"
+    for path, rows in zip(paths, (number % 2 == 0, (number % 2 == 1) & (number < 200)), strict=True):
+        truth[rows].copy().write_h5ad(path)
+    return paths
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Methods x metrics, in the table's order: mean ± standard error over perturbations [spread over panels]."""
+    values = table.groupby(["method", "metric", "perturbation"], sort=False)["value"].mean()
+    grouped = values.groupby(["method", "metric"], sort=False)
+    mean, error = grouped.mean(), (grouped.std() / np.sqrt(grouped.size())).fillna(0.0)
+    by_panel = table.groupby(["method", "metric", "panel"], sort=False)["value"].mean()
+    spread = by_panel.groupby(["method", "metric"], sort=False).std()
+    text = mean.map("{:.3f}".format) + " ± " + error.map("{:.3f}".format)
+    text += spread.map(" [{:.3f}]".format, na_action="ignore").fillna("")
+    return text.unstack("metric").loc[table["method"].unique(), ["pearson_delta", "mmd", "l1_distance"]].fillna("")
+
+
+def main() -> None:
+    """Command line: print the summary, and write the table where asked."""
+    parser = argparse.ArgumentParser(prog="python -m workbench.compare", description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="challenge folder with the local truth")
+    parser.add_argument("prediction", type=Path, help="folder of the two predicted files")
+    parser.add_argument("--sigma", default="scaled", choices=["scaled", "calibrated"], help="bandwidth of MMD")
+    parser.add_argument("--out", type=Path, help="write the tidy table as csv")
+    options = parser.parse_args()
+    table, _ = compare(helpers.load_challenge(options.data), options.prediction, sigma=options.sigma)
+    if options.out:
+        table.to_csv(options.out, index=False)
+    panels = table[table["metric"] == "mmd"][["n_genes", "sigma", "sigma_rule"]].drop_duplicates().iloc[0]
+    print(summary(table).to_string())
+    print(f"mean ± standard error over perturbations [spread over panels]; panels of {panels['n_genes']} genes, "
+          f"sigma {panels['sigma']:.0f}, {panels['sigma_rule']}")
+
+
+if __name__ == "__main__":
+    main()
