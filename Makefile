@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test setup bundle submission lint clean
+.PHONY: demo test setup bundle submission bench lint clean
 
 demo: setup
 	$(BIN)/python -m workbench.demo
@@ -25,6 +25,10 @@ bundle: setup
 # main.py for `crunch test` and `crunch push`, made from the notebook.
 submission: setup
 	$(BIN)/crunch convert notebook.ipynb main.py --overwrite
+
+# Speed and memory against the starter, in one run (about 20 minutes; BENCH=--quick: two).
+bench: setup
+	$(BIN)/python -m workbench.bench $(BENCH)
 
 lint: setup
 	$(BIN)/ruff check .

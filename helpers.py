@@ -57,7 +57,6 @@ PREDICTED_PROPORTION_COLUMNS = ["gene", "pre_adipo", "adipo", "lipo", "other"]  
 MODEL_FILE = "model.h5"
 MODEL_FORMAT = 1
 
-GB = 1e9
 
 
 class DataError(ValueError):
@@ -68,6 +67,11 @@ def some(names: Iterable[object], most: int = 10) -> str:
     """The first few names, and how many there are in all: for messages."""
     words = [str(name) for name in names]
     return ", ".join(words[:most]) + (f", ... ({len(words)} in all)" if len(words) > most else "")
+
+
+def text_size(n_bytes: float) -> str:
+    """1234567 -> '1.2 MB'."""
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -667,8 +671,13 @@ def herd(kernel: np.ndarray, n: int) -> np.ndarray:
 def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Squared Euclidean distances between the rows of a and b, by a matrix product, len(a) x len(b)."""
     centre = b.mean(axis=0)  # near the data, so that |a|^2 + |b|^2 - 2ab loses no digits
-    a, b = a - centre, b - centre
-    distances = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2.0 * (a @ b.T)
+    centred_b = b - centre
+    centred_a = centred_b if a is b else a - centre  # the same array: then BLAS computes half of the product
+    norms_a, norms_b = (np.einsum("ij,ij->i", rows, rows) for rows in (centred_a, centred_b))
+    distances = centred_a @ centred_b.T
+    distances *= -2.0
+    distances += norms_a[:, None]
+    distances += norms_b
     return np.maximum(distances, 0.0, out=distances)
 
 
@@ -749,13 +758,12 @@ def _choose_mode(mode: str, folder: Path, size: int) -> str:
         raise ValueError(f"mode must be 'auto', 'ram' or 'disk', not {mode!r}")
     free, available = shutil.disk_usage(folder).free, psutil.virtual_memory().available
     if free < size * 1.01 + 50e6:
-        raise DataError(f"{folder}: the prediction takes {size / GB:.2f} GB, but only {free / GB:.2f} GB are free")
-    why = "as asked"
+        raise DataError(f"{folder}: the prediction takes {text_size(size)}, but only {text_size(free)} are free")
     if mode == "auto":
         mode = "ram" if size < available / 2 else "disk"
-        why = f"{'less' if mode == 'ram' else 'more'} than half of the {available / GB:.1f} GB of free memory"
-    how = "made in memory, then written" if mode == "ram" else "written slab by slab"
-    print(f"Prediction of {size / GB:.2f} GB, {how} ({why}); {free / GB:.1f} GB of disk are free.")
+        how = "made in memory, then written" if mode == "ram" else "written slab by slab"
+        why = f"{'less' if mode == 'ram' else 'more'} than half of the {text_size(available)} of free memory"
+        print(f"Prediction of {text_size(size)}, {how}: {why}; {text_size(free)} of disk are free.")
     return mode
 
 
@@ -935,10 +943,10 @@ def _read_array(dataset: h5py.Dataset) -> np.ndarray:
 
 def fit_predictor(challenge: Challenge, predictor: Predictor | None = None, *, seed: int = 0) -> Predictor:
     """Fit a method (default: `Predictor.default()`) to the training cells of a challenge folder."""
-    size = challenge.train_path.stat().st_size / GB
-    memory = len(challenge.perturbations) * len(challenge.genes) * 8 * 5 / GB + 0.5
-    print(f"Training on {len(challenge.obs):,} cells x {len(challenge.genes):,} genes ({size:.2f} GB on disk), "
-          f"{len(challenge.perturbations)} perturbations; takes about {memory:.1f} GB of memory.")
+    size = challenge.train_path.stat().st_size
+    memory = len(challenge.perturbations) * len(challenge.genes) * 8 * 5 + 0.5e9
+    print(f"Training on {len(challenge.obs):,} cells x {len(challenge.genes):,} genes ({text_size(size)} on disk), "
+          f"{len(challenge.perturbations)} perturbations; takes about {text_size(memory)} of memory.")
     stats = perturbation_stats(challenge.train_path)
     pool = read_cells(challenge.train_path, pool_rows(challenge.obs, seed))
     return (predictor or Predictor.default()).fit(stats, challenge.proportions, pool)
@@ -957,7 +965,7 @@ def train(data_directory_path: str, model_directory_path: str, *, seed: int = 0)
     predictor = fit_predictor(load_challenge(data_directory_path), seed=seed)
     path = Path(model_directory_path) / MODEL_FILE
     predictor.save(path)
-    print(f"Saved {path} ({path.stat().st_size / 1e6:.1f} MB).")
+    print(f"Saved {path} ({text_size(path.stat().st_size)}).")
 
 
 def infer(
@@ -1063,7 +1071,11 @@ def score(
     that equals the reference to float32 rounding has no Pearson delta but that of the rounding; it counts as 0.
     """
     rows = []
-    with _open_matrix(truth_h5ad, ["gene"]) as true, _open_matrix(prediction_h5ad, ["gene"]) as predicted:
+    with (
+        _open_matrix(truth_h5ad, ["gene"]) as true,
+        _open_matrix(prediction_h5ad, ["gene"]) as predicted,
+        threadpool_limits(1),  # the products are small: more threads would wait for each other
+    ):
         (true_X, true_obs, true_genes, _), (predicted_X, predicted_obs, predicted_genes, name) = true, predicted
         panels = _panels(true_genes, predicted_genes, genes, n_panels, panel_size, seed)
         reference = pd.Series(_read_uns(Path(truth_h5ad), "perturbed_centroid_train"), index=true_genes)

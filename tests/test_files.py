@@ -80,8 +80,8 @@ def test_auto_chooses_by_memory_and_says_so(means, predictor, tmp_path, monkeypa
     assert helpers.write_prediction(tmp_path / "p.h5ad", means, predictor.cells) == "disk"
     said = capsys.readouterr().out
     assert "made in memory" in said
-    assert "slab by slab (more than half of the" in said
-    assert "GB of disk are free" in said
+    assert "slab by slab: more than half of the" in said
+    assert "of disk are free" in said
     with pytest.raises(ValueError, match="mode must be"):
         helpers.write_prediction(tmp_path / "p.h5ad", means, predictor.cells, mode="fast")
 
@@ -90,7 +90,7 @@ def test_too_small_a_disk_is_refused_with_the_numbers(means, predictor, tmp_path
     (tmp_path / "p.h5ad").write_text("old")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(helpers.shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(DataError, match=r"the prediction takes 0\.00 GB, but only 0\.00 GB are free"):
+    with pytest.raises(DataError, match=r"the prediction takes 0\.8 MB, but only 0\.0 MB are free"):
         helpers.write_prediction(tmp_path / "p.h5ad", means, predictor.cells)
     assert (tmp_path / "p.h5ad").read_text() == "old"
 

@@ -52,7 +52,7 @@ def compare(
         for name, predictor in baselines().items():
             files = _files(Path(folder))
             predictor.fit(stats, challenge.proportions, pool)
-            predictor.write(*files, challenge.local_proportions.index, challenge.genes_to_predict)
+            predictor.write(*files, challenge.local_proportions.index, challenge.genes_to_predict, mode="disk")
             tables[name] = helpers.score(*files, *truth, sigma=sigma)
             if name == STARTER:
                 starter = ad.read_h5ad(files[0])
@@ -86,7 +86,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     spread = by_panel.groupby(["method", "metric"], sort=False).std()
     text = mean.map("{:.3f}".format) + " ± " + error.map("{:.3f}".format)
     text += spread.map(" [{:.3f}]".format, na_action="ignore").fillna("")
-    return text.unstack("metric").loc[table["method"].unique(), ["pearson_delta", "mmd", "l1_distance"]].fillna("")
+    wide = text.unstack("metric")  # noqa: PD010 - texts cannot be averaged, so not pivot_table
+    return wide.loc[table["method"].unique(), ["pearson_delta", "mmd", "l1_distance"]].fillna("")
 
 
 def main() -> None:

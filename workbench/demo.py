@@ -21,7 +21,12 @@ from nbconvert import HTMLExporter
 import helpers
 from workbench import hub
 from workbench.simulate import simulate
-from workbench.validate import validate_method_description, validate_prediction_folder
+from workbench.validate import (
+    requested_genes,
+    requested_perturbations,
+    validate_method_description,
+    validate_prediction_folder,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,10 +65,9 @@ def run(folder: Path) -> Path:
 
 
 def _check(folder: Path) -> None:
-    challenge = helpers.load_challenge(folder / "data")
-    assert challenge.local_proportions is not None
+    data = folder / "data"
     problems = validate_prediction_folder(
-        folder / "prediction", challenge.local_proportions.index, challenge.genes_to_predict
+        folder / "prediction", requested_perturbations(data, local=True), requested_genes(data)
     )
     problems += validate_method_description(ROOT / "Method description.md")
     if problems:

@@ -16,6 +16,7 @@ from sklearn.decomposition import PCA
 
 import helpers
 from helpers import CONTROL, SHARES, Challenge, PerturbationStats
+from workbench.compare import YOURS
 
 BLUE, ORANGE, GREY, RED = "#2b6cb0", "#dd6b20", "#a0aec0", "#c53030"
 STATE_COLOURS = {"pre_adipo": "#68a0d8", "adipo": "#f2c14e", "lipo": "#d1781f", "other": "#c7cbd1"}
@@ -69,9 +70,9 @@ def _target_expression(axes: Axes, challenge: Challenge, stats: PerturbationStat
     }
     for label, (names, colour) in groups.items():
         known = names[names.isin(level.index)]
-        label += "" if len(known) == len(names) else f" ({len(names) - len(known)} of {len(names)} not measured)"
+        missing = "" if len(known) == len(names) else f" ({len(names) - len(known)} of {len(names)} not measured)"
         if len(known):
-            axes.ecdf(level[known], lw=2, color=colour, label=label)
+            axes.ecdf(level[known], lw=2, color=colour, label=label + missing)
     axes.set(xlabel="mean expression in control cells (log2 units)", ylabel="share of genes at or below",
              title="How strongly the targets are expressed")
     axes.legend(fontsize=9, loc="lower right")
@@ -104,7 +105,7 @@ def results(table: pd.DataFrame) -> Figure:
             if (method, metric) not in values:
                 continue
             points = values[method, metric]
-            axis.scatter(points, np.full(len(points), row), s=22, color=BLUE if method == "default" else GREY)
+            axis.scatter(points, np.full(len(points), row), s=22, color=BLUE if method == YOURS else GREY)
             axis.plot([points.mean()] * 2, [row - 0.3, row + 0.3], color="black", lw=2)
         if metric == "pearson_delta":
             axis.axvline(0, color="black", lw=0.8, ls=":")
@@ -134,7 +135,7 @@ def pearson_picture(prediction: ad.AnnData, truth: ad.AnnData) -> Figure:
 
 
 def mmd_picture(prediction: ad.AnnData, truth: ad.AnnData, starter: ad.AnnData) -> Figure:
-    """True and predicted cells of one perturbation on the first two principal axes of the true and default cells."""
+    """True and predicted cells of one perturbation on the first two principal axes of the true and predicted cells."""
     name = truth.obs["gene"].value_counts().index[0]
     genes = prediction.var_names[prediction.var_names.isin(truth.var_names)]
     true = _cells(truth, name, genes)[:100]
@@ -142,7 +143,7 @@ def mmd_picture(prediction: ad.AnnData, truth: ad.AnnData, starter: ad.AnnData) 
     shown = plane.transform(true)
     figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharex=True, sharey=True, layout="constrained")
     for axis, (label, cells, colour) in zip(
-        axes, [("PCA-ridge with Gaussian cells (starter)", starter, ORANGE), ("default", prediction, BLUE)], strict=True
+        axes, [("PCA-ridge with Gaussian cells (starter)", starter, ORANGE), (YOURS, prediction, BLUE)], strict=True
     ):
         predicted = _cells(cells, name, genes)
         value = helpers.mmd(true, predicted, helpers.SIGMA * len(genes) / helpers.SIGMA_GENES)
