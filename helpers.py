@@ -2,13 +2,14 @@
 
 1. folder      `load_challenge`      the challenge's `data/` folder, read and checked once
 2. statistics  `perturbation_stats`  one pass over the cells: mean, variance, detection rate and cell count
-3. means       `ControlMean`, `PerturbedMean`, `PCARidge`: the mean expression of an unseen knock-out
-4. programs    `MedianProportions`, `constrain_proportions`: the share of cells in each state
-5. cells       `GaussianCells`, `RecentredCells`: synthetic cells around a predicted mean
-6. files       `write_prediction`, `write_proportions`: both predicted files, written beside and renamed
-7. platform    `train`, `infer`: what the notebook's two functions call
-8. scores      `pearson_delta`, `mmd`, `l1_distance`, `score`: the platform's definitions
-9. local split `local_split`: hold out perturbations of one's own
+3. features    `training_features`, `read_features`: what is known of a gene, from the cells and from your tables
+4. means       `ControlMean`, `PerturbedMean`, `PCARidge`, `ResponseModel`: the mean of an unseen knock-out
+5. programs    `MedianProportions`, `constrain_proportions`: the share of cells in each state
+6. cells       `GaussianCells`, `RecentredCells`: synthetic cells around a predicted mean
+7. files       `write_prediction`, `write_proportions`: both predicted files, written beside and renamed
+8. platform    `train`, `infer`: what the notebook's two functions call
+9. scores      `pearson_delta`, `mmd`, `l1_distance`, `score`: the platform's definitions
+10. local split `local_split`: hold out perturbations of one's own
 
 The challenge is Broad obesity, crunch 1: given cells of 122 single-gene knock-outs, predict 100 cells for each of
 2,863 unseen knock-outs, and the share of cells in each state. Expression is log2(1 + 1e5 * count / total of the cell).
@@ -16,7 +17,9 @@ The challenge is Broad obesity, crunch 1: given cells of 122 single-gene knock-o
 
 from __future__ import annotations
 
+import gzip
 import os
+import re
 import shutil
 import warnings
 import zlib
@@ -35,6 +38,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import psutil
+import scipy.optimize
 import scipy.sparse as sp
 import scipy.stats
 from anndata.io import read_elem
@@ -55,6 +59,7 @@ PREDICTION_FILE = "prediction.h5ad"
 PREDICTED_PROPORTIONS_FILE = "predict_program_proportion.csv"
 PREDICTED_PROPORTION_COLUMNS = ["gene", "pre_adipo", "adipo", "lipo", "other"]  # the scorer takes exactly these
 MODEL_FILE = "model.h5"
+EXPECTED_FILE = "expected.csv"
 MODEL_FORMAT = 1
 
 
@@ -428,11 +433,237 @@ def read_cells(path: Path, rows: np.ndarray) -> ad.AnnData:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 3. The mean expression of an unseen knock-out
+# 3. What is known of a gene: feature tables, each of which becomes one kernel of the response model
+# ---------------------------------------------------------------------------------------------------------------------
+
+FEATURES_FOLDER = "features"  # of the model folder: the user's own tables
+COEXPRESSION_COMPONENTS = 20
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Features of genes: genes x features, rows of length 1.
+
+    The kernel of two genes is the cosine of their rows, to `power`; it is 0 for a gene without a row, so that a gene
+    which is missing from one table is predicted from the others.
+    """
+
+    genes: pd.Index
+    features: sp.csr_matrix
+    power: int = 1
+
+    def rows(self, genes: Sequence[str]) -> sp.csr_matrix:
+        """The rows of `genes`, zeros where there is none."""
+        position = self.genes.get_indexer(pd.Index(genes))
+        known = np.flatnonzero(position >= 0)
+        shape = (len(position), len(self.genes))
+        return sp.csr_matrix((np.ones(len(known)), (known, position[known])), shape=shape) @ self.features
+
+    def kernel(self, left: Sequence[str], right: Sequence[str]) -> np.ndarray:
+        """Len(left) x len(right), float64."""
+        return (self.rows(left) @ self.rows(right).T).toarray() ** self.power
+
+    def known(self, genes: Sequence[str]) -> np.ndarray:
+        """Which genes have a row."""
+        return self.genes.get_indexer(pd.Index(genes)) >= 0
+
+    @classmethod
+    def of(cls, genes: Sequence[str], features: Any, power: int = 1) -> FeatureTable:
+        """Bring the rows to length 1; rows of zeros are left out."""
+        matrix = sp.csr_matrix(features, dtype=np.float64)
+        length = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
+        kept = length > 0
+        return cls(pd.Index(genes)[kept], sp.diags_array(1.0 / length[kept]).tocsr() @ matrix[kept], power)
+
+
+def gene_set_table(sets: dict[str, list[str]]) -> FeatureTable:
+    """Gene sets: squared cosine of the memberships, a set weighing log(all genes / its genes) as in TF-IDF."""
+    genes, incidence = _incidence(sets)
+    size = np.asarray(incidence.sum(axis=0)).ravel()
+    return FeatureTable.of(genes, incidence @ sp.diags_array(np.log((1 + len(genes)) / size)), power=2)
+
+
+def edge_table(source: Sequence[str], target: Sequence[str]) -> FeatureTable:
+    """A graph: cosine of the neighbourhoods (the gene itself included), a hub weighing 1 / sqrt(its degree)."""
+    genes = pd.Index(sorted({*source, *target}))
+    i, j = genes.get_indexer(pd.Index(source)), genes.get_indexer(pd.Index(target))
+    graph = sp.csr_matrix((np.ones(len(i)), (i, j)), shape=(len(genes), len(genes)))
+    graph = ((graph + graph.T + sp.eye_array(len(genes))) > 0).astype(float)
+    degree = np.asarray(graph.sum(axis=0)).ravel()
+    return FeatureTable.of(genes, graph @ sp.diags_array(1.0 / np.sqrt(degree)))
+
+
+def symbol_table(genes: Sequence[str]) -> FeatureTable:
+    """The family part of gene symbols: their first 2 to 5 characters, and the letters before the first digit."""
+    groups: dict[str, list[str]] = {}
+    for gene in genes:
+        for part in {gene[:k] for k in range(2, 6)} | {"family " + re.match("[^0-9]*", gene)[0]}:  # type: ignore[index]
+            groups.setdefault(part, []).append(gene)
+    names, incidence = _incidence(groups)
+    size = np.asarray(incidence.sum(axis=0)).ravel()
+    return FeatureTable.of(names, incidence @ sp.diags_array(np.log((1 + len(names)) / size)))
+
+
+def numeric_table(table: pd.DataFrame) -> FeatureTable:
+    """Numbers (genes x features): cosine of the standardised columns."""
+    values = table.to_numpy(np.float64)
+    spread = values.std(axis=0)
+    return FeatureTable.of(table.index, (values - values.mean(axis=0)) / np.where(spread > 0, spread, 1.0))
+
+
+def _incidence(groups: dict[str, list[str]]) -> tuple[pd.Index, sp.csr_matrix]:
+    """Sparse genes x groups."""
+    genes = pd.Index(sorted({gene for group in groups.values() for gene in group}))
+    pairs = [(gene, j) for j, group in enumerate(groups.values()) for gene in set(group)]
+    rows, columns = genes.get_indexer(pd.Index([gene for gene, _ in pairs])), [j for _, j in pairs]
+    return genes, sp.csr_matrix((np.ones(len(pairs)), (rows, columns)), shape=(len(genes), len(groups)))
+
+
+def training_features(
+    stats: PerturbationStats, pool: ad.AnnData, signatures: pd.DataFrame, symbols: Iterable[str]
+) -> dict[str, FeatureTable]:
+    """The tables that need no outside data, of the measured genes and the symbols of all targets.
+
+    `expression`: mean, detection rate and log dispersion in control cells; `co-expression`: loadings on the principal
+    components of the pool's cells; `programs`: correlation with each program's mean signature there; `signature`:
+    membership in the signature lists; `symbol`: the family part of the name.
+    """
+    mean, variance, detection = (table.loc[CONTROL] for table in (stats.mean, stats.variance, stats.detection))
+    level = {"mean": mean, "detection": detection, "dispersion": np.log((variance + 1e-3) / (mean + 1e-3))}
+    cells = np.asarray(pool.X.toarray() if sp.issparse(pool.X) else pool.X, np.float32)
+    cells = cells - cells.mean(axis=0)
+    cells /= np.maximum(cells.std(axis=0), 1e-3)
+    sets = {name: list(group) for name, group in signatures.groupby("program")["sig_gene"]}
+    members = {name: pool.var_names.isin(group) for name, group in sets.items()}
+    scores = np.stack([cells[:, which].mean(axis=1) for which in members.values() if which.any()] or [cells[:, 0]])
+    scores = (scores - scores.mean(axis=1, keepdims=True)) / np.maximum(scores.std(axis=1, keepdims=True), 1e-6)
+    _, axes = np.linalg.eigh((cells @ cells.T).astype(np.float64))
+    axes = axes[:, ::-1][:, : min(COEXPRESSION_COMPONENTS, max(1, len(cells) - 1))]
+    return {
+        "expression": numeric_table(pd.DataFrame(level)),
+        "co-expression": FeatureTable.of(pool.var_names, cells.T @ axes.astype(np.float32)),
+        "programs": numeric_table(pd.DataFrame((scores @ cells / len(cells)).T, index=pool.var_names)),
+        "signature": gene_set_table(sets),
+        "symbol": symbol_table(sorted({*pool.var_names, *symbols})),
+    }
+
+
+def read_features(folder: str | os.PathLike[str], genes: Iterable[str]) -> dict[str, FeatureTable]:
+    """The user's tables in a folder, by file name.
+
+    `.gmt` are gene sets; `.csv`, `.tsv`, `.parquet` and `.h5ad` genes x features (first column or index: the gene);
+    `.csv` and `.tsv` with columns `source` and `target` a graph. `.gmt`, `.csv` and `.tsv` may end in `.gz`.
+
+    `genes` are the perturbations and targets. Symbols in other case are matched with a warning; repeated genes are
+    averaged, constant, non-finite and text columns dropped, a table without any of `genes` left out, each with a
+    warning that names file and column. Raises DataError for a file that cannot be read or has no usable column.
+    """
+    wanted = pd.Index(sorted(set(genes)))
+    tables = {}
+    for path in sorted(Path(folder).glob("*")):
+        kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
+        if path.name.startswith(".") or kind in ("md", "txt"):
+            continue
+        if kind not in FEATURE_READERS:
+            raise DataError(f"{path}: not a feature table; use {', '.join('.' + name for name in FEATURE_READERS)}")
+        try:
+            table = FEATURE_READERS[kind](path, wanted)
+        except (OSError, ValueError, KeyError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{path}: cannot be read as {kind}: {error}") from error
+        if not table.known(wanted).any():
+            _warn(f"{path}: none of its genes ({some(table.genes, 3)}) is a perturbation or target; left out")
+            continue
+        tables[path.name] = table
+    return tables
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=4)
+
+
+def _as_symbols(names: Iterable[object], wanted: pd.Index, path: Path) -> pd.Index:
+    """Names as they are, or in upper case when only so they are known."""
+    found = pd.Index([str(name).strip() for name in names])
+    if not found.isin(wanted).any() and found.str.upper().isin(wanted).any():
+        _warn(f"{path}: gene symbols are not in upper case ({some(found, 3)}); matched in upper case")
+        return found.str.upper()
+    return found
+
+
+def _read_gmt(path: Path, wanted: pd.Index) -> FeatureTable:
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
+        fields = [line.rstrip("\n").split("\t") for line in lines if line.strip()]
+    if not any(len(field) > 2 for field in fields):
+        raise DataError(f"{path}: no gene set: a line is `name<TAB>description<TAB>gene<TAB>gene ...`")
+    sets = {field[0]: [gene for gene in field[2:] if gene] for field in fields}
+    names = sorted({gene for group in sets.values() for gene in group})
+    symbol = dict(zip(names, _as_symbols(names, wanted, path), strict=True))
+    return gene_set_table({name: [symbol[gene] for gene in group] for name, group in sets.items() if group})
+
+
+def _read_text_table(path: Path, wanted: pd.Index) -> FeatureTable:
+    separator, other = ("\t", ",") if ".tsv" in path.name else (",", "\t")
+    table = pd.read_csv(path, sep=separator, keep_default_na=False, na_values=["", "nan", "NaN", "inf", "-inf"])
+    if table.shape[1] == 1:
+        hint = "it seems to hold the other separator: rename it to" if other in str(table.columns[0]) else "expected"
+        raise DataError(f"{path}: only one column, {table.columns[0]!r}; {hint} .{'csv' if other == ',' else 'tsv'}")
+    if {"source", "target"} <= set(table.columns):
+        ends = [_as_symbols(table[column], wanted, path) for column in ("source", "target")]
+        return edge_table(*ends)
+    return _clean_numbers(table.set_index(table.columns[0]), wanted, path)
+
+
+def _clean_numbers(table: pd.DataFrame, wanted: pd.Index, path: Path) -> FeatureTable:
+    """Genes x features: numbers that vary, one row a gene."""
+    text = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
+    numbers = table.drop(columns=text).astype(float)
+    not_finite = list(numbers.columns[~np.isfinite(numbers).all()])
+    numbers = numbers.drop(columns=not_finite)
+    constant = list(numbers.columns[numbers.max() == numbers.min()])
+    numbers = numbers.drop(columns=constant)
+    for names, what in ((text, "text"), (not_finite, "missing or infinite values"), (constant, "one value only")):
+        if names:
+            _warn(f"{path}: columns left out, since they hold {what}: {some(names)}")
+    if numbers.shape[1] == 0:
+        raise DataError(f"{path}: no column of numbers that vary; it has {some(table.columns)}")
+    numbers.index = _as_symbols(numbers.index, wanted, path)
+    if numbers.index.has_duplicates:
+        repeated = numbers.index[numbers.index.duplicated()].unique()
+        _warn(f"{path}: repeated genes are averaged: {some(repeated)}")
+        numbers = numbers.groupby(level=0).mean()
+    return numeric_table(numbers)
+
+
+def _read_parquet(path: Path, wanted: pd.Index) -> FeatureTable:
+    table = pd.read_parquet(path)
+    first = table.columns[0]
+    if not pd.api.types.is_numeric_dtype(table[first]) and isinstance(table.index, pd.RangeIndex):
+        table = table.set_index(first)
+    return _clean_numbers(table, wanted, path)
+
+
+def _read_h5ad_table(path: Path, wanted: pd.Index) -> FeatureTable:
+    return _clean_numbers(ad.read_h5ad(path).to_df(), wanted, path)
+
+
+FEATURE_READERS: dict[str, Callable[[Path, pd.Index], FeatureTable]] = {
+    "gmt": _read_gmt,
+    "csv": _read_text_table,
+    "tsv": _read_text_table,
+    "parquet": _read_parquet,
+    "h5ad": _read_h5ad_table,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 4. The mean expression of an unseen knock-out
 #
-# Estimators in scikit-learn's manner. `fit(means, responses=None, n_cells=None)` takes `means`, perturbations x genes
-# with the control among the rows; `responses` (perturbations x anything, default: the means themselves) is what is
-# predicted; `n_cells` is the number of cells of each perturbation. `predict(targets)` gives targets x responses.
+# Estimators in scikit-learn's manner. `fit(means, responses=None, n_cells=None, tables=None)` takes `means`,
+# perturbations x genes with the control among the rows; `responses` (perturbations x anything, default: the means
+# themselves) is what is predicted; `n_cells` is the number of cells of each perturbation; `tables` are the feature
+# tables, which only `ResponseModel` uses. `predict(targets)` gives targets x responses.
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -440,7 +671,11 @@ class ControlMean(BaseEstimator):
     """Baseline: every knock-out looks like the control."""
 
     def fit(
-        self, means: pd.DataFrame, responses: pd.DataFrame | None = None, n_cells: pd.Series | None = None
+        self,
+        means: pd.DataFrame,
+        responses: pd.DataFrame | None = None,
+        n_cells: pd.Series | None = None,
+        tables: dict[str, FeatureTable] | None = None,
     ) -> ControlMean:
         responses = means if responses is None else responses
         _require_control(responses)
@@ -456,7 +691,11 @@ class PerturbedMean(BaseEstimator):
     """Baseline: every knock-out looks like the average perturbed cell (with `n_cells`) or knock-out (without)."""
 
     def fit(
-        self, means: pd.DataFrame, responses: pd.DataFrame | None = None, n_cells: pd.Series | None = None
+        self,
+        means: pd.DataFrame,
+        responses: pd.DataFrame | None = None,
+        n_cells: pd.Series | None = None,
+        tables: dict[str, FeatureTable] | None = None,
     ) -> PerturbedMean:
         responses = (means if responses is None else responses).drop(index=CONTROL, errors="ignore")
         weights = None if n_cells is None else n_cells[responses.index]
@@ -488,7 +727,11 @@ class PCARidge(BaseEstimator):
         self.n_response_components = n_response_components
 
     def fit(
-        self, means: pd.DataFrame, responses: pd.DataFrame | None = None, n_cells: pd.Series | None = None
+        self,
+        means: pd.DataFrame,
+        responses: pd.DataFrame | None = None,
+        n_cells: pd.Series | None = None,
+        tables: dict[str, FeatureTable] | None = None,
     ) -> PCARidge:
         self.gene_components_ = self._components(means, self.n_components)
         if responses is None:
@@ -540,29 +783,250 @@ def _repeat(row: pd.Series, targets: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(np.tile(row.to_numpy(), (len(targets), 1)), index=pd.Index(targets), columns=row.index)
 
 
+class ResponseModel(BaseEstimator):
+    """The response of an unseen knock-out from what is known of its gene: a Gaussian process over a sum of kernels.
+
+    With r the residual of a knock-out from the mean over perturbed cells and z = r / |r| its direction (Pearson asks
+    for directions, so every knock-out counts alike but for the noise of its cells),
+
+        z = f(gene) + noise,  cov f = (sum_t w_t K_t) x Sigma,  noise ratio of component k: rho + tau l_1 / l_k
+
+    K_t is the kernel of feature table t, l_k the variance of component k; one table is a constant: the direction that
+    weak knock-outs share, back to the control. The weights w, then rho and tau, maximise the leave-one-out Pearson
+    correlation of the training knock-outs, which has a closed form; `prior` / n holds the log weights together when
+    knock-outs are few. The size of a prediction is the least-squares amplitude of the left-out predictions.
+
+    Fitted: `weights_` and `coverage_` by table; `loo_pearson_` by training knock-out; `coefficients_` (genes x
+    components) and `unknown_` (the same for a gene in no table), `basis_` (components x responses), `reference_`; and
+    `expected_` (genes x `error`, the expected length of the error of the predicted residual, and `pearson`; the last
+    row, named "", is for a gene in no table).
+    """
+
+    def __init__(self, prior: float = 0.1, rank: int = 120) -> None:
+        self.prior = prior
+        self.rank = rank
+
+    def fit(
+        self,
+        means: pd.DataFrame,
+        responses: pd.DataFrame | None = None,
+        n_cells: pd.Series | None = None,
+        tables: dict[str, FeatureTable] | None = None,
+    ) -> ResponseModel:
+        """`tables` are the feature tables; how each gene itself responds in training is always one more."""
+        responses = (means if responses is None else responses).drop(index=CONTROL, errors="ignore")
+        names = responses.index
+        cells = np.ones(len(names)) if n_cells is None else n_cells[names].to_numpy(np.float64)
+        self.reference_ = pd.Series(np.average(responses, axis=0, weights=cells), index=responses.columns)
+        residuals = responses.to_numpy(np.float64) - self.reference_.to_numpy()
+        centred = residuals - residuals.mean(axis=1, keepdims=True)
+        length = np.maximum(np.linalg.norm(centred, axis=1), 1e-12)
+        if len(names) < 3 or length.max() < 1e-9:
+            return self._learn_nothing(responses)
+        used = {**(tables or {}), "own response": _own_responses(residuals, responses)}
+        used = {name: table for name, table in used.items() if table.known(names).any()}
+        self.coverage_ = pd.Series({name: table.known(names).mean() for name, table in used.items()})
+        # Half of the noise of a knock-out is the sampling of its cells, half what no table can know.
+        precision = 1.0 / np.sqrt((1.0 + np.median(cells) / cells) / 2.0)
+        scale = precision / length
+        gram = (centred @ centred.T) * np.outer(scale, scale)
+        kernels = np.array([table.kernel(names, names) for table in used.values()] + [np.ones_like(gram)])
+        kernels *= np.outer(precision, precision)
+        weights = _best_weights(kernels, gram, self.prior / len(names))
+        self.weights_ = pd.Series(weights, index=[*used, "constant"])
+        components, coefficients, variance = _response_components(gram, self.rank)
+        dual, left_out, hits = _best_noise(np.tensordot(weights, kernels, 1), coefficients, variance, np.diag(gram))
+        self.loo_pearson_ = pd.Series(hits, index=names)
+
+        predicted, true = left_out / precision[:, None], coefficients / scale[:, None]
+        amplitude = _amplitude(true, predicted, length)
+        genes = pd.Index(sorted(set(names).union(*(table.genes for table in used.values()))))
+        cross = sum(w * table.kernel(genes, names) for w, table in zip(weights, used.values(), strict=False))
+        values = np.vstack([cross, np.zeros(len(names))]) + weights[-1]  # the last row: a gene in no table
+        values = (values * precision) @ dual
+        self.expected_ = _expected(np.linalg.norm(values, axis=1), true, predicted, amplitude, length, hits)
+        self.expected_.index = [*genes, ""]
+        values *= amplitude
+        self.coefficients_ = pd.DataFrame(values[:-1].astype(np.float32), index=genes)
+        self.unknown_ = pd.Series(values[-1])
+        self.basis_ = pd.DataFrame(components @ (residuals * scale[:, None]), columns=responses.columns)
+        return self
+
+    def _learn_nothing(self, responses: pd.DataFrame) -> ResponseModel:
+        """Too few knock-outs, or all alike: every prediction is the reference."""
+        self.coverage_ = self.weights_ = pd.Series(dtype=np.float64)
+        self.loo_pearson_ = pd.Series(0.0, index=responses.index)
+        self.expected_ = pd.DataFrame({"error": [0.0], "pearson": [0.0]}, index=[""])
+        self.coefficients_ = pd.DataFrame(np.zeros((len(responses), 1), np.float32), index=responses.index)
+        self.unknown_ = pd.Series([0.0])
+        self.basis_ = pd.DataFrame(np.zeros((1, responses.shape[1])), columns=responses.columns)
+        return self
+
+    def predict(self, targets: Sequence[str], columns: pd.Index | None = None) -> pd.DataFrame:
+        """Targets x responses (or only `columns` of them), float64; one warning lists targets that are in no table."""
+        check_is_fitted(self)
+        names = pd.Index(targets)
+        columns = self.reference_.index if columns is None else columns
+        position = self.coefficients_.index.get_indexer(names)
+        if (position < 0).any():
+            warnings.warn(
+                f"nothing is known of {(position < 0).sum()} of {len(names)} targets, which get the prediction of a "
+                "gene in no table: " + some(names[position < 0]),
+                stacklevel=2,
+            )
+        values = np.where(position[:, None] >= 0, self.coefficients_.to_numpy()[position], self.unknown_.to_numpy())
+        predicted = values @ self.basis_[columns].to_numpy() + self.reference_[columns].to_numpy()
+        return pd.DataFrame(predicted, index=names, columns=columns)
+
+    def predict_scale(self, targets: Sequence[str]) -> pd.DataFrame:
+        """How sure: targets x `error` (expected length of the residual's error) and `pearson` (expected)."""
+        check_is_fitted(self)
+        position = self.expected_.index.get_indexer(pd.Index(targets))
+        return self.expected_.iloc[np.where(position < 0, len(self.expected_) - 1, position)].set_axis(pd.Index(targets))
+
+
+def _own_responses(residuals: np.ndarray, responses: pd.DataFrame, rank: int = 30) -> FeatureTable:
+    """How each gene responds in the training knock-outs, its own knock-out apart."""
+    _, axes = np.linalg.eigh(residuals @ residuals.T)
+    axes = axes[:, ::-1][:, :rank]
+    loadings = residuals.T @ axes
+    own = responses.columns.get_indexer(responses.index)
+    rows = np.flatnonzero(own >= 0)
+    loadings[own[rows]] -= axes[rows] * residuals[rows, own[rows]][:, None]
+    return FeatureTable.of(responses.columns.astype(str), loadings)
+
+
+def _best_weights(kernels: np.ndarray, gram: np.ndarray, prior: float) -> np.ndarray:
+    """Weights of the kernels (tables x n x n) that maximise the leave-one-out Pearson correlation."""
+    start = np.full(len(kernels), -1.0)
+    found = scipy.optimize.minimize(
+        _loo_pearson, start, (kernels, gram, prior), jac=True, method="L-BFGS-B",
+        bounds=[(-7.0, 3.0)] * len(kernels), options={"maxiter": 60},
+    )  # fmt: skip
+    return np.exp(found.x)
+
+
+def _loo_pearson(
+    log_weights: np.ndarray, kernels: np.ndarray, gram: np.ndarray, prior: float
+) -> tuple[float, np.ndarray]:
+    """Minus the mean leave-one-out correlation, and its gradient, with unit noise and `gram` = rows @ rows.T.
+
+    With P = (sum w K + I)^-1 the left-out prediction of row i is a fixed mixture of the other rows,
+    sum_j S_ij row_j with S_ij = -P_ij / P_ii (Rasmussen and Williams 2006, eq. 5.12), so all correlations come
+    from n x n matrices.
+    """
+    n, weights = len(gram), np.exp(log_weights)
+    precision = np.linalg.inv(np.tensordot(weights, kernels, 1) + np.eye(n))
+    diagonal = np.diag(precision).copy()
+    smooth = -precision / diagonal[:, None]
+    np.fill_diagonal(smooth, 0.0)
+    predicted = smooth @ gram
+    size = np.sqrt(np.maximum((predicted * smooth).sum(axis=1), 1e-12 * np.trace(gram) / n))
+    length = np.sqrt(np.maximum(np.diag(gram), 1e-12))
+    hit = np.diag(predicted) / (size * length)
+    # The gradient, backwards through the same steps.
+    slope = (gram / length[:, None] - predicted * (hit / size)[:, None]) / size[:, None] / n
+    np.fill_diagonal(slope, 0.0)
+    back = -slope / diagonal[:, None]
+    np.fill_diagonal(back, (slope * precision).sum(axis=1) / diagonal**2)
+    back = -(precision @ back @ precision).T
+    gradient = np.einsum("tij,ij->t", kernels, back) * weights
+    spread = log_weights - log_weights.mean()
+    return -hit.mean() + prior * spread @ spread, -gradient + 2.0 * prior * spread
+
+
+def _response_components(gram: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The low-rank response basis, from rows @ rows.T.
+
+    Returns what turns the rows into components, each row's coefficients on them, and the components' variances.
+    """
+    variance, axes = np.linalg.eigh(gram)
+    variance, axes = variance[::-1], axes[:, ::-1]
+    rank = max(1, min(rank, len(gram) - 1, int((variance > 1e-9 * variance[0]).sum())))
+    root = np.sqrt(variance[:rank])
+    return (axes[:, :rank] / root).T, axes[:, :rank] * root, variance[:rank]
+
+
+def _best_noise(
+    kernel: np.ndarray, coefficients: np.ndarray, variance: np.ndarray, lengths: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The noise (rho, tau) with the best leave-one-out correlation: dual coefficients, left-out predictions, hits."""
+    values, vectors = np.linalg.eigh(kernel)
+    rotated, squared = vectors.T @ coefficients, vectors**2
+    best = coefficients, coefficients, np.full(len(kernel), -np.inf)
+    for rho in (0.02, 0.1, 0.5, 2.0):
+        for tau in 2.0 ** np.arange(-6, 6):
+            inverse = 1.0 / (np.maximum(values, 0.0)[:, None] + rho + tau * variance[0] / variance)
+            dual = vectors @ (rotated * inverse)
+            left_out = coefficients - dual / (squared @ inverse)
+            size = np.maximum(np.linalg.norm(left_out, axis=1), 1e-12)
+            hits = (left_out * coefficients).sum(axis=1) / (size * np.sqrt(np.maximum(lengths, 1e-12)))
+            if hits.mean() > best[2].mean():
+                best = dual, left_out, hits
+    return best
+
+
+def _amplitude(true: np.ndarray, predicted: np.ndarray, length: np.ndarray) -> float:
+    """Least squares of the true residuals on their left-out predictions.
+
+    Never 0, since Pearson needs the direction, and never more than makes predictions as long as the residuals.
+    """
+    square = max(float((predicted**2).sum()), 1e-12)
+    most = np.sqrt((length**2).sum() / square)
+    return float(np.clip((true * predicted).sum() / square, 0.02 * most, most))
+
+
+def _expected(
+    size: np.ndarray, true: np.ndarray, predicted: np.ndarray, amplitude: float, length: np.ndarray, hits: np.ndarray
+) -> pd.DataFrame:
+    """Expected error and Pearson correlation of predictions of these sizes, by straight lines of the left-out ones.
+
+    A larger prediction is a surer one: the tables agree. The part of a residual outside the basis is error too.
+    """
+    left_out = np.linalg.norm(predicted, axis=1)
+    error = ((true - amplitude * predicted) ** 2).sum(axis=1) + np.maximum(length**2 - (true**2).sum(axis=1), 0.0)
+    size = size.clip(left_out.min(), left_out.max())
+    squared_error = _line(left_out**2, error, size**2)
+    return pd.DataFrame({"error": np.sqrt(squared_error), "pearson": _line(left_out, hits, size)})
+
+
+def _line(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """A straight line by least squares at `new`, kept within the middle 90 % of y."""
+    spread = ((x - x.mean()) ** 2).sum()
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / spread if spread > 0 else 0.0
+    return np.clip(y.mean() + slope * (new - x.mean()), *np.quantile(y, [0.05, 0.95]))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# 4. Program proportions
+# 5. Program proportions
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 class MedianProportions(BaseEstimator):
-    """The median share of each state over the training knock-outs, and the median ratio lipo / adipo.
+    """One prediction for all: the shares nearest to the training knock-outs' in L1, and their median lipo / adipo.
 
-    The L1 distance is minimised by medians, and its last term is a ratio; no feature has beaten this out of fold.
+    The sum of absolute deviations, under the constraint that the shares sum to 1, is least where all shares are the
+    same quantile of the training shares (the Lagrange condition): medians, but for a shift that makes them sum to 1.
     """
 
     def fit(
-        self, means: pd.DataFrame, responses: pd.DataFrame | None = None, n_cells: pd.Series | None = None
+        self,
+        means: pd.DataFrame,
+        responses: pd.DataFrame | None = None,
+        n_cells: pd.Series | None = None,
+        tables: dict[str, FeatureTable] | None = None,
     ) -> MedianProportions:
         proportions = (means if responses is None else responses).drop(index=CONTROL, errors="ignore")
+        shares = proportions[SHARES].to_numpy(np.float64)
+        level = scipy.optimize.brentq(lambda q: np.quantile(shares, np.clip(q, 0, 1), axis=0).sum() - 1.0, -1e-9, 1)
+        self.shares_ = pd.Series(np.quantile(shares, np.clip(level, 0, 1), axis=0), index=SHARES)
         ratio = proportions["lipo"] / proportions["adipo"].where(proportions["adipo"] > 0, 1.0)
-        self.mean_ = proportions[SHARES].median()
-        self.mean_["lipo_adipo"] = ratio.median()
+        self.shares_["lipo_adipo"] = ratio.median()
         return self
 
     def predict(self, targets: Sequence[str]) -> pd.DataFrame:
         check_is_fitted(self)
-        return _repeat(self.mean_, targets)
+        return _repeat(self.shares_, targets)
 
 
 def constrain_proportions(raw: pd.DataFrame) -> pd.DataFrame:
@@ -581,7 +1045,7 @@ def constrain_proportions(raw: pd.DataFrame) -> pd.DataFrame:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 5. Synthetic cells around a predicted mean
+# 6. Synthetic cells around a predicted mean
 #
 # `fit(means, pool)` learns from the perturbation means and from an AnnData of real cells; `for_genes(genes)` is the
 # fitted generator for those genes in that order; `sample(target, mean, n_cells)` gives n_cells x genes, float32.
@@ -692,7 +1156,7 @@ def scorer_kernel(distances: np.ndarray, sigma: float) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 6. The two predicted files
+# 7. The two predicted files
 # ---------------------------------------------------------------------------------------------------------------------
 
 SLAB_BYTES = 64_000_000
@@ -796,7 +1260,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 7. What the platform calls: `train` once, then `infer`
+# 8. What the platform calls: `train` once, then `infer`
 # ---------------------------------------------------------------------------------------------------------------------
 
 POOL_CELLS = 1000  # real cells that the base is herded from: 86 MB at 21,592 genes
@@ -812,14 +1276,20 @@ class Predictor:
 
     @classmethod
     def default(cls) -> Predictor:
-        return cls(PCARidge(), MedianProportions(), RecentredCells())
+        return cls(ResponseModel(), MedianProportions(), RecentredCells())
 
-    def fit(self, stats: PerturbationStats, proportions: pd.DataFrame, pool: ad.AnnData) -> Predictor:
+    def fit(
+        self,
+        stats: PerturbationStats,
+        proportions: pd.DataFrame,
+        pool: ad.AnnData,
+        tables: dict[str, FeatureTable] | None = None,
+    ) -> Predictor:
         """Fit all three; the same bytes for any number of threads, since BLAS is held to one."""
         proportions = proportions.loc[stats.mean.index]
         with threadpool_limits(1):
-            self.expression.fit(stats.mean, n_cells=stats.n_cells)
-            self.proportions.fit(stats.mean, responses=proportions, n_cells=stats.n_cells)
+            self.expression.fit(stats.mean, n_cells=stats.n_cells, tables=tables)
+            self.proportions.fit(stats.mean, responses=proportions, n_cells=stats.n_cells, tables=tables)
             self.cells.fit(stats.mean, pool)
         self.genes = stats.mean.columns
         return self
@@ -900,7 +1370,7 @@ class Predictor:
 
 ESTIMATORS = {
     cls.__name__: cls
-    for cls in (ControlMean, PerturbedMean, PCARidge, MedianProportions, GaussianCells, RecentredCells)
+    for cls in [ControlMean, PerturbedMean, PCARidge, ResponseModel, MedianProportions, GaussianCells, RecentredCells]
 }
 
 
@@ -941,15 +1411,33 @@ def _read_array(dataset: h5py.Dataset) -> np.ndarray:
     return dataset.asstr()[:] if dataset.dtype.kind == "O" else dataset[:]
 
 
-def fit_predictor(challenge: Challenge, predictor: Predictor | None = None, *, seed: int = 0) -> Predictor:
-    """Fit a method (default: `Predictor.default()`) to the training cells of a challenge folder."""
+def fit_predictor(
+    challenge: Challenge,
+    predictor: Predictor | None = None,
+    *,
+    features: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+) -> Predictor:
+    """Fit a method (default: `Predictor.default()`) to the training cells of a challenge folder.
+
+    `features` is a folder of the user's own feature tables (`read_features`).
+    """
     size = challenge.train_path.stat().st_size
-    memory = len(challenge.perturbations) * len(challenge.genes) * 8 * 5 + 0.5e9
+    memory = (64 * len(challenge.perturbations) + 12 * POOL_CELLS) * len(challenge.genes) + 0.4e9
     print(f"Training on {len(challenge.obs):,} cells x {len(challenge.genes):,} genes ({text_size(size)} on disk), "
           f"{len(challenge.perturbations)} perturbations; takes about {text_size(memory)} of memory.")
+    names = challenge.perturbations.union(challenge.targets)
+    own = read_features(features, names) if features is not None and Path(features).is_dir() else {}
     stats = perturbation_stats(challenge.train_path)
     pool = read_cells(challenge.train_path, pool_rows(challenge.obs, seed))
-    return (predictor or Predictor.default()).fit(stats, challenge.proportions, pool)
+    with threadpool_limits(1):
+        tables = training_features(stats, pool, challenge.signatures, names) | own
+    for name, table in tables.items():
+        known = {part: table.known(part_names).sum() for part, part_names in
+                 (("training", challenge.perturbations), ("predicted", challenge.targets))}
+        print(f"  feature table {name}: knows {known['training']} of {len(challenge.perturbations)} training and "
+              f"{known['predicted']} of {len(challenge.targets)} predicted knock-outs")
+    return (predictor or Predictor.default()).fit(stats, challenge.proportions, pool, tables)
 
 
 def pool_rows(obs: pd.DataFrame, seed: int) -> np.ndarray:
@@ -961,11 +1449,17 @@ def pool_rows(obs: pd.DataFrame, seed: int) -> np.ndarray:
 
 
 def train(data_directory_path: str, model_directory_path: str, *, seed: int = 0) -> None:
-    """Fit the default method on the data folder and save it into the model folder (`resources/`)."""
-    predictor = fit_predictor(load_challenge(data_directory_path), seed=seed)
-    path = Path(model_directory_path) / MODEL_FILE
-    predictor.save(path)
-    print(f"Saved {path} ({text_size(path.stat().st_size)}).")
+    """Fit the default method on the data folder and save it into the model folder (`resources/`).
+
+    Uses the feature tables in the model folder's `features/`, where there are any. Beside the model it writes
+    `expected.csv`: for each target, how large an error and which Pearson correlation the model expects.
+    """
+    challenge, folder = load_challenge(data_directory_path), Path(model_directory_path)
+    predictor = fit_predictor(challenge, features=folder / FEATURES_FOLDER, seed=seed)
+    predictor.save(folder / MODEL_FILE)
+    with _replacing(folder / EXPECTED_FILE) as temporary:
+        predictor.expression.predict_scale(challenge.targets).rename_axis("gene").to_csv(temporary)
+    print(f"Saved {folder / MODEL_FILE} ({text_size((folder / MODEL_FILE).stat().st_size)}) and {EXPECTED_FILE}.")
 
 
 def infer(
@@ -993,7 +1487,7 @@ def infer(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 8. The platform's three scores
+# 9. The platform's three scores
 # ---------------------------------------------------------------------------------------------------------------------
 
 SIGMA = 2326.0  # the scorer's middle bandwidth
@@ -1161,7 +1655,7 @@ def _read_uns(path: Path, key: str) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 9. A local split: hold out perturbations of the training file
+# 10. A local split: hold out perturbations of the training file
 # ---------------------------------------------------------------------------------------------------------------------
 
 

@@ -93,7 +93,7 @@ def test_baselines(stats, challenge):
 
 
 @pytest.mark.parametrize("model", [helpers.ControlMean(), helpers.PerturbedMean(), helpers.PCARidge(4, 0.5),
-                                   helpers.MedianProportions(), helpers.GaussianCells(3), helpers.RecentredCells(9)])
+                                   helpers.ResponseModel(0.3), helpers.MedianProportions(), helpers.GaussianCells(3), helpers.RecentredCells(9)])
 def test_scikit_learn_conventions(model):
     copy = clone(model)
     assert copy.get_params() == model.get_params()
@@ -110,15 +110,31 @@ def test_a_part_of_the_columns(stats, measured_targets):
         np.testing.assert_allclose(model.predict(measured_targets, columns=columns), whole[columns], atol=1e-12)
 
 
-def test_median_proportions_are_medians_and_a_ratio():
-    table = pd.DataFrame(
-        {"pre_adipo": [0.2, 0.5, 0.6, 0.0], "adipo": [0.4, 0.25, 0.2, 1.0], "other": [0.4, 0.25, 0.2, 0.0],
-         "lipo": [0.2, 0.05, 0.1, 1.0]}, index=["A", "B", "C", CONTROL])
-    raw = helpers.MedianProportions().fit(table).predict(["Z"])
-    assert raw.loc["Z"].to_dict() == pytest.approx(
-        {"pre_adipo": 0.5, "adipo": 0.25, "other": 0.25, "lipo_adipo": 0.5})
-    valid = helpers.constrain_proportions(raw)
-    assert valid.loc["Z", "lipo"] == pytest.approx(0.125)
+def test_median_proportions_minimise_l1_among_shares_that_sum_to_one():
+    rng = np.random.default_rng(0)
+    shares = rng.dirichlet([4, 2, 3], 41)
+    table = pd.DataFrame(shares, columns=helpers.SHARES, index=[*(f"P{i}" for i in range(40)), CONTROL])
+    table["lipo"] = table["adipo"] * rng.uniform(0, 1, 41)
+    model = helpers.MedianProportions().fit(table)
+    train = table.drop(index=CONTROL)
+    found = model.shares_[helpers.SHARES].to_numpy()
+    assert found.sum() == pytest.approx(1, abs=1e-9)
+    assert model.shares_["lipo_adipo"] == (train["lipo"] / train["adipo"]).median()
+
+    def loss(point):
+        return np.abs(train[helpers.SHARES].to_numpy() - point).sum(axis=1).mean()
+
+    for move in rng.normal(0, 0.02, (500, 3)):
+        assert loss(found) <= loss(found + move - move.mean()) + 1e-12
+    medians = train[helpers.SHARES].median().to_numpy()
+    assert loss(found) < loss(medians / medians.sum())
+    valid = helpers.constrain_proportions(model.predict(["Z"]))
+    assert valid.loc["Z", "lipo"] == pytest.approx(valid.loc["Z", "adipo"] * model.shares_["lipo_adipo"])
+
+
+def test_median_proportions_of_one_perturbation_are_its_own():
+    table = pd.DataFrame({"pre_adipo": [0.5], "adipo": [0.3], "other": [0.2], "lipo": [0.0]}, index=["A"])
+    np.testing.assert_allclose(helpers.MedianProportions().fit(table).shares_[helpers.SHARES], table.loc["A"][:3])
 
 
 @pytest.mark.parametrize("columns", [["lipo"], ["lipo", "lipo_adipo"]])

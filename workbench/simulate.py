@@ -2,14 +2,14 @@
 
 In: sizes and a seed. Out: the seven files of the platform's ``data/``, which ``helpers.py`` reads next, and on request
 a file with the true effects. ``python -m workbench.simulate OUT --answer ANSWER.h5`` takes seconds (8,000 cells x 1,200
-genes, 94 MB); ``--full`` is the platform's full size (18 GB). Gene names are invented.
+genes, 90 MB); ``--full`` is the platform's full size (18 GB). Gene names are invented.
 
 For cell c of perturbation p in state s, and gene j (natural logarithms):
     log m_cj = b_j + W_j.(z_c + d_p) + V_j.e_p + S_js + [j is the target of p] log 0.2        z_c ~ N(0, I)
     mu_cj    = L_c * m_cj / sum_j m_cj                                  library L_c log-normal with mean 30,000
     count_cj ~ negative-binomial with mean mu_cj and size 4             that is Poisson(mu_cj * Gamma(4, 1 / 4))
     X_cj     = log2(1 + 1e5 * count_cj / sum_j count_cj)
-b_j is log-normal over genes, so wide that 37 % of the entries are not zero. W_j holds the co-expression loadings on 8
+b_j is log-normal over genes, so wide that 37 % of the entries are not zero. W_j holds the co-expression loadings on 6
 modules, |W_j| = 0.5 for each gene. S_js raises signature genes in their states; lipo is a sub-state of adipo. A
 knock-out whose target has the mean count c_p in control cells has the strength r_p = c_p / (1 + c_p) and
     d_p = -r_p * 0.25 * sqrt(share) * W_p / rms_j(W_p.W_j)              against its own co-expression: PREDICTABLE
@@ -53,7 +53,7 @@ MEASURED = 2_087 / 2_863  # share of the perturbed genes that are in genes_to_pr
 CONTROL_CELLS = 17_000 / 88_202
 DEPTH, DEPTH_SD = 30_000.0, 0.35  # counts of a cell, sd of their logarithm
 STORED = 0.357  # share of entries above zero before the states raise genes; with them the platform's 0.369
-MODULES, RANK, COEXPRESSION, SIZE = 8, 6, 0.5, 4  # length of W_j and of V_j, |W_j|, size of the negative-binomial
+MODULES, RANK, COEXPRESSION, SIZE = 6, 6, 0.5, 4  # length of W_j and of V_j, |W_j|, size of the negative-binomial
 EFFECT, RESIDUAL = 0.25, 0.2  # rms over genes of an effect of strength 1 on log m; what is left of a target
 STATES = ["pre_adipo", "adipo", "other", "lipo"]
 IN_STATE = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 1], [0, 0, 1, 0]])  # rows: pre_adipo, adipo, its lipo, other
@@ -75,8 +75,8 @@ class Model:
     group: np.ndarray  # (P,) "control", "train", "local" or "unseen"
     target: np.ndarray  # (P,) position in genes, -1 where there is none
     strength: np.ndarray  # (P,) r
-    loadings: np.ndarray  # (G, 8 + 6 + 4) float32, [W, V, b + S]
-    shift: np.ndarray  # (P, 8 + 6) float64, [d, e]
+    loadings: np.ndarray  # (G, 6 + 6 + 4) float32, [W, V, b + S]
+    shift: np.ndarray  # (P, 6 + 6) float64, [d, e]
     logits: np.ndarray  # (2, P, 4) log odds of the rows of IN_STATE: the predictable part, all
 
 
@@ -242,7 +242,7 @@ def _signatures(rng: np.random.Generator, genes: np.ndarray) -> tuple[pd.DataFra
     tables, raised = [], np.zeros((len(genes), 4))
     for program, (most, one_in, by_state) in programs.items():
         chosen = rng.choice(len(genes), min(most, len(genes) // one_in), replace=False)
-        raised[chosen] += by_state
+        raised[chosen] += np.array(by_state)
         tables.append(pd.DataFrame({"program": program, "sig_gene": genes[chosen]}))
     return pd.concat(tables, ignore_index=True), raised
 
@@ -250,7 +250,7 @@ def _signatures(rng: np.random.Generator, genes: np.ndarray) -> tuple[pd.DataFra
 def _effects(
     rng: np.random.Generator, W: np.ndarray, V: np.ndarray, W_p: np.ndarray, variance: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``shift`` and ``logits``; W_p (P, 8) are the targets' loadings, ``variance`` (P, 2) is r^2 [share, 1 - share]."""
+    """``shift`` and ``logits``; W_p (P, 6) are the targets' loadings, ``variance`` (P, 2) is r^2 [share, 1 - share]."""
     known, random = np.sqrt(variance).T[:, :, None]
     g = rng.standard_normal((len(W_p), RANK))
     d, e = (v / np.sqrt((v @ (B.T @ B / len(B)) * v).sum(axis=1, keepdims=True)) for v, B in ((-W_p, W), (g, V)))
