@@ -841,8 +841,9 @@ class ResponseModel(BaseEstimator):
         predicted, true = left_out / precision[:, None], coefficients / scale[:, None]
         amplitude = _amplitude(true, predicted, length)
         genes = pd.Index(sorted(set(names).union(*(table.genes for table in used.values()))))
-        cross = sum(w * table.kernel(genes, names) for w, table in zip(weights, used.values(), strict=False))
-        values = np.vstack([cross, np.zeros(len(names))]) + weights[-1]  # the last row: a gene in no table
+        values = np.full((len(genes) + 1, len(names)), weights[-1])  # the last row: a gene in no table
+        for name, table in used.items():
+            values[:-1] += self.weights_[name] * table.kernel(genes, names)
         values = (values * precision) @ dual
         self.expected_ = _expected(np.linalg.norm(values, axis=1), true, predicted, amplitude, length, hits)
         self.expected_.index = [*genes, ""]
@@ -881,8 +882,9 @@ class ResponseModel(BaseEstimator):
     def predict_scale(self, targets: Sequence[str]) -> pd.DataFrame:
         """How sure: targets x `error` (expected length of the residual's error) and `pearson` (expected)."""
         check_is_fitted(self)
-        position = self.expected_.index.get_indexer(pd.Index(targets))
-        return self.expected_.iloc[np.where(position < 0, len(self.expected_) - 1, position)].set_axis(pd.Index(targets))
+        names = pd.Index(targets)
+        position = self.expected_.index.get_indexer(names)
+        return self.expected_.iloc[np.where(position < 0, len(self.expected_) - 1, position)].set_axis(names)
 
 
 def _own_responses(residuals: np.ndarray, responses: pd.DataFrame, rank: int = 30) -> FeatureTable:
@@ -1426,7 +1428,8 @@ def fit_predictor(
     memory = (64 * len(challenge.perturbations) + 12 * POOL_CELLS) * len(challenge.genes) + 0.4e9
     print(f"Training on {len(challenge.obs):,} cells x {len(challenge.genes):,} genes ({text_size(size)} on disk), "
           f"{len(challenge.perturbations)} perturbations; takes about {text_size(memory)} of memory.")
-    names = challenge.perturbations.union(challenge.targets)
+    local = pd.Index([]) if challenge.local_proportions is None else challenge.local_proportions.index
+    names = challenge.perturbations.union(challenge.targets).union(local)
     own = read_features(features, names) if features is not None and Path(features).is_dir() else {}
     stats = perturbation_stats(challenge.train_path)
     pool = read_cells(challenge.train_path, pool_rows(challenge.obs, seed))

@@ -93,7 +93,8 @@ def test_baselines(stats, challenge):
 
 
 @pytest.mark.parametrize("model", [helpers.ControlMean(), helpers.PerturbedMean(), helpers.PCARidge(4, 0.5),
-                                   helpers.ResponseModel(0.3), helpers.MedianProportions(), helpers.GaussianCells(3), helpers.RecentredCells(9)])
+                                   helpers.ResponseModel(0.3), helpers.MedianProportions(), helpers.GaussianCells(3),
+                                   helpers.RecentredCells(9)])
 def test_scikit_learn_conventions(model):
     copy = clone(model)
     assert copy.get_params() == model.get_params()

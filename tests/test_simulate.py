@@ -141,7 +141,8 @@ def test_lists_overlap_as_on_the_platform(made, train, local):
     requested, listed = (names(made / "data" / f) for f in ("predict_perturbations.txt", "genes_to_predict.txt"))
     held_out, seen = set(local.obs["gene"]), set(train.obs["gene"])
     assert len(held_out) == 5
-    assert held_out <= set(requested) & set(listed)
+    assert held_out <= set(listed)
+    assert not held_out & set(requested)
     assert not seen & set(requested)
     assert len(set(requested)) == len(requested) == 8
     assert len(set(requested) & set(train.var_names)) == round(8 * 2087 / 2863)
@@ -167,7 +168,7 @@ def test_signature_genes_are_higher_in_their_state(made, train):
 
 def test_local_truth_is_dense_and_carries_the_centroids_of_the_training_cells(made, train, local):
     with h5py.File(made / "data" / LOCAL_TRUTH) as file:
-        assert (file["X"].dtype, file["X"].shape, file["X"].compression) == (np.float64, (500, 150), None)
+        assert (file["X"].dtype, file["X"].shape, file["X"].compression) == (np.float64, (1000, 150), None)
         assert list(file["obs"].attrs["column-order"]) == ["gene"]
     assert isinstance(local.obs["gene"].dtype, pd.CategoricalDtype)
     assert list(local.var_names) == list(train.var_names)
@@ -211,7 +212,7 @@ def test_answer_is_the_mean_of_the_cells(made, train, local):
         assert file["effect"].shape == file["predictable"].shape == (len(perturbation), 150)
         means = file["control_mean"][:] + file["effect"][:]
         shares = pd.DataFrame(file["shares"][:], perturbation, ["pre_adipo", "adipo", "other", "lipo"])
-        assert list(file["group"].asstr()) == ["control"] + ["train"] * 20 + ["local"] * 5 + ["unseen"] * 3
+        assert list(file["group"].asstr()) == ["control"] + ["train"] * 20 + ["local"] * 5 + ["unseen"] * 8
         assert not file["effect"][0].any()
         perturbed = file["perturbed_mean"][:]
     cells = train.obs["gene"][train.obs["gene"] != "NC"].astype(str)
@@ -235,14 +236,15 @@ def test_predictable_share_sets_what_an_oracle_reaches(tmp_path):
             assert np.array_equal(effect, predictable)
             assert np.allclose(oracle, 1)
         elif share == 0:
-            assert (np.abs(predictable) > 0.1).sum(axis=1).max() <= 1  # the target itself, and what it leaves to others
+            moved = (np.abs(predictable) > 0.1).sum(axis=1)
+            assert np.median(moved) <= 1  # the target itself; the counts that a strong one leaves go to others
         else:
             assert 0.3 < np.median(oracle) < 0.98
 
 
 def test_counts_are_negative_binomial_of_the_mean_they_should_have():
     model = module._build_model(
-        np.random.default_rng(0), n_genes=200, seen=(2, 0), unseen=(6, 2), n_listed=100, share=0.5, local_listed=True)
+        np.random.default_rng(0), n_genes=200, seen=(2, 0), unseen=(6, 2), n_listed=100, share=0.5)
     model = replace(model, loadings=np.zeros_like(model.loadings), target=np.full_like(model.target, -1))
     mean = np.repeat([0.05, 1.0, 3.9, 4.1, 50.0], 40)
     model.loadings[:, -4:] = np.log(mean)[:, None]
@@ -277,13 +279,9 @@ def test_slabs_are_drawn_independently(tmp_path, monkeypatch):
     assert abs(np.mean(alike)) < 0.1
 
 
-def test_counts_and_local_genes_can_be_left_out(tmp_path):
-    simulate(tmp_path / "data", counts=False, local_listed=False, **TINY)
-    train, local = (ad.read_h5ad(tmp_path / "data" / name) for name in (TRAINING, LOCAL_TRUTH))
-    requested = set(names(tmp_path / "data" / "predict_perturbations.txt"))
-    assert not train.layers
-    assert not requested & set(local.obs["gene"])
-    assert len(requested & set(train.var_names)) == 6
+def test_counts_can_be_left_out(tmp_path):
+    simulate(tmp_path / "data", counts=False, **TINY)
+    assert not ad.read_h5ad(tmp_path / "data" / TRAINING).layers
 
 
 @pytest.mark.parametrize("change", [

@@ -81,16 +81,16 @@ class Model:
 
 
 def simulate(
-    out: str | Path, *, cells: int = 8_000, genes: int = 1_200, perturbations: int = 40, unseen: int | None = None,
+    out: str | Path, *, cells: int = 7_500, genes: int = 1_200, perturbations: int = 40, unseen: int | None = None,
     listed: int | None = None, local_cells: int | None = None, predictable: float = 0.5, seed: int = 0,
-    counts: bool = True, local_listed: bool = True, answer: str | Path | None = None, force: bool = False,
+    counts: bool = True, answer: str | Path | None = None, force: bool = False,
 ) -> None:
     """Write the seven files into ``out``, all of them or none; the same arguments give the same arrays.
 
     ``perturbations``: of the training file, without NC. ``unseen``: names in predict_perturbations (default 5 % of the
-    genes, 8 to 60). ``listed``: names in genes_to_predict (default 93 % of the genes). ``local_cells``: of the local
-    truth (default 5 % of ``cells``, at least 500). ``local_listed``: whether predict_perturbations holds the 5 local
-    genes; the real list does not. ``counts``: whether to write ``layers/counts``. ``force``: replace an earlier run.
+    genes, 8 to 60); as on the platform, the 5 local genes are not among them. ``listed``: names in genes_to_predict
+    (default 93 % of the genes). ``local_cells``: of the local truth (default 5 % of ``cells``, at least 1,000).
+    ``counts``: whether to write ``layers/counts``. ``force``: replace an earlier run.
 
     ``answer``: an HDF5 file outside ``out``, on the scale of X and in var order. ``effect`` (P, G) float32 is the true
     mean of a perturbation minus that of control cells, ``predictable`` the same without the unpredictable parts;
@@ -101,7 +101,7 @@ def simulate(
     """
     unseen = min(60, max(8, genes // 20)) if unseen is None else unseen
     listed = round(0.93 * genes) if listed is None else listed
-    local_cells = max(100 * N_LOCAL, cells // 20) if local_cells is None else local_cells
+    local_cells = max(200 * N_LOCAL, cells // 20) if local_cells is None else local_cells
     out, answer = Path(out).resolve(), None if answer is None else Path(answer).resolve()
     n_seen, n_new = round(MEASURED * perturbations), round(MEASURED * unseen)
     _check_sizes(cells=cells, genes=genes, perturbations=perturbations, unseen=unseen, listed=listed,
@@ -111,7 +111,7 @@ def simulate(
 
     seeds = np.random.SeedSequence(seed).spawn(5)
     model = _build_model(
-        np.random.default_rng(seeds[0]), n_genes=genes, n_listed=listed, share=predictable, local_listed=local_listed,
+        np.random.default_rng(seeds[0]), n_genes=genes, n_listed=listed, share=predictable,
         seen=(n_seen, perturbations - n_seen), unseen=(n_new, unseen - n_new))
     rng = np.random.default_rng(seeds[1])
     train = _draw_cells(rng, model, _training_sizes(rng, cells, perturbations), ["control", "train"])
@@ -180,7 +180,7 @@ def _all_or_nothing(out: Path) -> Iterator[Path]:
 
 def _build_model(
     rng: np.random.Generator, *, n_genes: int, seen: tuple[int, int], unseen: tuple[int, int], n_listed: int,
-    share: float, local_listed: bool,
+    share: float,
 ) -> Model:
     """``seen`` and ``unseen``: how many perturbed genes are measured and how many are not."""
     names = np.append(_gene_names(rng, n_genes + seen[1] + unseen[1]), CONTROL)  # NC: a target that is not expressed
@@ -188,7 +188,7 @@ def _build_model(
     every_mean = np.concatenate([mean, rng.choice(mean, seen[1] + unseen[1]), [0.0]])
     strength = every_mean / (1 + every_mean)
     weight = (strength[:n_genes] + 0.02) / (strength[:n_genes] + 0.02).sum()  # screens target expressed genes
-    chosen = rng.choice(n_genes, seen[0] + unseen[0] + N_LOCAL * (not local_listed), replace=False, p=weight)
+    chosen = rng.choice(n_genes, seen[0] + unseen[0] + N_LOCAL, replace=False, p=weight)
     local, train, new = np.split(rng.permutation(chosen), [N_LOCAL, N_LOCAL + seen[0]])
     hidden_train, hidden_new = np.split(np.arange(n_genes, len(names) - 1), [seen[1]])
     train, new = rng.permutation(np.append(train, hidden_train)), rng.permutation(np.append(new, hidden_new))
@@ -205,7 +205,7 @@ def _build_model(
     rank[perturbed[perturbed < n_genes]] = -2  # so all perturbed and nearly all signature genes are listed
     return Model(
         genes=genes, listed=genes[rng.permutation(np.argsort(rank)[:n_listed])], signatures=signatures,
-        requested=rng.permutation(names[np.append(new, local) if local_listed else new]),
+        requested=rng.permutation(names[new]),
         perturbations=names[perturbed], target=np.where(perturbed < n_genes, perturbed, -1),
         group=np.repeat(["control", "train", "local", "unseen"], [1, len(train), N_LOCAL, len(new)]).astype(object),
         strength=strength[perturbed], shift=shift, logits=logits,
@@ -502,7 +502,6 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="the platform's full size (18 GB)")
     parser.add_argument("--answer", type=Path, help="HDF5 file for the true effects, outside OUT")
     parser.add_argument("--no-counts", dest="counts", action="store_false", help="leave layers/counts out")
-    parser.add_argument("--local-unlisted", dest="local_listed", action="store_false", help="as on the platform")
     parser.add_argument("--force", action="store_true", help="replace what an earlier run made")
     given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a terminated run cleans up as well
