@@ -2,7 +2,7 @@
 
 1. folder      `load_challenge`      the challenge's `data/` folder, read and checked once
 2. statistics  `perturbation_stats`  one pass over the cells: mean, variance, detection rate and cell count
-3. features    `training_features`, `read_features`: what is known of a gene, from the cells and from your tables
+3. features    `training_knowledge`, `read_features`: what is known of a gene, from the cells and from your tables
 4. means       `ControlMean`, `PerturbedMean`, `PCARidge`, `ResponseModel`: the mean of an unseen knock-out
 5. programs    `MedianProportions`, `constrain_proportions`: the share of cells in each state
 6. cells       `GaussianCells`, `RecentredCells`: synthetic cells around a predicted mean
@@ -27,7 +27,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -437,15 +437,15 @@ def read_cells(path: Path, rows: np.ndarray) -> ad.AnnData:
 # ---------------------------------------------------------------------------------------------------------------------
 
 FEATURES_FOLDER = "features"  # of the model folder: the user's own tables
-COEXPRESSION_COMPONENTS = 20
+COEXPRESSION_COMPONENTS = 10
 
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """Features of genes: genes x features, rows of length 1.
+    """Features of genes: genes x features. The kernel of two genes is the product of their rows, to `power`.
 
-    The kernel of two genes is the cosine of their rows, to `power`; it is 0 for a gene without a row, so that a gene
-    which is missing from one table is predicted from the others.
+    Rows have length 1 unless a table says otherwise, so the kernel is a cosine. It is 0 for a gene without a row: a
+    gene which is missing from one table is predicted from the others.
     """
 
     genes: pd.Index
@@ -468,12 +468,14 @@ class FeatureTable:
         return self.genes.get_indexer(pd.Index(genes)) >= 0
 
     @classmethod
-    def of(cls, genes: Sequence[str], features: Any, power: int = 1) -> FeatureTable:
-        """Bring the rows to length 1; rows of zeros are left out."""
-        matrix = sp.csr_matrix(features, dtype=np.float64)
+    def of(cls, genes: Sequence[str], features: Any, power: int = 1, lengths: pd.Series | None = None) -> FeatureTable:
+        """Bring the rows to length 1 (or to `lengths`, by gene); rows of zeros are left out."""
+        names, matrix = pd.Index(genes), sp.csr_matrix(features, dtype=np.float64)
         length = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
-        kept = length > 0
-        return cls(pd.Index(genes)[kept], sp.diags_array(1.0 / length[kept]).tocsr() @ matrix[kept], power)
+        wanted = np.ones(len(names)) if lengths is None else lengths[names].to_numpy()
+        kept = (length > 0) & (wanted > 0)
+        scale = sp.diags_array(wanted[kept] / length[kept]).tocsr()
+        return cls(names[kept], scale @ matrix[kept], power)
 
 
 def gene_set_table(sets: dict[str, list[str]]) -> FeatureTable:
@@ -519,33 +521,55 @@ def _incidence(groups: dict[str, list[str]]) -> tuple[pd.Index, sp.csr_matrix]:
     return genes, sp.csr_matrix((np.ones(len(pairs)), (rows, columns)), shape=(len(genes), len(groups)))
 
 
-def training_features(
+@dataclass(frozen=True)
+class GeneKnowledge:
+    """What the response model may use of genes: feature `tables`, and a `template` of the response.
+
+    The template is loadings (genes x components) and responses (components x genes): their product is the response of
+    a knock-out, up to one factor that the model learns, before it has seen any like it.
+    """
+
+    tables: dict[str, FeatureTable]
+    template: tuple[pd.DataFrame, pd.DataFrame] | None = None
+
+
+def training_knowledge(
     stats: PerturbationStats, pool: ad.AnnData, signatures: pd.DataFrame, symbols: Iterable[str]
-) -> dict[str, FeatureTable]:
-    """The tables that need no outside data, of the measured genes and the symbols of all targets.
+) -> GeneKnowledge:
+    """What needs no outside data, of the measured genes and the symbols of all targets; `pool` are control cells.
 
     `expression`: mean, detection rate and log dispersion in control cells; `co-expression`: loadings on the principal
-    components of the pool's cells; `programs`: correlation with each program's mean signature there; `signature`:
-    membership in the signature lists; `symbol`: the family part of the name.
+    components of the pool's cells, as long as the detection rate (a gene that is not expressed has nothing to lose);
+    `programs`: correlation with each program's mean signature there; `signature`: membership in the signature lists;
+    `symbol`: the family part of the name. The template: what is co-expressed with the target falls with it.
     """
     mean, variance, detection = (table.loc[CONTROL] for table in (stats.mean, stats.variance, stats.detection))
     level = {"mean": mean, "detection": detection, "dispersion": np.log((variance + 1e-3) / (mean + 1e-3))}
     cells = np.asarray(pool.X.toarray() if sp.issparse(pool.X) else pool.X, np.float32)
     cells = cells - cells.mean(axis=0)
-    cells /= np.maximum(cells.std(axis=0), 1e-3)
-    sets = {name: list(group) for name, group in signatures.groupby("program")["sig_gene"]}
-    members = {name: pool.var_names.isin(group) for name, group in sets.items()}
-    scores = np.stack([cells[:, which].mean(axis=1) for which in members.values() if which.any()] or [cells[:, 0]])
-    scores = (scores - scores.mean(axis=1, keepdims=True)) / np.maximum(scores.std(axis=1, keepdims=True), 1e-6)
+    spread = np.maximum(cells.std(axis=0), 1e-3)
+    cells /= spread
     _, axes = np.linalg.eigh((cells @ cells.T).astype(np.float64))
     axes = axes[:, ::-1][:, : min(COEXPRESSION_COMPONENTS, max(1, len(cells) - 1))]
-    return {
+    loadings = pd.DataFrame(cells.T @ axes.astype(np.float32) / np.sqrt(len(cells)), index=pool.var_names)
+    sets = {name: list(group) for name, group in signatures.groupby("program")["sig_gene"]}
+    tables = {
         "expression": numeric_table(pd.DataFrame(level)),
-        "co-expression": FeatureTable.of(pool.var_names, cells.T @ axes.astype(np.float32)),
-        "programs": numeric_table(pd.DataFrame((scores @ cells / len(cells)).T, index=pool.var_names)),
+        "co-expression": FeatureTable.of(pool.var_names, loadings, lengths=detection),
+        "programs": numeric_table(_program_correlations(cells, pool.var_names, sets)),
         "signature": gene_set_table(sets),
         "symbol": symbol_table(sorted({*pool.var_names, *symbols})),
     }
+    return GeneKnowledge(tables, (loadings.mul(-detection[loadings.index], axis=0), loadings.T * spread))
+
+
+def _program_correlations(cells: np.ndarray, genes: pd.Index, sets: dict[str, list[str]]) -> pd.DataFrame:
+    """Genes x programs: correlation over standardised cells with the mean of the program's signature genes."""
+    columns = {}
+    for name, group in sets.items():
+        score = cells[:, genes.isin(group)].sum(axis=1)
+        columns[name] = (score - score.mean()) / max(float(score.std()), 1e-6) @ cells / len(cells)
+    return pd.DataFrame(columns, index=genes)
 
 
 def read_features(folder: str | os.PathLike[str], genes: Iterable[str]) -> dict[str, FeatureTable]:
@@ -660,10 +684,10 @@ FEATURE_READERS: dict[str, Callable[[Path, pd.Index], FeatureTable]] = {
 # ---------------------------------------------------------------------------------------------------------------------
 # 4. The mean expression of an unseen knock-out
 #
-# Estimators in scikit-learn's manner. `fit(means, responses=None, n_cells=None, tables=None)` takes `means`,
+# Estimators in scikit-learn's manner. `fit(means, responses=None, n_cells=None, knowledge=None)` takes `means`,
 # perturbations x genes with the control among the rows; `responses` (perturbations x anything, default: the means
-# themselves) is what is predicted; `n_cells` is the number of cells of each perturbation; `tables` are the feature
-# tables, which only `ResponseModel` uses. `predict(targets)` gives targets x responses.
+# themselves) is what is predicted; `n_cells` is the number of cells of each perturbation; `knowledge` is what is known
+# of the genes, which only `ResponseModel` uses. `predict(targets)` gives targets x responses.
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -675,7 +699,7 @@ class ControlMean(BaseEstimator):
         means: pd.DataFrame,
         responses: pd.DataFrame | None = None,
         n_cells: pd.Series | None = None,
-        tables: dict[str, FeatureTable] | None = None,
+        knowledge: GeneKnowledge | None = None,
     ) -> ControlMean:
         responses = means if responses is None else responses
         _require_control(responses)
@@ -695,7 +719,7 @@ class PerturbedMean(BaseEstimator):
         means: pd.DataFrame,
         responses: pd.DataFrame | None = None,
         n_cells: pd.Series | None = None,
-        tables: dict[str, FeatureTable] | None = None,
+        knowledge: GeneKnowledge | None = None,
     ) -> PerturbedMean:
         responses = (means if responses is None else responses).drop(index=CONTROL, errors="ignore")
         weights = None if n_cells is None else n_cells[responses.index]
@@ -731,7 +755,7 @@ class PCARidge(BaseEstimator):
         means: pd.DataFrame,
         responses: pd.DataFrame | None = None,
         n_cells: pd.Series | None = None,
-        tables: dict[str, FeatureTable] | None = None,
+        knowledge: GeneKnowledge | None = None,
     ) -> PCARidge:
         self.gene_components_ = self._components(means, self.n_components)
         if responses is None:
@@ -786,20 +810,22 @@ def _repeat(row: pd.Series, targets: Sequence[str]) -> pd.DataFrame:
 class ResponseModel(BaseEstimator):
     """The response of an unseen knock-out from what is known of its gene: a Gaussian process over a sum of kernels.
 
-    With r the residual of a knock-out from the mean over perturbed cells and z = r / |r| its direction (Pearson asks
-    for directions, so every knock-out counts alike but for the noise of its cells),
+    With r the residual of a knock-out from the mean over perturbed cells, less a least-squares multiple of the
+    template where there is one, and z = r / |r| its direction (Pearson asks for directions, so every knock-out counts
+    alike but for the noise of its cells),
 
         z = f(gene) + noise,  cov f = (sum_t w_t K_t) x Sigma,  noise ratio of component k: rho + tau l_1 / l_k
 
-    K_t is the kernel of feature table t, l_k the variance of component k; one table is a constant: the direction that
-    weak knock-outs share, back to the control. The weights w, then rho and tau, maximise the leave-one-out Pearson
-    correlation of the training knock-outs, which has a closed form; `prior` / n holds the log weights together when
-    knock-outs are few. The size of a prediction is the least-squares amplitude of the left-out predictions.
+    K_t is the kernel of feature table t, l_k the variance of response component k; one table is a constant: the
+    direction that weak knock-outs share, back to the control. The weights w, then rho and tau, maximise the
+    leave-one-out Pearson correlation of the training knock-outs, which has a closed form; `prior` / n holds the log
+    weights together when knock-outs are few. The size of a prediction is the least-squares amplitude of the left-out
+    predictions.
 
-    Fitted: `weights_` and `coverage_` by table; `loo_pearson_` by training knock-out; `coefficients_` (genes x
-    components) and `unknown_` (the same for a gene in no table), `basis_` (components x responses), `reference_`; and
-    `expected_` (genes x `error`, the expected length of the error of the predicted residual, and `pearson`; the last
-    row, named "", is for a gene in no table).
+    Fitted: `weights_` and `coverage_` by table, `template_weight_`; `coefficients_` (genes x components) and `unknown_`
+    (the same for a gene of which nothing is known), `basis_` (components x responses), `reference_`; `loo_pearson_` by
+    training knock-out (optimistic: the basis has seen it); and `expected_` (genes x `error`, the expected length of the
+    prediction's error, and `pearson`; the last row, named "", is for a gene of which nothing is known).
     """
 
     def __init__(self, prior: float = 0.1, rank: int = 120) -> None:
@@ -811,51 +837,85 @@ class ResponseModel(BaseEstimator):
         means: pd.DataFrame,
         responses: pd.DataFrame | None = None,
         n_cells: pd.Series | None = None,
-        tables: dict[str, FeatureTable] | None = None,
+        knowledge: GeneKnowledge | None = None,
     ) -> ResponseModel:
-        """`tables` are the feature tables; how each gene itself responds in training is always one more."""
+        """How each gene itself responds in the training knock-outs is always one more feature table."""
         responses = (means if responses is None else responses).drop(index=CONTROL, errors="ignore")
-        names = responses.index
+        knowledge, names = knowledge or GeneKnowledge({}), responses.index
         cells = np.ones(len(names)) if n_cells is None else n_cells[names].to_numpy(np.float64)
         self.reference_ = pd.Series(np.average(responses, axis=0, weights=cells), index=responses.columns)
         residuals = responses.to_numpy(np.float64) - self.reference_.to_numpy()
+        if len(names) < 3 or np.abs(residuals).max() < 1e-9:
+            return self._learn_nothing(responses)
+        template, template_basis = self._fit_template(knowledge.template, residuals, responses)
+        rest = residuals - template.loc[names].to_numpy() @ template_basis
+        tables = {**knowledge.tables, "own response": _own_responses(rest, responses)}
+        tables = {name: table for name, table in tables.items() if table.known(names).any()}
+        self.coverage_ = pd.Series({name: table.known(names).mean() for name, table in tables.items()})
+        genes = pd.Index(sorted(set(names).union(template.index, *(table.genes for table in tables.values()))))
+        values, left_out, basis = self._fit_process(tables, genes, rest, names, cells)
+        # A gene of which nothing is known comes last: it has the constant's coefficients, and no template.
+        every = np.hstack([values, template.reindex([*genes, ""], fill_value=0.0)])
+        basis = np.vstack([basis, template_basis])
+        left_out = np.hstack([left_out, template.loc[names]])
+        self.loo_pearson_ = pd.Series(_row_correlations(left_out @ basis, residuals), index=names)
+        self.expected_ = _expected(every, left_out, basis, residuals, self.loo_pearson_.to_numpy())
+        self.expected_.index = pd.Index([*genes, ""])
+        self.coefficients_ = pd.DataFrame(every[:-1].astype(np.float32), index=genes)
+        self.unknown_ = pd.Series(every[-1])
+        self.basis_ = pd.DataFrame(basis, columns=responses.columns)
+        return self
+
+    def _fit_template(
+        self, template: tuple[pd.DataFrame, pd.DataFrame] | None, residuals: np.ndarray, responses: pd.DataFrame
+    ) -> tuple[pd.DataFrame, np.ndarray]:
+        """The template's loadings (all genes and all perturbations x components) times its weight, and its responses.
+
+        The weight is the least-squares multiple of the templates in the residuals, and not below 0.
+        """
+        self.template_weight_ = pd.Series([0.0])
+        if template is None:
+            return pd.DataFrame(np.zeros((len(responses), 0)), index=responses.index), np.zeros((0, residuals.shape[1]))
+        loadings = template[0].reindex(template[0].index.union(responses.index), fill_value=0.0)
+        basis = template[1].reindex(columns=responses.columns, fill_value=0.0).to_numpy(np.float64)
+        expected = loadings.loc[responses.index].to_numpy(np.float64) @ basis
+        square = (expected**2).sum()
+        self.template_weight_[0] = max(0.0, (expected * residuals).sum() / square) if square > 0 else 0.0
+        return loadings * self.template_weight_[0], basis
+
+    def _fit_process(
+        self,
+        tables: dict[str, FeatureTable],
+        genes: pd.Index,
+        residuals: np.ndarray,
+        names: pd.Index,
+        cells: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Coefficients of `genes` and of an unknown gene, left-out ones of the training knock-outs, and their basis."""
         centred = residuals - residuals.mean(axis=1, keepdims=True)
         length = np.maximum(np.linalg.norm(centred, axis=1), 1e-12)
-        if len(names) < 3 or length.max() < 1e-9:
-            return self._learn_nothing(responses)
-        used = {**(tables or {}), "own response": _own_responses(residuals, responses)}
-        used = {name: table for name, table in used.items() if table.known(names).any()}
-        self.coverage_ = pd.Series({name: table.known(names).mean() for name, table in used.items()})
         # Half of the noise of a knock-out is the sampling of its cells, half what no table can know.
         precision = 1.0 / np.sqrt((1.0 + np.median(cells) / cells) / 2.0)
         scale = precision / length
         gram = (centred @ centred.T) * np.outer(scale, scale)
-        kernels = np.array([table.kernel(names, names) for table in used.values()] + [np.ones_like(gram)])
+        kernels = np.array([table.kernel(names, names) for table in tables.values()] + [np.ones_like(gram)])
         kernels *= np.outer(precision, precision)
         weights = _best_weights(kernels, gram, self.prior / len(names))
-        self.weights_ = pd.Series(weights, index=[*used, "constant"])
+        self.weights_ = pd.Series(weights, index=[*tables, "constant"])
         components, coefficients, variance = _response_components(gram, self.rank)
-        dual, left_out, hits = _best_noise(np.tensordot(weights, kernels, 1), coefficients, variance, np.diag(gram))
-        self.loo_pearson_ = pd.Series(hits, index=names)
-
-        predicted, true = left_out / precision[:, None], coefficients / scale[:, None]
-        amplitude = _amplitude(true, predicted, length)
-        genes = pd.Index(sorted(set(names).union(*(table.genes for table in used.values()))))
-        values = np.full((len(genes) + 1, len(names)), weights[-1])  # the last row: a gene in no table
-        for name, table in used.items():
+        dual, left_out = _best_noise(np.tensordot(weights, kernels, 1), coefficients, variance, np.diag(gram))
+        left_out = left_out / precision[:, None]
+        amplitude = _amplitude(coefficients / scale[:, None], left_out, length)
+        values = np.full((len(genes) + 1, len(names)), weights[-1])
+        for name, table in tables.items():
             values[:-1] += self.weights_[name] * table.kernel(genes, names)
-        values = (values * precision) @ dual
-        self.expected_ = _expected(np.linalg.norm(values, axis=1), true, predicted, amplitude, length, hits)
-        self.expected_.index = [*genes, ""]
-        values *= amplitude
-        self.coefficients_ = pd.DataFrame(values[:-1].astype(np.float32), index=genes)
-        self.unknown_ = pd.Series(values[-1])
-        self.basis_ = pd.DataFrame(components @ (residuals * scale[:, None]), columns=responses.columns)
-        return self
+        basis = components @ (residuals * scale[:, None])
+        return amplitude * (values * precision) @ dual, amplitude * left_out, basis
 
     def _learn_nothing(self, responses: pd.DataFrame) -> ResponseModel:
         """Too few knock-outs, or all alike: every prediction is the reference."""
         self.coverage_ = self.weights_ = pd.Series(dtype=np.float64)
+        self.template_weight_ = pd.Series([0.0])
         self.loo_pearson_ = pd.Series(0.0, index=responses.index)
         self.expected_ = pd.DataFrame({"error": [0.0], "pearson": [0.0]}, index=[""])
         self.coefficients_ = pd.DataFrame(np.zeros((len(responses), 1), np.float32), index=responses.index)
@@ -951,11 +1011,11 @@ def _response_components(gram: np.ndarray, rank: int) -> tuple[np.ndarray, np.nd
 
 def _best_noise(
     kernel: np.ndarray, coefficients: np.ndarray, variance: np.ndarray, lengths: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The noise (rho, tau) with the best leave-one-out correlation: dual coefficients, left-out predictions, hits."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Dual coefficients and left-out predictions at the noise (rho, tau) with the best leave-one-out correlation."""
     values, vectors = np.linalg.eigh(kernel)
     rotated, squared = vectors.T @ coefficients, vectors**2
-    best = coefficients, coefficients, np.full(len(kernel), -np.inf)
+    best, highest = (coefficients, coefficients), -np.inf
     for rho in (0.02, 0.1, 0.5, 2.0):
         for tau in 2.0 ** np.arange(-6, 6):
             inverse = 1.0 / (np.maximum(values, 0.0)[:, None] + rho + tau * variance[0] / variance)
@@ -963,8 +1023,8 @@ def _best_noise(
             left_out = coefficients - dual / (squared @ inverse)
             size = np.maximum(np.linalg.norm(left_out, axis=1), 1e-12)
             hits = (left_out * coefficients).sum(axis=1) / (size * np.sqrt(np.maximum(lengths, 1e-12)))
-            if hits.mean() > best[2].mean():
-                best = dual, left_out, hits
+            if hits.mean() > highest:
+                best, highest = (dual, left_out), hits.mean()
     return best
 
 
@@ -978,18 +1038,25 @@ def _amplitude(true: np.ndarray, predicted: np.ndarray, length: np.ndarray) -> f
     return float(np.clip((true * predicted).sum() / square, 0.02 * most, most))
 
 
-def _expected(
-    size: np.ndarray, true: np.ndarray, predicted: np.ndarray, amplitude: float, length: np.ndarray, hits: np.ndarray
-) -> pd.DataFrame:
-    """Expected error and Pearson correlation of predictions of these sizes, by straight lines of the left-out ones.
+def _row_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Pearson correlation of each row of a with the same row of b; 0 where a row does not vary."""
+    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
+    scale = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
+    return (a * b).sum(axis=1) / np.where(scale > 0, scale, 1.0)
 
-    A larger prediction is a surer one: the tables agree. The part of a residual outside the basis is error too.
+
+def _expected(
+    every: np.ndarray, left_out: np.ndarray, basis: np.ndarray, residuals: np.ndarray, hits: np.ndarray
+) -> pd.DataFrame:
+    """Expected error and Pearson correlation of every prediction, by straight lines of the left-out ones.
+
+    Both follow the length of the prediction: a longer one is a surer one, since the tables agree.
     """
-    left_out = np.linalg.norm(predicted, axis=1)
-    error = ((true - amplitude * predicted) ** 2).sum(axis=1) + np.maximum(length**2 - (true**2).sum(axis=1), 0.0)
-    size = size.clip(left_out.min(), left_out.max())
-    squared_error = _line(left_out**2, error, size**2)
-    return pd.DataFrame({"error": np.sqrt(squared_error), "pearson": _line(left_out, hits, size)})
+    product = basis @ basis.T
+    size, known = (np.sqrt(np.maximum(((c @ product) * c).sum(axis=1), 0.0)) for c in (every, left_out))
+    size = size.clip(known.min(), known.max())
+    error = ((residuals - left_out @ basis) ** 2).sum(axis=1)
+    return pd.DataFrame({"error": np.sqrt(_line(known**2, error, size**2)), "pearson": _line(known, hits, size)})
 
 
 def _line(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> np.ndarray:
@@ -1016,7 +1083,7 @@ class MedianProportions(BaseEstimator):
         means: pd.DataFrame,
         responses: pd.DataFrame | None = None,
         n_cells: pd.Series | None = None,
-        tables: dict[str, FeatureTable] | None = None,
+        knowledge: GeneKnowledge | None = None,
     ) -> MedianProportions:
         proportions = (means if responses is None else responses).drop(index=CONTROL, errors="ignore")
         shares = proportions[SHARES].to_numpy(np.float64)
@@ -1285,13 +1352,13 @@ class Predictor:
         stats: PerturbationStats,
         proportions: pd.DataFrame,
         pool: ad.AnnData,
-        tables: dict[str, FeatureTable] | None = None,
+        knowledge: GeneKnowledge | None = None,
     ) -> Predictor:
         """Fit all three; the same bytes for any number of threads, since BLAS is held to one."""
         proportions = proportions.loc[stats.mean.index]
         with threadpool_limits(1):
-            self.expression.fit(stats.mean, n_cells=stats.n_cells, tables=tables)
-            self.proportions.fit(stats.mean, responses=proportions, n_cells=stats.n_cells, tables=tables)
+            self.expression.fit(stats.mean, n_cells=stats.n_cells, knowledge=knowledge)
+            self.proportions.fit(stats.mean, proportions, stats.n_cells, knowledge)
             self.cells.fit(stats.mean, pool)
         self.genes = stats.mean.columns
         return self
@@ -1434,13 +1501,14 @@ def fit_predictor(
     stats = perturbation_stats(challenge.train_path)
     pool = read_cells(challenge.train_path, pool_rows(challenge.obs, seed))
     with threadpool_limits(1):
-        tables = training_features(stats, pool, challenge.signatures, names) | own
-    for name, table in tables.items():
+        knowledge = training_knowledge(stats, pool, challenge.signatures, names)
+    knowledge = replace(knowledge, tables=knowledge.tables | own)
+    for name, table in knowledge.tables.items():
         known = {part: table.known(part_names).sum() for part, part_names in
                  (("training", challenge.perturbations), ("predicted", challenge.targets))}
         print(f"  feature table {name}: knows {known['training']} of {len(challenge.perturbations)} training and "
               f"{known['predicted']} of {len(challenge.targets)} predicted knock-outs")
-    return (predictor or Predictor.default()).fit(stats, challenge.proportions, pool, tables)
+    return (predictor or Predictor.default()).fit(stats, challenge.proportions, pool, knowledge)
 
 
 def pool_rows(obs: pd.DataFrame, seed: int) -> np.ndarray:

@@ -143,7 +143,7 @@ def test_repeated_genes_are_averaged(tmp_path):
 
 def test_training_features_need_no_outside_data(stats, challenge):
     pool = helpers.read_cells(challenge.train_path, helpers.pool_rows(challenge.obs, 0))
-    tables = helpers.training_features(stats, pool, challenge.signatures, ["NEWGENE1", *challenge.targets])
+    tables = helpers.training_knowledge(stats, pool, challenge.signatures, ["NEWGENE1", *challenge.targets]).tables
     assert list(tables) == ["expression", "co-expression", "programs", "signature", "symbol"]
     measured = challenge.targets[challenge.targets.isin(challenge.genes)]
     for name in ("expression", "co-expression", "programs", "symbol"):
@@ -153,7 +153,20 @@ def test_training_features_need_no_outside_data(stats, challenge):
     genes = X.columns[X.std() > 0.3][:40]
     alike, correlation = tables["co-expression"].kernel(genes, genes), np.corrcoef(X[genes].to_numpy(float).T)
     pairs = np.triu_indices(40, 1)
-    assert np.corrcoef(alike[pairs], correlation[pairs])[0, 1] > 0.7
+    assert np.corrcoef(alike[pairs], correlation[pairs])[0, 1] > 0.5
+    detection = stats.detection.loc["NC"]
+    np.testing.assert_allclose(np.diag(alike), detection[genes] ** 2)
+
+
+def test_template_is_the_covariance_of_control_cells_turned_round(stats, challenge):
+    pool = helpers.read_cells(challenge.train_path, helpers.pool_rows(challenge.obs, 0))
+    loadings, responses = helpers.training_knowledge(stats, pool, challenge.signatures, []).template
+    X = pool.to_df()
+    genes = X.columns[X.std() > 0.3][:40]
+    product = loadings.loc[genes].to_numpy() @ responses[genes].to_numpy()
+    pairs = np.triu_indices(40, 1)
+    assert np.corrcoef(product[pairs], np.cov(X[genes].to_numpy(float).T)[pairs])[0, 1] < -0.5
+    assert (np.diag(product) < 0).all(), "the target itself falls"
 
 
 def test_user_tables_reach_the_model_through_the_resources_folder(folder, challenge, tmp_path, capsys):

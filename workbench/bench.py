@@ -212,8 +212,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary) / "data"
         if not (folder / helpers.TRAIN_FILE).exists():
-            size = {"cells": 4484, "genes": 11_046} if options.quick else {"cells": 44_846, "genes": 11_046}
-            simulate(folder, perturbations=122, seed=0, **size)
+            simulate(folder, cells=4484 if options.quick else 44_846, genes=11_046, perturbations=122, counts=False)
         table = run(folder, options.quick)
     Path("build").mkdir(exist_ok=True)
     table.to_csv("build/bench.csv", index=False)

@@ -1,0 +1,306 @@
+"""What a method is worth on knock-outs it has not seen: leave-perturbations-out, with baselines, ablations and ceiling.
+
+    python -m workbench.cross_validate --data FOLDER --out table.csv [--features DIR]     a challenge folder
+    python -m workbench.cross_validate --effects FILE --out table.csv [--features DIR]    perturbations x responses
+
+In: a folder in the challenge's layout, or a csv or parquet file whose rows are perturbations (first column or index)
+and whose other columns are responses (log fold changes or any other numbers). Out: a tidy table, one row a method and
+metric (`summarise`); `--details` adds the table with one row a perturbation. Whatever is tuned is tuned inside
+`ResponseModel.fit`, on the training perturbations of the fold. `workbench.methods` says what is compared,
+`workbench.folds` how a fold is scored, `workbench.model_plots` draws the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+from threadpoolctl import threadpool_limits
+
+import helpers
+from helpers import CONTROL, Challenge, DataError, FeatureTable, _open_matrix, _panels, _sigma, some
+from workbench import methods
+from workbench.compare import STARTER
+from workbench.effects import check_enough, genes_of, read_effects, read_groups
+from workbench.folds import ChallengeFold, EffectsFold, proportion_rows, run_all, split
+from workbench.methods import Method, random_methods
+
+HIGHER_IS_BETTER = ("pearson", "pearson_delta", "expected_pearson")
+BASELINES = (STARTER, methods.PCA_RIDGE, methods.ZERO, methods.TRAIN_MEAN, methods.PERTURBED_MEAN)
+
+
+def cross_validate_effects(
+    effects: pd.DataFrame,
+    tables: dict[str, FeatureTable],
+    *,
+    groups: pd.Series | None = None,
+    n_folds: int | str = 5,
+    seeds: Sequence[int] = (0,),
+    draws: int = 2,
+    zero_effect: bool | None = None,
+    only: Sequence[str] | None = None,
+    executor: Executor | None = None,
+    name: str = "effects",
+) -> pd.DataFrame:
+    """Leave perturbations out of a matrix of effects, perturbations x responses.
+
+    `groups` is the gene of each row: all contrasts of one gene leave together, train as their mean, and count once.
+    `n_folds` is a number or "loo"; with "loo" the seeds differ in the random methods only. `draws` is the number of
+    random tables and of permutations a seed. `zero_effect` adds the prediction 0 (default: where effects have both
+    signs, since 0 is no effect only there). `only` names the methods to run. `name` stands in messages.
+
+    The reference of Pearson is the mean of the training genes; `error` is the length of the prediction's error, in
+    the units of `effects`. Returns one row a method, perturbation, metric, seed, fold and draw (`folds.COLUMNS`).
+    Raises DataError for fewer than 3 genes, duplicated rows or columns, non-finite values, or tables without any of
+    the perturbations.
+    """
+    genes = genes_of(effects, groups, name)
+    names = pd.Index(np.unique(genes))
+    if tables and not any(table.known(names).any() for table in tables.values()):
+        raise DataError(f"{name}: none of its perturbations ({some(names, 3)}) is in any table: {some(tables)}")
+    if zero_effect is None:
+        zero_effect = bool((effects.to_numpy() < 0).any())
+    fixed = methods.effect_baselines(names, effects.columns, zero_effect=zero_effect)
+    fixed += methods.model_methods(tables, names, effects.columns)
+
+    def fold(test: pd.Index, chosen: list[Method], seed: int, number: int) -> EffectsFold:
+        return EffectsFold(effects, genes, test, chosen, seed, number)
+
+    return run_all(_folds(fold, names, fixed, tables, n_folds, seeds, draws, only), executor)
+
+
+def cross_validate_challenge(
+    challenge: Challenge,
+    *,
+    features: str | os.PathLike[str] | None = None,
+    n_folds: int | str = 5,
+    seeds: Sequence[int] = (0,),
+    n_panels: int = 3,
+    panel_size: int = 1000,
+    sigma: float | str = "scaled",
+    draws: int = 2,
+    only: Sequence[str] | None = None,
+    executor: Executor | None = None,
+) -> pd.DataFrame:
+    """Leave perturbations out of the training cells of a challenge folder; the platform's three metrics.
+
+    The statistics are sums, so the cells are read once. Feature tables and the base of the cells come from control
+    cells alone, and so are the same in every fold. `sigma` is as in `helpers.score`, "calibrated" being the mean
+    squared distance between 500 training cells. MMD and Pearson delta are taken on `n_panels` random panels of
+    `panel_size` genes (one panel of all genes where there are no more), and on 100 written cells. The ceiling, real
+    cells of the same knock-out, compares one half of them with the other, where there are at least 20.
+
+    Returns the table of `cross_validate_effects`, in which `error` is in expression units over all genes.
+    """
+    with threadpool_limits(1):
+        parts, tables = _prepare(challenge, features, (n_panels, panel_size), sigma)
+    names, genes = challenge.perturbations, challenge.genes
+    check_enough(names, str(challenge.train_path))
+    fixed = [*methods.challenge_baselines(), *methods.model_methods(tables, names, genes)]
+
+    def fold(test: pd.Index, chosen: list[Method], seed: int, number: int) -> ChallengeFold:
+        return ChallengeFold(**parts, test=test, methods=chosen, seed=seed, fold=number)
+
+    return run_all(_folds(fold, names, fixed, tables, n_folds, seeds, draws, only), executor)
+
+
+def cross_validate_proportions(
+    proportions: pd.DataFrame, *, n_folds: int | str = "loo", seeds: Sequence[int] = (0,)
+) -> pd.DataFrame:
+    """Constant predictions of the shares (perturbations x states, the control among them); the table of the others."""
+    names = proportions.index.drop(CONTROL)
+    tables = [
+        proportion_rows(proportions, test, None, seed, number)
+        for seed in (seeds[:1] if n_folds == "loo" else seeds)
+        for number, test in enumerate(split(names, n_folds, seed))
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _prepare(
+    challenge: Challenge, features: str | os.PathLike[str] | None, panels: tuple[int, int], sigma: float | str
+) -> tuple[dict[str, Any], dict[str, FeatureTable]]:
+    """What all folds share: members of `ChallengeFold`, and the feature tables."""
+    stats = helpers.perturbation_stats(challenge.train_path)
+    control = challenge.obs[challenge.obs["gene"] == CONTROL]  # the pool must not hold cells that are held out
+    rows = np.flatnonzero((challenge.obs["gene"] == CONTROL).to_numpy())
+    pool = helpers.read_cells(challenge.train_path, rows[helpers.pool_rows(control, seed=0)])
+    names = challenge.perturbations
+    tables = helpers.training_features(stats, pool, challenge.signatures, names) | _own_tables(features, names)
+    drawn = _panels(challenge.genes, challenge.genes, None, *panels, seed=0)
+    with _open_matrix(challenge.train_path, ["gene"]) as (matrix, _, genes, _):
+        sigmas = [_sigma(sigma, panel, matrix, genes) for panel in drawn]
+    print(f"Panels of {len(drawn[0])} genes; bandwidth of MMD {sigmas[0][0]:.4g}, {sigmas[0][1]}.")
+    base = helpers.RecentredCells().fit(None, pool)
+    parts = {
+        "path": challenge.train_path, "means": stats.mean, "n_cells": stats.n_cells,
+        "proportions": challenge.proportions, "base": base,
+        "panels": [(panel, width) for panel, (width, _) in zip(drawn, sigmas, strict=True)],
+    }  # fmt: skip
+    return parts, tables
+
+
+def _own_tables(folder: str | os.PathLike[str] | None, names: pd.Index) -> dict[str, FeatureTable]:
+    """The user's tables; refused when the folder gives none that knows a perturbation."""
+    if folder is None:
+        return {}
+    if not Path(folder).is_dir():
+        raise DataError(f"{folder}: no such folder of feature tables")
+    tables = helpers.read_features(folder, names)
+    if not tables:
+        raise DataError(f"{folder}: no table knows any of the perturbations ({some(names, 3)})")
+    return tables
+
+
+def _folds(
+    make: Callable[[pd.Index, list[Method], int, int], Any],
+    names: pd.Index,
+    fixed: list[Method],
+    tables: dict[str, FeatureTable],
+    n_folds: int | str,
+    seeds: Sequence[int],
+    draws: int,
+    only: Sequence[str] | None,
+) -> list:
+    """One fold object a seed and part. Leave-one-out has one split: later seeds run the random methods alone."""
+    if only is not None:
+        known = [method.name for method in fixed] + [methods.RANDOM, methods.SHUFFLED]
+        if unknown := sorted(set(only) - set(known)):
+            raise ValueError(f"no method {some(unknown)}; there are {some(known, 30)}")
+    folds = []
+    for seed in seeds:
+        parts = split(names, n_folds, seed)
+        chosen = random_methods(tables, names, seed, draws)
+        if len(parts) < len(names) or seed == seeds[0]:
+            chosen = fixed + chosen
+        chosen = [method for method in chosen if only is None or method.name in only]
+        folds += [make(test, chosen, seed, number) for number, test in enumerate(parts) if chosen]
+    return folds
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Summary
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def summarise(table: pd.DataFrame, baseline: str | None = None) -> pd.DataFrame:
+    """Tidy summary, one row a method and metric, in the order in which they appear.
+
+    Within a perturbation the mean over seeds, draws and panels is taken first. `value` is the mean over the `n`
+    perturbations, `low` to `high` its 95 % interval: mean ± t(0.975, n - 1) standard errors over perturbations.
+    `difference`, with its interval, is the mean paired difference to the baseline, over the perturbations that both
+    have; `win_rate` the share of them on which the method is better, a tie counting half. The baseline is `baseline`
+    where given, else the first of `BASELINES` that has the metric. `seconds` is the mean time of a fit with its
+    predictions, `peak_mb` the largest memory of the process meanwhile.
+    """
+    values = table.groupby(["metric", "method", "perturbation"], sort=False)["value"].mean()
+    cost = table.groupby("method", sort=False).agg({"seconds": "mean", "peak_mb": "max"})
+    rows = []
+    for metric in table["metric"].unique():
+        wide = values[metric].unstack("method")  # noqa: PD010 - one value each
+        reference = next((name for name in (baseline, *BASELINES) if name in wide), None)
+        for method in [name for name in table["method"].unique() if name in wide]:
+            row = {"method": method, "metric": metric, **interval(wide[method], ("value", "low", "high"))}
+            row["n"] = int(wide[method].notna().sum())
+            if reference is not None:
+                gain = (wide[method] - wide[reference]).dropna()
+                better = gain if metric in HIGHER_IS_BETTER else -gain
+                row["baseline"] = reference
+                row |= interval(gain, ("difference", "difference_low", "difference_high"))
+                row["win_rate"] = float(((better > 0) + 0.5 * (better == 0)).mean()) if len(gain) else np.nan
+            rows.append(row | cost.loc[method].to_dict())
+    return pd.DataFrame(rows)
+
+
+def interval(values: pd.Series, names: tuple[str, str, str]) -> dict[str, float]:
+    """Mean and 95 % t interval over perturbations, under these names; no interval for a single value."""
+    values = values.dropna()
+    mean = float(values.mean())
+    half = scipy.stats.t.ppf(0.975, len(values) - 1) * values.sem() if len(values) > 1 else np.nan
+    return dict(zip(names, (mean, mean - float(half), mean + float(half)), strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m workbench.cross_validate", description=__doc__.splitlines()[0])
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path, help="folder in the challenge's layout")
+    source.add_argument("--effects", type=Path, help="perturbations x responses, csv or parquet")
+    parser.add_argument("--features", type=Path, help="folder of feature tables, as resources/features/")
+    parser.add_argument("--groups", type=Path, help="csv: perturbation, gene (rows of one gene leave together)")
+    parser.add_argument("--folds", type=_n_folds, default=5, help="a number, or loo (leave one out); default 5")
+    parser.add_argument("--seeds", type=int, default=1, help="number of random splits; default 1")
+    parser.add_argument("--draws", type=int, default=2, help="random tables and permutations a seed; default 2")
+    parser.add_argument("--panels", type=int, default=3, help="random panels of 1,000 genes; default 3")
+    parser.add_argument("--sigma", default="scaled", help="bandwidth of MMD: scaled, calibrated or a number")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods")
+    parser.add_argument("--jobs", type=int, default=1, help="processes; default 1")
+    parser.add_argument("--out", type=Path, required=True, help="csv: method, metric, value, low, high, n, ...")
+    parser.add_argument("--details", type=Path, help="csv with one row a perturbation")
+    options = parser.parse_args(arguments)
+    if options.groups and options.data:
+        parser.error("--groups goes with --effects")
+    return options
+
+
+def _n_folds(text: str) -> int | str:
+    if text != "loo" and (not text.isdecimal() or int(text) < 2):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 'loo' nor a number from 2 on")
+    return text if text == "loo" else int(text)
+
+
+def _run(options: argparse.Namespace, executor: Executor | None) -> pd.DataFrame:
+    common = {"n_folds": options.folds, "seeds": tuple(range(options.seeds)), "draws": options.draws,
+              "only": options.methods, "executor": executor}  # fmt: skip
+    how = "leave one out" if options.folds == "loo" else f"{options.folds} folds x {options.seeds} splits"
+    if options.data:
+        challenge = helpers.load_challenge(options.data)
+        print(f"{options.data}: {len(challenge.perturbations)} perturbations, {len(challenge.obs):,} cells x "
+              f"{len(challenge.genes):,} genes; {how}.")
+        sigma = options.sigma if options.sigma in ("scaled", "calibrated") else float(options.sigma)
+        return cross_validate_challenge(
+            challenge, features=options.features, n_panels=options.panels, sigma=sigma, **common
+        )
+    effects = read_effects(options.effects)
+    groups = read_groups(options.groups) if options.groups else None
+    names = pd.Index(np.unique(genes_of(effects, groups, str(options.effects))))
+    tables = {"symbol": helpers.symbol_table(sorted({*names, *effects.columns}))} | _own_tables(options.features, names)
+    print(f"{options.effects}: {len(effects)} rows of {len(names)} perturbed genes x {effects.shape[1]:,} responses; "
+          f"{how}.")
+    for name, table in tables.items():
+        print(f"  feature table {name}: knows {table.known(names).sum()} of {len(names)} perturbed genes")
+    return cross_validate_effects(effects, tables, groups=groups, name=str(options.effects), **common)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line: write the summary, and print it."""
+    options = _options(arguments)
+    try:
+        with ProcessPoolExecutor(options.jobs) if options.jobs > 1 else nullcontext() as executor:
+            table = _run(options, executor)
+        summary = summarise(table)
+    except DataError as error:
+        sys.exit(f"error: {error}")
+    for path, frame in ((options.out, summary), (options.details, table)):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            frame.to_csv(path, index=False)
+    print(summary.drop(columns=["seconds", "peak_mb"]).round(4).to_string(index=False))
+    print("Intervals: 95 %, mean ± t standard errors over perturbations; differences are paired, to the baseline.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Plain effect matrices: perturbations x responses, read from a file and checked at the door.
+
+In: a csv or parquet file, and where several rows are contrasts of one gene a csv that says so. Out: a data frame and
+the gene of each row, which `workbench.cross_validate` takes next.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from helpers import DataError, some
+
+FEWEST = 3  # perturbations; with fewer there is nothing to learn from when one is left out
+
+
+def genes_of(effects: pd.DataFrame, groups: pd.Series | None, name: str) -> np.ndarray:
+    """The gene of each row (contrasts,), after all checks.
+
+    Raises DataError for duplicated rows or columns, text, missing or infinite values, a row without a gene, or fewer
+    than 3 genes; `name` is the file in messages.
+    """
+    for axis, index in (("perturbations", effects.index), ("columns", effects.columns)):
+        if index.has_duplicates:
+            hint = "; name each contrast and give their genes as groups" if axis == "perturbations" else ""
+            raise DataError(f"{name}: duplicated {axis} {some(index[index.duplicated()].unique())}{hint}")
+    if text := [column for column in effects if not pd.api.types.is_numeric_dtype(effects[column])]:
+        raise DataError(f"{name}: columns that are not numbers: {some(text)}")
+    if not_finite := list(effects.columns[~np.isfinite(effects.to_numpy(float)).all(axis=0)]):
+        raise DataError(f"{name}: missing or infinite values in the columns {some(not_finite)}")
+    genes = effects.index if groups is None else effects.index.map(groups)
+    if missing := list(effects.index[genes.isna()]):
+        raise DataError(f"{name}: no gene in the groups for the rows {some(missing)}")
+    check_enough(genes.unique(), name)
+    return genes.astype(str).to_numpy()
+
+
+def check_enough(names: pd.Index, where: str) -> None:
+    """Refuse fewer than 3 perturbations."""
+    if len(names) < FEWEST:
+        raise DataError(f"{where}: only {len(names)} perturbations ({some(names)}); at least {FEWEST} are needed")
+
+
+def read_effects(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """Perturbations x responses from a csv (first column: the perturbation) or a parquet file (index or first column)."""
+    path = Path(path)
+    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
+    if path.suffix not in readers:
+        raise DataError(f"{path}: not a file of effects; use .csv or .parquet")
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    try:
+        table = readers[path.suffix](path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from error
+    if table.shape[1] < 2:
+        raise DataError(f"{path}: only {table.shape[1]} columns; a perturbation and at least 2 responses are needed")
+    if path.suffix == ".csv" or isinstance(table.index, pd.RangeIndex):
+        table = table.set_index(table.columns[0])
+    return table.set_axis(table.index.astype(str), axis=0).set_axis(table.columns.astype(str), axis=1)
+
+
+def read_groups(path: str | os.PathLike[str]) -> pd.Series:
+    """The gene of each perturbation: a csv with the perturbation first and the gene second."""
+    table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+    if table.shape[1] < 2:
+        raise DataError(f"{path}: two columns are needed, the perturbation and its gene; it has {some(table.columns)}")
+    groups = table.set_index(table.columns[0])[table.columns[1]]
+    if groups.index.has_duplicates:
+        repeated = groups.index[groups.index.duplicated()].unique()
+        raise DataError(f"{path}: column {table.columns[0]}: duplicated {some(repeated)}")
+    return groups

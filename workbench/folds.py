@@ -1,0 +1,259 @@
+"""One fold of a cross-validation: fit every method on the training perturbations, score it on the held-out ones.
+
+In: an `EffectsFold` or a `ChallengeFold`, which carry all they need, so that any executor can run them anywhere the
+training file can be read. Out: a tidy table with the columns of `COLUMNS`, one row a method, perturbation and metric.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+from threadpoolctl import threadpool_limits
+from tqdm.auto import tqdm
+
+import helpers
+from helpers import _dense, _open_matrix
+from workbench.compare import CEILING
+from workbench.methods import Method, proportion_methods
+
+COLUMNS = ["method", "perturbation", "metric", "value", "seed", "fold", "draw", "panel", "seconds", "peak_mb"]
+WRITTEN_CELLS = 100  # cells that are predicted for each knock-out
+CEILING_CELLS = 20  # a knock-out with fewer real cells has no split-half ceiling
+
+
+@dataclass(frozen=True)
+class EffectsFold:
+    """`effects` is contrasts x responses, `genes` the perturbed gene of each row; the genes `test` are held out."""
+
+    effects: pd.DataFrame
+    genes: np.ndarray
+    test: pd.Index
+    methods: list[Method]
+    seed: int
+    fold: int
+
+    def run(self) -> pd.DataFrame:
+        """Rows of `pearson`, `error` and, for the model, `expected_error` and `expected_pearson`."""
+        held_out = np.isin(self.genes, self.test)
+        means = self.effects[~held_out].groupby(self.genes[~held_out]).mean()
+        truth, genes = self.effects[held_out].to_numpy(float), self.genes[held_out]
+        reference = means.mean().to_numpy()
+        rows = Rows(self.seed, self.fold)
+        for method in self.methods:
+            with measured() as cost:
+                predicted, scale = method.predict(means, None, self.test)
+            values = predicted.loc[genes].to_numpy()
+            scores = {"pearson": row_pearson(truth - reference, values - reference),
+                      "error": np.linalg.norm(truth - values, axis=1)}  # fmt: skip
+            for metric, score in scores.items():
+                # Contrasts of one gene are not independent: they count once.
+                rows.add(method, metric, pd.Series(score).groupby(genes).mean(), cost)
+            rows.add_scale(method, scale, cost)
+        return rows.table()
+
+
+@dataclass(frozen=True)
+class ChallengeFold:
+    """`means` (perturbations x genes, the control among them) and `n_cells` are of all perturbations of `path`.
+
+    `panels` pairs the genes of a panel with its bandwidth; `base` is the fitted generator of cells.
+    """
+
+    path: Path
+    means: pd.DataFrame
+    n_cells: pd.Series
+    proportions: pd.DataFrame
+    base: helpers.RecentredCells
+    panels: list[tuple[pd.Index, float]]
+    test: pd.Index
+    methods: list[Method]
+    seed: int
+    fold: int
+
+    def run(self) -> pd.DataFrame:
+        """Rows of the platform's three metrics, of the errors as for effects, and of the split-half ceiling."""
+        means, n_cells = self.means.drop(index=self.test), self.n_cells.drop(index=self.test)
+        reference = helpers.PerturbedMean().fit(means, n_cells=n_cells).mean_
+        rows, predictions = Rows(self.seed, self.fold), []
+        for method in self.methods:
+            with measured() as cost:
+                predicted, scale = method.predict(means, n_cells, self.test)
+            error = np.linalg.norm(predicted - self.means.loc[self.test], axis=1)
+            rows.add(method, "error", pd.Series(error, index=self.test), cost)
+            rows.add_scale(method, scale, cost)
+            predictions.append((method, predicted, cost))
+        gaussian = helpers.GaussianCells().fit(means)
+        generators = [(self.base.for_genes(panel), gaussian.for_genes(panel)) for panel, _ in self.panels]
+        with _open_matrix(self.path, ["gene"]) as (matrix, obs, genes, _):
+            for target in self.test:
+                cells = real_cells(matrix, obs, target)
+                for i, (panel, sigma) in enumerate(self.panels):
+                    true, centre = _dense(cells[:, genes.get_indexer(panel)]), reference[panel].to_numpy()
+                    for method, predicted, cost in predictions:
+                        mean, generator = predicted.loc[target, panel].to_numpy(), generators[i][method.gaussian]
+                        made = generator.sample(target, mean, WRITTEN_CELLS)
+                        rows.add_scores(method, target, i, platform_scores(true, made, centre, sigma), cost)
+                    if len(true) >= CEILING_CELLS:
+                        rows.add_scores(Method(CEILING, None), target, i, ceiling_scores(true, centre, sigma), None)
+        return pd.concat([rows.table(), self._proportion_rows(means)], ignore_index=True)
+
+    def _proportion_rows(self, means: pd.DataFrame) -> pd.DataFrame:
+        shares = self.proportions.loc[self.means.index]
+        return proportion_rows(shares, self.test, means, self.seed, self.fold)
+
+
+def proportion_rows(
+    shares: pd.DataFrame, test: pd.Index, means: pd.DataFrame | None, seed: int, fold: int
+) -> pd.DataFrame:
+    """Rows of `l1_distance`: each predictor of the shares, fitted without the perturbations `test`.
+
+    `shares` is perturbations x states, the control among them; `means` the training expression profiles, where known.
+    """
+    rows, train = Rows(seed, fold), shares.drop(index=test)
+    for name, model in proportion_methods(with_means=means is not None).items():
+        with measured() as cost:
+            if means is None:
+                model.fit(train)
+            else:
+                model.fit(means, responses=train.loc[means.index])
+            predicted = helpers.constrain_proportions(model.predict(test))
+        rows.add(Method(name, model), "l1_distance", helpers.l1_by_perturbation(shares.loc[test], predicted), cost)
+    return rows.table()
+
+
+def platform_scores(true: np.ndarray, predicted: np.ndarray, reference: np.ndarray, sigma: float) -> dict[str, float]:
+    """Pearson delta and MMD as `helpers.score` has them; both arrays are cells x genes."""
+    is_reference = np.abs(predicted.mean(axis=0) - reference).max() < helpers.REFERENCE_TOLERANCE
+    return {
+        "pearson_delta": 0.0 if is_reference else helpers.pearson_delta(true, predicted, reference),
+        "mmd": helpers.mmd(true, predicted, sigma),
+    }
+
+
+def ceiling_scores(true: np.ndarray, reference: np.ndarray, sigma: float) -> dict[str, float]:
+    """Every second cell as truth, the others as the prediction: all of them for the mean, the first 100 for MMD."""
+    half, rest = true[::2], true[1::2]
+    return {
+        "pearson_delta": helpers.pearson_delta(half, rest, reference),
+        "mmd": helpers.mmd(half, rest[:WRITTEN_CELLS], sigma),
+    }
+
+
+def real_cells(matrix: Any, obs: pd.DataFrame, perturbation: str) -> Any:
+    """The cells of one perturbation in file order, sparse or dense, cells x genes."""
+    rows = np.flatnonzero((obs["gene"] == perturbation).to_numpy())
+    return matrix[slice(int(rows[0]), int(rows[-1]) + 1)][rows - rows[0]]
+
+
+def row_pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Correlation of each row of a with that row of b; 0 where a row is constant, as the train mean's prediction is."""
+    scale = np.sqrt(max((a**2).mean(), (b**2).mean())) * 1e-9
+    a, b = (rows - rows.mean(axis=1, keepdims=True) for rows in (a, b))
+    lengths = [np.linalg.norm(rows, axis=1) for rows in (a, b)]
+    flat = (lengths[0] <= scale * np.sqrt(a.shape[1])) | (lengths[1] <= scale * np.sqrt(a.shape[1]))
+    return np.where(flat, 0.0, (a * b).sum(axis=1) / np.where(flat, 1.0, lengths[0] * lengths[1]))
+
+
+@dataclass
+class Cost:
+    """Wall seconds, and the largest memory of the process while it ran (MB)."""
+
+    seconds: float = 0.0
+    peak_mb: float = 0.0
+
+
+@contextmanager
+def measured() -> Iterator[Cost]:
+    """Time and memory of a block; the memory is looked at every 20 ms."""
+    cost, done, process = Cost(), threading.Event(), psutil.Process()
+
+    def watch() -> None:
+        while True:
+            cost.peak_mb = max(cost.peak_mb, process.memory_info().rss / 1e6)
+            if done.wait(0.02):
+                return
+
+    thread, began = threading.Thread(target=watch, daemon=True), time.perf_counter()
+    thread.start()
+    try:
+        yield cost
+    finally:
+        cost.seconds = time.perf_counter() - began
+        done.set()
+        thread.join()
+
+
+@dataclass
+class Rows:
+    """Collects the rows of one fold."""
+
+    seed: int
+    fold: int
+    rows: list[tuple] = field(default_factory=list)
+
+    def add(self, method: Method, metric: str, values: pd.Series, cost: Cost | None, panel: int = 0) -> None:
+        """One value a perturbation."""
+        spent = (np.nan, np.nan) if cost is None else (cost.seconds, cost.peak_mb)
+        where = self.seed, self.fold, method.draw or 0, panel, *spent
+        self.rows += [(method.name, name, metric, float(value), *where) for name, value in values.items()]
+
+    def add_scores(
+        self, method: Method, target: str, panel: int, scores: dict[str, float], cost: Cost | None
+    ) -> None:
+        """The scores of one perturbation on one panel."""
+        for metric, value in scores.items():
+            self.add(method, metric, pd.Series({target: value}), cost, panel)
+
+    def add_scale(self, method: Method, scale: pd.DataFrame | None, cost: Cost) -> None:
+        """The predictive scale, where the method has one."""
+        if scale is None:
+            return
+        for column in scale.columns:
+            self.add(method, f"expected_{column}", scale[column], cost)
+
+    def table(self) -> pd.DataFrame:
+        """What was collected."""
+        return pd.DataFrame(self.rows, columns=COLUMNS)
+
+
+def split(names: pd.Index, n_folds: int | str, seed: int) -> list[pd.Index]:
+    """Held-out names of each fold: `n_folds` parts of a random order, or every name alone ("loo")."""
+    names = pd.Index(np.sort(names.unique()))
+    if n_folds == "loo" or int(n_folds) >= len(names):
+        return [names[[i]] for i in range(len(names))]
+    if int(n_folds) < 2:
+        raise ValueError(f"n_folds is {n_folds}: at least 2, or 'loo'")
+    order = np.random.default_rng(seed).permutation(len(names))
+    return [names[np.sort(part)] for part in np.array_split(order, int(n_folds))]
+
+
+def run_fold(fold: EffectsFold | ChallengeFold) -> pd.DataFrame:
+    """What an executor calls: one fold on one thread, so that results are the same to the last bit everywhere."""
+    with threadpool_limits(1):
+        return fold.run()
+
+
+def run_all(folds: Iterable[EffectsFold | ChallengeFold], executor: Executor | None) -> pd.DataFrame:
+    """All folds, here or on any executor with `submit`, put together in order; a progress bar counts folds."""
+    folds = list(folds)
+    with threadpool_limits(1), tqdm(total=len(folds), unit="fold", desc="Cross-validation") as progress:
+        futures = [executor.submit(run_fold, fold) for fold in folds] if executor is not None else []
+        tables = []
+        try:
+            for i, fold in enumerate(folds):
+                tables.append(futures[i].result() if futures else run_fold(fold))
+                progress.update()
+        finally:
+            for future in futures:
+                future.cancel()  # those that have not begun, when one has failed
+    return pd.concat(tables, ignore_index=True)
