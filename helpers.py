@@ -42,7 +42,7 @@ import scipy.optimize
 import scipy.sparse as sp
 import scipy.stats
 from anndata.io import read_elem
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.decomposition import PCA
 from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
@@ -839,35 +839,52 @@ class ResponseModel(BaseEstimator):
         n_cells: pd.Series | None = None,
         knowledge: GeneKnowledge | None = None,
     ) -> ResponseModel:
-        """How each gene itself responds in the training knock-outs is always one more feature table."""
+        """How each gene itself responds in training is always one more table; a template must raise `loo_pearson_`."""
         responses = (means if responses is None else responses).drop(index=CONTROL, errors="ignore")
-        knowledge, names = knowledge or GeneKnowledge({}), responses.index
-        cells = np.ones(len(names)) if n_cells is None else n_cells[names].to_numpy(np.float64)
+        knowledge = knowledge or GeneKnowledge({})
+        cells = np.ones(len(responses)) if n_cells is None else n_cells[responses.index].to_numpy(np.float64)
         self.reference_ = pd.Series(np.average(responses, axis=0, weights=cells), index=responses.columns)
-        residuals = responses.to_numpy(np.float64) - self.reference_.to_numpy()
-        if len(names) < 3 or np.abs(residuals).max() < 1e-9:
+        residuals = responses - self.reference_
+        if len(residuals) < 3 or np.abs(residuals.to_numpy()).max() < 1e-9:
             return self._learn_nothing(responses)
-        template, template_basis = self._fit_template(knowledge.template, residuals, responses)
-        rest = residuals - template.loc[names].to_numpy() @ template_basis
-        tables = {**knowledge.tables, "own response": _own_responses(rest, responses)}
+        templates = [None] if knowledge.template is None else [None, knowledge.template]
+        fits = [clone(self)._fit_residuals(residuals, cells, knowledge.tables, t) for t in templates]  # noqa: SLF001
+        best = max(fits, key=lambda fitted: fitted.loo_pearson_.mean())
+        for name, value in vars(best).items():
+            if name.endswith("_"):
+                setattr(self, name, value)
+        return self
+
+    def _fit_residuals(
+        self,
+        residuals: pd.DataFrame,
+        cells: np.ndarray,
+        tables: dict[str, FeatureTable],
+        template: tuple[pd.DataFrame, pd.DataFrame] | None,
+    ) -> ResponseModel:
+        """One fit, with or without the template; sets all fitted attributes but `reference_`."""
+        names = residuals.index
+        loadings, template_basis = self._fit_template(template, residuals)
+        rest = residuals - loadings.loc[names].to_numpy() @ template_basis
+        tables = {**tables, "own response": _own_responses(rest.to_numpy(), rest)}
         tables = {name: table for name, table in tables.items() if table.known(names).any()}
         self.coverage_ = pd.Series({name: table.known(names).mean() for name, table in tables.items()})
-        genes = pd.Index(sorted(set(names).union(template.index, *(table.genes for table in tables.values()))))
-        values, left_out, basis = self._fit_process(tables, genes, rest, names, cells)
+        genes = pd.Index(sorted(set(names).union(loadings.index, *(table.genes for table in tables.values()))))
+        values, left_out, basis = self._fit_process(tables, genes, rest.to_numpy(), names, cells)
         # A gene of which nothing is known comes last: it has the constant's coefficients, and no template.
-        every = np.hstack([values, template.reindex([*genes, ""], fill_value=0.0)])
-        basis = np.vstack([basis, template_basis])
-        left_out = np.hstack([left_out, template.loc[names]])
-        self.loo_pearson_ = pd.Series(_row_correlations(left_out @ basis, residuals), index=names)
-        self.expected_ = _expected(every, left_out, basis, residuals, self.loo_pearson_.to_numpy())
+        every = np.hstack([values, loadings.reindex([*genes, ""], fill_value=0.0)])
+        basis, left_out = np.vstack([basis, template_basis]), np.hstack([left_out, loadings.loc[names]])
+        true = residuals.to_numpy()
+        self.loo_pearson_ = pd.Series(_row_correlations(left_out @ basis, true), index=names)
+        self.expected_ = _expected(every, left_out, basis, true, self.loo_pearson_.to_numpy())
         self.expected_.index = pd.Index([*genes, ""])
         self.coefficients_ = pd.DataFrame(every[:-1].astype(np.float32), index=genes)
         self.unknown_ = pd.Series(every[-1])
-        self.basis_ = pd.DataFrame(basis, columns=responses.columns)
+        self.basis_ = pd.DataFrame(basis, columns=residuals.columns)
         return self
 
     def _fit_template(
-        self, template: tuple[pd.DataFrame, pd.DataFrame] | None, residuals: np.ndarray, responses: pd.DataFrame
+        self, template: tuple[pd.DataFrame, pd.DataFrame] | None, residuals: pd.DataFrame
     ) -> tuple[pd.DataFrame, np.ndarray]:
         """The template's loadings (all genes and all perturbations x components) times its weight, and its responses.
 
@@ -875,12 +892,12 @@ class ResponseModel(BaseEstimator):
         """
         self.template_weight_ = pd.Series([0.0])
         if template is None:
-            return pd.DataFrame(np.zeros((len(responses), 0)), index=responses.index), np.zeros((0, residuals.shape[1]))
-        loadings = template[0].reindex(template[0].index.union(responses.index), fill_value=0.0)
-        basis = template[1].reindex(columns=responses.columns, fill_value=0.0).to_numpy(np.float64)
-        expected = loadings.loc[responses.index].to_numpy(np.float64) @ basis
+            return pd.DataFrame(np.zeros((len(residuals), 0)), index=residuals.index), np.zeros((0, residuals.shape[1]))
+        loadings = template[0].reindex(template[0].index.union(residuals.index), fill_value=0.0)
+        basis = template[1].reindex(columns=residuals.columns, fill_value=0.0).to_numpy(np.float64)
+        expected = loadings.loc[residuals.index].to_numpy(np.float64) @ basis
         square = (expected**2).sum()
-        self.template_weight_[0] = max(0.0, (expected * residuals).sum() / square) if square > 0 else 0.0
+        self.template_weight_[0] = max(0.0, (expected * residuals.to_numpy()).sum() / square) if square > 0 else 0.0
         return loadings * self.template_weight_[0], basis
 
     def _fit_process(
@@ -1293,9 +1310,9 @@ def _choose_mode(mode: str, folder: Path, size: int) -> str:
     if free < size * 1.01 + 50e6:
         raise DataError(f"{folder}: the prediction takes {text_size(size)}, but only {text_size(free)} are free")
     if mode == "auto":
-        mode = "ram" if size < available / 2 else "disk"
+        mode = "ram" if size < available / 4 else "disk"
         how = "made in memory, then written" if mode == "ram" else "written slab by slab"
-        why = f"{'less' if mode == 'ram' else 'more'} than half of the {text_size(available)} of free memory"
+        why = f"{'less' if mode == 'ram' else 'more'} than a quarter of the {text_size(available)} of free memory"
         print(f"Prediction of {text_size(size)}, {how}: {why}; {text_size(free)} of disk are free.")
     return mode
 

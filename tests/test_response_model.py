@@ -204,6 +204,6 @@ def test_a_template_that_holds_needs_no_training_of_its_kind():
     predicted, truth = model.predict(names[25:]), responses[25:]
     assert np.mean([np.corrcoef(predicted.loc[g], truth.loc[g])[0, 1] for g in names[25:]]) > 0.8
     wrong = template[0].set_axis(rng.permutation(names)), template[1]
-    assert helpers.ResponseModel().fit(responses[:25], knowledge=GeneKnowledge({}, wrong)).template_weight_[0] < 0.8
+    assert helpers.ResponseModel().fit(responses[:25], knowledge=GeneKnowledge({}, wrong)).template_weight_[0] < 0.3
     against = -template[0], template[1]
     assert helpers.ResponseModel().fit(responses[:25], knowledge=GeneKnowledge({}, against)).template_weight_[0] == 0

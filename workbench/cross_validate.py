@@ -27,7 +27,7 @@ import scipy.stats
 from threadpoolctl import threadpool_limits
 
 import helpers
-from helpers import CONTROL, Challenge, DataError, FeatureTable, _open_matrix, _panels, _sigma, some
+from helpers import CONTROL, Challenge, DataError, FeatureTable, GeneKnowledge, _open_matrix, _panels, _sigma, some
 from workbench import methods
 from workbench.compare import STARTER
 from workbench.effects import check_enough, genes_of, read_effects, read_groups
@@ -35,6 +35,7 @@ from workbench.folds import ChallengeFold, EffectsFold, proportion_rows, run_all
 from workbench.methods import Method, random_methods
 
 HIGHER_IS_BETTER = ("pearson", "pearson_delta", "expected_pearson")
+METRICS = ("pearson", "pearson_delta", "mmd", "l1_distance", "error", "expected_error", "expected_pearson")  # in order
 BASELINES = (STARTER, methods.PCA_RIDGE, methods.ZERO, methods.TRAIN_MEAN, methods.PERTURBED_MEAN)
 
 
@@ -69,13 +70,14 @@ def cross_validate_effects(
         raise DataError(f"{name}: none of its perturbations ({some(names, 3)}) is in any table: {some(tables)}")
     if zero_effect is None:
         zero_effect = bool((effects.to_numpy() < 0).any())
+    knowledge = GeneKnowledge(tables)
     fixed = methods.effect_baselines(names, effects.columns, zero_effect=zero_effect)
-    fixed += methods.model_methods(tables, names, effects.columns)
+    fixed += methods.model_methods(knowledge, names, effects.columns)
 
     def fold(test: pd.Index, chosen: list[Method], seed: int, number: int) -> EffectsFold:
         return EffectsFold(effects, genes, test, chosen, seed, number)
 
-    return run_all(_folds(fold, names, fixed, tables, n_folds, seeds, draws, only), executor)
+    return run_all(_folds(fold, names, fixed, knowledge, n_folds, seeds, draws, only), executor)
 
 
 def cross_validate_challenge(
@@ -102,15 +104,15 @@ def cross_validate_challenge(
     Returns the table of `cross_validate_effects`, in which `error` is in expression units over all genes.
     """
     with threadpool_limits(1):
-        parts, tables = _prepare(challenge, features, (n_panels, panel_size), sigma)
+        parts, knowledge = _prepare(challenge, features, (n_panels, panel_size), sigma)
     names, genes = challenge.perturbations, challenge.genes
     check_enough(names, str(challenge.train_path))
-    fixed = [*methods.challenge_baselines(), *methods.model_methods(tables, names, genes)]
+    fixed = [*methods.challenge_baselines(), *methods.model_methods(knowledge, names, genes)]
 
     def fold(test: pd.Index, chosen: list[Method], seed: int, number: int) -> ChallengeFold:
         return ChallengeFold(**parts, test=test, methods=chosen, seed=seed, fold=number)
 
-    return run_all(_folds(fold, names, fixed, tables, n_folds, seeds, draws, only), executor)
+    return run_all(_folds(fold, names, fixed, knowledge, n_folds, seeds, draws, only), executor)
 
 
 def cross_validate_proportions(
@@ -128,14 +130,15 @@ def cross_validate_proportions(
 
 def _prepare(
     challenge: Challenge, features: str | os.PathLike[str] | None, panels: tuple[int, int], sigma: float | str
-) -> tuple[dict[str, Any], dict[str, FeatureTable]]:
-    """What all folds share: members of `ChallengeFold`, and the feature tables."""
+) -> tuple[dict[str, Any], GeneKnowledge]:
+    """What all folds share: members of `ChallengeFold`, and what is known of the genes."""
     stats = helpers.perturbation_stats(challenge.train_path)
     control = challenge.obs[challenge.obs["gene"] == CONTROL]  # the pool must not hold cells that are held out
     rows = np.flatnonzero((challenge.obs["gene"] == CONTROL).to_numpy())
     pool = helpers.read_cells(challenge.train_path, rows[helpers.pool_rows(control, seed=0)])
     names = challenge.perturbations
-    tables = helpers.training_features(stats, pool, challenge.signatures, names) | _own_tables(features, names)
+    knowledge = helpers.training_knowledge(stats, pool, challenge.signatures, names)
+    knowledge = GeneKnowledge(knowledge.tables | _own_tables(features, names), knowledge.template)
     drawn = _panels(challenge.genes, challenge.genes, None, *panels, seed=0)
     with _open_matrix(challenge.train_path, ["gene"]) as (matrix, _, genes, _):
         sigmas = [_sigma(sigma, panel, matrix, genes) for panel in drawn]
@@ -146,7 +149,7 @@ def _prepare(
         "proportions": challenge.proportions, "base": base,
         "panels": [(panel, width) for panel, (width, _) in zip(drawn, sigmas, strict=True)],
     }  # fmt: skip
-    return parts, tables
+    return parts, knowledge
 
 
 def _own_tables(folder: str | os.PathLike[str] | None, names: pd.Index) -> dict[str, FeatureTable]:
@@ -165,7 +168,7 @@ def _folds(
     make: Callable[[pd.Index, list[Method], int, int], Any],
     names: pd.Index,
     fixed: list[Method],
-    tables: dict[str, FeatureTable],
+    knowledge: GeneKnowledge,
     n_folds: int | str,
     seeds: Sequence[int],
     draws: int,
@@ -179,7 +182,7 @@ def _folds(
     folds = []
     for seed in seeds:
         parts = split(names, n_folds, seed)
-        chosen = random_methods(tables, names, seed, draws)
+        chosen = random_methods(knowledge, names, seed, draws)
         if len(parts) < len(names) or seed == seeds[0]:
             chosen = fixed + chosen
         chosen = [method for method in chosen if only is None or method.name in only]
@@ -193,7 +196,7 @@ def _folds(
 
 
 def summarise(table: pd.DataFrame, baseline: str | None = None) -> pd.DataFrame:
-    """Tidy summary, one row a method and metric, in the order in which they appear.
+    """Tidy summary, one row a method and metric.
 
     Within a perturbation the mean over seeds, draws and panels is taken first. `value` is the mean over the `n`
     perturbations, `low` to `high` its 95 % interval: mean ± t(0.975, n - 1) standard errors over perturbations.
@@ -205,7 +208,7 @@ def summarise(table: pd.DataFrame, baseline: str | None = None) -> pd.DataFrame:
     values = table.groupby(["metric", "method", "perturbation"], sort=False)["value"].mean()
     cost = table.groupby("method", sort=False).agg({"seconds": "mean", "peak_mb": "max"})
     rows = []
-    for metric in table["metric"].unique():
+    for metric in [name for name in METRICS if name in values]:
         wide = values[metric].unstack("method")  # noqa: PD010 - one value each
         reference = next((name for name in (baseline, *BASELINES) if name in wide), None)
         for method in [name for name in table["method"].unique() if name in wide]:

@@ -45,7 +45,7 @@ def check_enough(names: pd.Index, where: str) -> None:
 
 
 def read_effects(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """Perturbations x responses from a csv (first column: the perturbation) or a parquet file (index or first column)."""
+    """Perturbations x responses from a csv (first column: the perturbation) or parquet file (index or first column)."""
     path = Path(path)
     readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
     if path.suffix not in readers:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -121,7 +122,8 @@ def proportion_rows(
     """
     rows, train = Rows(seed, fold), shares.drop(index=test)
     for name, model in proportion_methods(with_means=means is not None).items():
-        with measured() as cost:
+        with measured() as cost, warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # targets that were not measured as genes
             if means is None:
                 model.fit(train)
             else:

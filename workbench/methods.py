@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from sklearn.base import BaseEstimator, clone
 
 import helpers
-from helpers import CONTROL, SHARES, FeatureTable
+from helpers import CONTROL, SHARES, FeatureTable, GeneKnowledge
 from workbench.compare import STARTER
 
 ZERO, TRAIN_MEAN, PCA_RIDGE, CONSTANT = "zero effect", "train mean", "PCA-ridge", "constant alone"
-ALL, RANDOM, SHUFFLED, OWN = "all tables", "random features", "shuffled features", "own response alone"
+OWN, ALL, BOTH = "own response alone", "all tables", "all tables + template"
+RANDOM, SHUFFLED = "random features", "shuffled features"
 CONTROL_MEAN, PERTURBED_MEAN, MEDIAN = "control", "perturbed mean", "median shares"
 RANDOM_TABLES, RANDOM_FEATURES = 5, 50
 
@@ -34,7 +34,7 @@ class ZeroEffect(BaseEstimator):
         means: pd.DataFrame,
         responses: pd.DataFrame | None = None,
         n_cells: pd.Series | None = None,
-        tables: dict[str, FeatureTable] | None = None,
+        knowledge: GeneKnowledge | None = None,
     ) -> ZeroEffect:
         """Only the names of the responses are kept."""
         self.columns_ = (means if responses is None else responses).columns
@@ -46,7 +46,7 @@ class ZeroEffect(BaseEstimator):
 
 
 class WithoutOwnResponse(helpers.ResponseModel):
-    """The response model without its table `own response`; with no table at all, the learned constant alone.
+    """The response model without its table `own response`; with no knowledge at all, the learned constant alone.
 
     The names of the responses are hidden from the fit, so that no perturbation finds itself among them.
     """
@@ -56,21 +56,19 @@ class WithoutOwnResponse(helpers.ResponseModel):
         means: pd.DataFrame,
         responses: pd.DataFrame | None = None,
         n_cells: pd.Series | None = None,
-        tables: dict[str, FeatureTable] | None = None,
+        knowledge: GeneKnowledge | None = None,
     ) -> WithoutOwnResponse:
         """As `ResponseModel.fit`."""
-        responses = means if responses is None else responses
-        hidden = responses.set_axis([f"response {i}" for i in range(responses.shape[1])], axis=1)
-        known = {name: table for name, table in (tables or {}).items() if table.known(responses.index).any()}
-        super().fit(hidden, n_cells=n_cells, tables=known or {"nothing": _nothing(responses.index)})
-        self.reference_.index = self.basis_.columns = responses.columns
-        self.weights_ = self.weights_.drop("nothing", errors="ignore")
+        responses, knowledge = means if responses is None else responses, knowledge or GeneKnowledge({})
+        names = responses.columns
+        hidden = pd.Index([f"response {i}" for i in range(len(names))])
+        template = knowledge.template
+        if template is not None:
+            template = template[0], template[1].reindex(columns=names, fill_value=0.0).set_axis(hidden, axis=1)
+        knowledge = GeneKnowledge(knowledge.tables, template)
+        super().fit(responses.set_axis(hidden, axis=1), n_cells=n_cells, knowledge=knowledge)
+        self.reference_.index = self.basis_.columns = names
         return self
-
-
-def _nothing(genes: pd.Index) -> FeatureTable:
-    """A table in which every gene is known and none is like another: its kernel is 0."""
-    return FeatureTable(genes, sp.csr_matrix((len(genes), 1)))
 
 
 class RenormalisedMedians(BaseEstimator):
@@ -81,7 +79,7 @@ class RenormalisedMedians(BaseEstimator):
         means: pd.DataFrame,
         responses: pd.DataFrame | None = None,
         n_cells: pd.Series | None = None,
-        tables: dict[str, FeatureTable] | None = None,
+        knowledge: GeneKnowledge | None = None,
     ) -> RenormalisedMedians:
         """`responses` are the proportions, `lipo_adipo` among them."""
         proportions = (means if responses is None else responses).drop(index=CONTROL, errors="ignore")
@@ -104,7 +102,7 @@ class Method:
 
     name: str
     model: BaseEstimator
-    tables: dict[str, FeatureTable] = field(default_factory=dict)
+    knowledge: GeneKnowledge = field(default_factory=lambda: GeneKnowledge({}))
     shuffled: int | None = None
     draw: int | None = None
     gaussian: bool = False
@@ -123,8 +121,9 @@ class Method:
             means, asked = means.rename(index=new), pd.Index([new[target] for target in targets])
             n_cells = None if n_cells is None else n_cells.rename(index=new)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of targets that nothing is known of: counted once elsewhere
-            model = clone(self.model).fit(means, n_cells=n_cells, tables=self.tables)  # folds may run side by side
+            warnings.simplefilter("ignore", UserWarning)  # targets of which nothing is known
+            model = clone(self.model)  # folds may run side by side, in threads
+            model.fit(means, n_cells=n_cells, knowledge=self.knowledge)
             predicted = model.predict(asked).set_axis(targets)
         if not isinstance(model, helpers.ResponseModel):
             return predicted, None
@@ -161,25 +160,32 @@ def proportion_methods(*, with_means: bool) -> dict[str, BaseEstimator]:
     return methods | ({STARTER: helpers.PCARidge()} if with_means else {})
 
 
-def model_methods(tables: dict[str, FeatureTable], names: pd.Index, columns: pd.Index) -> list[Method]:
-    """The response model with nothing, with each table alone, and with all of them.
+def model_methods(knowledge: GeneKnowledge, names: pd.Index, columns: pd.Index) -> list[Method]:
+    """The response model with nothing, with each table alone, the template alone, all tables, and all together.
 
     How the genes respond themselves is a table too, where perturbations are among the responses (`columns`).
     """
+    alone = {name: GeneKnowledge({name: table}) for name, table in knowledge.tables.items()}
+    if knowledge.template is not None:
+        alone["template"] = GeneKnowledge({}, knowledge.template)
     methods = [Method(CONSTANT, WithoutOwnResponse())]
-    methods += [Method(f"{name} alone", WithoutOwnResponse(), {name: table}) for name, table in tables.items()]
+    methods += [Method(f"{name} alone", WithoutOwnResponse(), part) for name, part in alone.items()]
     if names.isin(columns).any():
         methods.append(Method(OWN, helpers.ResponseModel()))
-    return [*methods, Method(ALL, helpers.ResponseModel(), tables)]
+    methods.append(Method(ALL, helpers.ResponseModel(), GeneKnowledge(knowledge.tables)))
+    if knowledge.template is not None:
+        methods.append(Method(BOTH, helpers.ResponseModel(), knowledge))
+    return methods
 
 
-def random_methods(tables: dict[str, FeatureTable], names: pd.Index, seed: int, draws: int) -> list[Method]:
-    """Controls of the method itself: normal numbers for features, and the true tables under permuted names."""
+def random_methods(knowledge: GeneKnowledge, names: pd.Index, seed: int, draws: int) -> list[Method]:
+    """Controls of the method itself: normal numbers for features, and the true knowledge under permuted names."""
     methods = []
     for draw in range(draws):
-        methods.append(Method(RANDOM, WithoutOwnResponse(), _random_tables(names, (seed, draw)), draw=draw))
+        random = GeneKnowledge(_random_tables(names, (seed, draw)))
+        methods.append(Method(RANDOM, WithoutOwnResponse(), random, draw=draw))
         permutation = int(np.random.SeedSequence((seed, draw)).generate_state(1)[0])
-        methods.append(Method(SHUFFLED, helpers.ResponseModel(), tables, shuffled=permutation, draw=draw))
+        methods.append(Method(SHUFFLED, helpers.ResponseModel(), knowledge, shuffled=permutation, draw=draw))
     return methods
 
 

@@ -1,0 +1,111 @@
+"""Pictures of a cross-validation: who wins, where, what the model relies on, and whether it knows how sure it is.
+
+In: the table of `workbench.cross_validate` (one row a method, perturbation, metric, ...), or a fitted `ResponseModel`.
+Out: matplotlib figures or axes; axes carry units, and the baseline stands beside what is compared with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from helpers import ResponseModel
+from workbench.compare import CEILING
+from workbench.cross_validate import BASELINES
+from workbench.methods import ALL, BOTH, MEDIAN
+from workbench.plots import BLUE, GREY, ORANGE, RED
+
+LABELS = {
+    "pearson": "Pearson with the training mean as reference\n(higher is better)",
+    "pearson_delta": "Pearson delta\n(higher is better)",
+    "mmd": "MMD\n(lower is better)",
+    "l1_distance": "L1 distance of the shares\n(lower is better)",
+}
+CHANCE = {"pearson": 0.0, "pearson_delta": 0.0}
+
+
+def by_perturbation(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Perturbations x methods: the mean over seeds, draws and panels, methods in the table's order."""
+    part = table[table["metric"] == metric]
+    wide = part.pivot_table(index="perturbation", columns="method", values="value", sort=False)
+    return wide[part["method"].unique()]
+
+
+def strips(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
+    """One panel a metric, one row a method: a point a perturbation, a bar for the mean, a line for the baseline."""
+    values = {metric: by_perturbation(table, metric) for metric in metrics}
+    rows = [max(len(wide.columns) for wide in values.values()), len(metrics)]
+    figure, axes = plt.subplots(1, rows[1], figsize=(1.5 + 4.5 * rows[1], 0.9 + 0.3 * rows[0]), layout="constrained",
+                                squeeze=False)  # fmt: skip
+    for axis, (metric, wide) in zip(axes[0], values.items(), strict=True):
+        strip(axis, wide, metric)
+    return figure
+
+
+def strip(axis: Axes, wide: pd.DataFrame, metric: str) -> None:
+    """One metric (perturbations x methods), jittered so that points do not hide each other."""
+    generator = np.random.default_rng(0)
+    for row, method in enumerate(wide):
+        points = wide[method].dropna()
+        colour = {ALL: BLUE, BOTH: BLUE, MEDIAN: BLUE, CEILING: RED}.get(str(method), GREY)
+        size = 18 if len(points) < 100 else 4
+        axis.scatter(points, row + generator.uniform(-0.25, 0.25, len(points)), s=size, color=colour, alpha=0.6, lw=0)
+        axis.plot([points.mean()] * 2, [row - 0.38, row + 0.38], color="black", lw=2)
+    baseline = next((name for name in reversed(BASELINES) if name in wide), None)
+    line = CHANCE.get(metric, wide[baseline].mean() if baseline else np.nan)
+    if np.isfinite(line):
+        label = "no better than the mean" if metric in CHANCE else f"mean of {baseline}"
+        axis.axvline(line, color="black", lw=1, ls=":", label=label)
+        axis.legend(fontsize=8, loc="best")
+    axis.set(xlabel=LABELS.get(metric, metric), xscale="log" if metric == "mmd" else "linear")
+    axis.set_yticks(range(wide.shape[1]), wide.columns)
+    axis.invert_yaxis()
+    axis.grid(axis="x", alpha=0.3)
+
+
+def score_against(axis: Axes, wide: pd.DataFrame, covariate: pd.Series, *, label: str, metric: str) -> None:
+    """Scores (perturbations x methods) against one number a perturbation, with the mean in five equal groups."""
+    colours = dict(zip(wide.columns, (BLUE, ORANGE, GREY, RED), strict=False))
+    for method, colour in colours.items():
+        both = pd.DataFrame({"x": covariate, "y": wide[method]}).dropna()
+        axis.scatter(both["x"], both["y"], s=14, color=colour, alpha=0.4, lw=0)
+        groups = both.groupby(pd.qcut(both["x"], min(5, len(both)), duplicates="drop"), observed=True).mean()
+        axis.plot(groups["x"], groups["y"], "o-", color=colour, lw=2, label=f"{method} (means of fifths)")
+    if metric in CHANCE:
+        axis.axhline(CHANCE[metric], color="black", lw=1, ls=":", label="no better than the mean")
+    axis.set(xlabel=label, ylabel=LABELS.get(metric, metric))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+
+
+def kernel_weights(axis: Axes, model: ResponseModel) -> None:
+    """Learned weight of each table's kernel in a fitted model, and the share of the training perturbations it knows."""
+    weights = model.weights_.sort_values()
+    axis.barh(range(len(weights)), weights, color=[GREY if name == "constant" else BLUE for name in weights.index])
+    coverage = ["" if name == "constant" else f", knows {model.coverage_[name]:.0%}" for name in weights.index]
+    names = [name if len(name) < 24 else name[:10] + "..." + name[-10:] for name in weights.index]
+    axis.set_yticks(range(len(weights)), [name + known for name, known in zip(names, coverage, strict=True)])
+    axis.axvline(1.0, color="black", lw=1, ls=":", label="variance of the noise")
+    axis.set(xscale="log", xlabel="learned weight of the kernel\n(signal variance of a gene like itself, in units of noise)")
+    axis.legend(fontsize=8, loc="lower right")
+
+
+def calibration(axis: Axes, table: pd.DataFrame, method: str, *, unit: str, bins: int = 8) -> None:
+    """Expected against actual length of the error of held-out predictions, in bins of equal numbers."""
+    expected, actual = (by_perturbation(table, metric)[method] for metric in ("expected_error", "error"))
+    groups = pd.qcut(expected.rank(method="first"), min(bins, len(expected)))
+    square = pd.DataFrame({"expected": expected**2, "actual": actual**2}).groupby(groups, observed=True)
+    middle, spread = np.sqrt(square.mean()), np.sqrt(square["actual"].quantile([0.25, 0.75]).unstack())  # noqa: PD010
+    axis.scatter(expected, actual, s=5, color=GREY, alpha=0.5, lw=0, label="a perturbation")
+    bars = np.abs(np.array([middle["actual"] - spread[0.25], spread[0.75] - middle["actual"]]))
+    axis.errorbar(middle["expected"], middle["actual"], yerr=bars, fmt="o", color=BLUE,
+                  label="root mean square in a bin, middle half")  # fmt: skip
+    ends = [min(expected.min(), actual.min()), max(expected.max(), actual.max())]
+    axis.plot(ends, ends, color="black", lw=1, ls=":", label="expected = actual")
+    axis.set(xlabel=f"expected length of the error ({unit})", ylabel=f"actual length ({unit})")
+    axis.legend(fontsize=8)
