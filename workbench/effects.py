@@ -27,6 +27,8 @@ def genes_of(effects: pd.DataFrame, groups: pd.Series | None, name: str) -> np.n
         if index.has_duplicates:
             hint = "; name each contrast and give their genes as groups" if axis == "perturbations" else ""
             raise DataError(f"{name}: duplicated {axis} {some(index[index.duplicated()].unique())}{hint}")
+        if (index.astype(str).str.strip() == "").any():
+            raise DataError(f"{name}: empty names among the {axis}")
     if text := [column for column in effects if not pd.api.types.is_numeric_dtype(effects[column])]:
         raise DataError(f"{name}: columns that are not numbers: {some(text)}")
     if not_finite := list(effects.columns[~np.isfinite(effects.to_numpy(float)).all(axis=0)]):

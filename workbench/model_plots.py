@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from helpers import ResponseModel
+from helpers import ResponseModel  # noqa: TC001 - names a type, as elsewhere
 from workbench.compare import CEILING
 from workbench.cross_validate import BASELINES
 from workbench.methods import ALL, BOTH, MEDIAN
@@ -91,7 +91,7 @@ def kernel_weights(axis: Axes, model: ResponseModel) -> None:
     names = [name if len(name) < 24 else name[:10] + "..." + name[-10:] for name in weights.index]
     axis.set_yticks(range(len(weights)), [name + known for name, known in zip(names, coverage, strict=True)])
     axis.axvline(1.0, color="black", lw=1, ls=":", label="variance of the noise")
-    axis.set(xscale="log", xlabel="learned weight of the kernel\n(signal variance of a gene like itself, in units of noise)")
+    axis.set(xscale="log", xlabel="learned weight of the kernel (in units of the noise variance)")
     axis.legend(fontsize=8, loc="lower right")
 
 

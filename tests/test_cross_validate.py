@@ -1,0 +1,324 @@
+"""`workbench.cross_validate` on simulated effects with a known kernel, on the demo folder, and on bad input."""
+
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+import helpers
+from helpers import CONTROL, DataError, FeatureTable
+from workbench import cross_validate, methods, model_plots
+from workbench.compare import CEILING, STARTER
+from workbench.cross_validate import (
+    cross_validate_challenge,
+    cross_validate_effects,
+    cross_validate_proportions,
+    summarise,
+)
+from workbench.folds import COLUMNS, row_pearson, split
+from workbench.methods import ALL, CONSTANT, PCA_RIDGE, SHUFFLED, TRAIN_MEAN, ZERO
+
+WHAT = ["method", "perturbation", "metric", "seed", "fold", "draw", "panel"]
+SIX = ["method", "metric", "value", "low", "high", "n"]
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    """30 knock-outs x 80 responses that follow 4 hidden features of the gene, and the table that knows them."""
+    generator = np.random.default_rng(0)
+    genes = pd.Index([f"G{i}" for i in range(30)])
+    features = generator.normal(size=(30, 4))
+    effects = features @ generator.normal(size=(4, 80)) + generator.normal(size=(30, 80))
+    return pd.DataFrame(effects, index=genes, columns=[f"G{i}" for i in range(15, 95)]), {
+        "right": FeatureTable.of(genes, features)
+    }
+
+
+@pytest.fixture(scope="module")
+def table(simulated):
+    return cross_validate_effects(*simulated, n_folds=5, seeds=(0, 1))
+
+
+def same(left, right):
+    pd.testing.assert_frame_equal(left[[*WHAT, "value"]], right[[*WHAT, "value"]])
+
+
+def by_method(table, metric="pearson"):
+    return summarise(table).query("metric == @metric").set_index("method")
+
+
+def test_the_right_table_wins_and_shuffled_names_do_not(table):
+    rows = by_method(table)
+    assert set(rows.index) == {
+        ZERO, TRAIN_MEAN, PCA_RIDGE, CONSTANT, "right alone", "own response alone", ALL, "random features", SHUFFLED
+    }  # fmt: skip
+    assert rows.loc["right alone", "low"] > 0.5
+    assert rows.loc[ALL, "low"] > 0.5
+    assert abs(rows.loc[SHUFFLED, "value"]) < 0.15
+    assert abs(rows.loc["random features", "value"]) < 0.15
+    assert rows.loc[TRAIN_MEAN, "value"] == 0
+    assert rows.loc[ALL, "difference_low"] > 0.3
+    assert rows.loc[ALL, "win_rate"] > 0.8
+    assert rows.loc[ALL, "n"] == 30
+
+
+def test_each_perturbation_is_held_out_once_a_seed(table):
+    counts = table[(table["method"] == ALL) & (table["metric"] == "pearson")].groupby("seed")["perturbation"]
+    assert (counts.nunique() == 30).all()
+    assert (counts.size() == 30).all()
+
+
+@pytest.fixture
+def predictions(monkeypatch):
+    """Every call of `Method.predict`: the training names, the targets, and what was predicted."""
+    calls, original = [], methods.Method.predict
+
+    def spy(self, means, n_cells, targets):
+        predicted, scale = original(self, means, n_cells, targets)
+        calls.append((set(means.index), set(targets), predicted, scale))
+        return predicted, scale
+
+    monkeypatch.setattr(methods.Method, "predict", spy)
+    return calls
+
+
+def test_a_held_out_response_does_not_change_its_own_prediction(simulated, predictions):
+    effects, tables = simulated
+    changed = effects.copy()
+    changed.loc["G20"] = 1000.0 * np.random.default_rng(1).normal(size=80)
+    found = []
+    for frame in (effects, changed):
+        predictions.clear()
+        cross_validate_effects(frame, tables, n_folds=5)
+        found.append([(mean.loc["G20"], scale) for _, test, mean, scale in predictions if "G20" in test])
+    assert len(found[0]) == 7 + 4
+    for (mean, scale), (mean_of_changed, scale_of_changed) in zip(*found, strict=True):
+        pd.testing.assert_series_equal(mean, mean_of_changed)
+        assert (scale is None) == (scale_of_changed is None)
+        if scale is not None:
+            pd.testing.assert_frame_equal(scale, scale_of_changed)
+
+
+def test_the_fold_sees_only_its_training_rows(simulated, predictions):
+    effects, tables = simulated
+    cross_validate_effects(effects, tables, n_folds=5, only=[ALL, SHUFFLED])
+    assert predictions
+    assert all(not train & test and train | test == set(effects.index) for train, test, _, _ in predictions)
+
+
+def test_contrasts_of_one_gene_leave_together_and_count_once(simulated):
+    effects, tables = simulated
+    twice = pd.concat([effects, effects + 0.1], keys=["a", "b"])
+    twice.index = [f"{gene}_{part}" for part, gene in twice.index]
+    groups = pd.Series([name.split("_")[0] for name in twice.index], index=twice.index)
+    table = cross_validate_effects(twice, tables, groups=groups, only=[ALL, TRAIN_MEAN])
+    rows = by_method(table)
+    assert rows.loc[ALL, "n"] == 30
+    assert rows.loc[ALL, "value"] == pytest.approx(
+        by_method(cross_validate_effects(effects, tables, only=[ALL])).loc[ALL, "value"], abs=0.02
+    )
+
+
+@pytest.mark.parametrize("executor", [ThreadPoolExecutor, ProcessPoolExecutor])
+def test_any_executor_gives_the_same_table(simulated, table, executor):
+    with executor(2) as pool:
+        same(cross_validate_effects(*simulated, n_folds=5, seeds=(0, 1), executor=pool), table)
+
+
+def test_leave_one_out_repeats_only_what_is_random(simulated):
+    effects, tables = simulated
+    chosen = [TRAIN_MEAN, "random features"]
+    table = cross_validate_effects(effects.iloc[:8], tables, n_folds="loo", seeds=(0, 1), draws=1, only=chosen)
+    assert table.groupby("method")["seed"].nunique().to_dict() == {TRAIN_MEAN: 1, "random features": 2}
+
+
+def test_split_does_not_depend_on_the_order_and_covers_everything():
+    names = pd.Index(list("dacbe"))
+    parts, again = split(names, 2, 3), split(names[::-1], 2, 3)
+    assert [list(part) for part in parts] == [list(part) for part in again]
+    assert sorted(name for part in parts for name in part) == list("abcde")
+    assert [list(part) for part in split(names, "loo", 0)] == [[name] for name in "abcde"]
+    assert len(split(names, 99, 0)) == 5
+
+
+def test_row_pearson_is_scipys():
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(size=(2, 4, 9))
+    b[3] = 2.0
+    expected = [scipy.stats.pearsonr(x, y).statistic for x, y in zip(a[:3], b[:3], strict=True)]
+    np.testing.assert_allclose(row_pearson(a, b), [*expected, 0.0])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Summary
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_summary_by_hand():
+    values = {ZERO: [0.0, 0.2, 0.1], "mine": [0.3, 0.4, 0.0]}
+    rows = [(method, f"P{i}", "pearson", value + shift, 0, 0, 0, panel, 2.0, 100.0)
+            for method, numbers in values.items() for i, value in enumerate(numbers)
+            for panel, shift in enumerate((-0.05, 0.05))]  # fmt: skip
+    summary = summarise(pd.DataFrame(rows, columns=COLUMNS))
+    assert list(summary.columns[:6]) == SIX
+    mine = summary.set_index("method").loc["mine"]
+    half = 4.302653 * np.std([0.3, 0.4, 0.0], ddof=1) / np.sqrt(3)
+    assert mine[["value", "low", "high"]].to_list() == pytest.approx([0.7 / 3, 0.7 / 3 - half, 0.7 / 3 + half])
+    assert (mine["n"], mine["baseline"], mine["win_rate"]) == (3, ZERO, pytest.approx(2 / 3))
+    half = 4.302653 * np.std([0.3, 0.2, -0.1], ddof=1) / np.sqrt(3)
+    assert mine["difference"] == pytest.approx(0.4 / 3)
+    assert mine["difference_high"] == pytest.approx(0.4 / 3 + half)
+    assert mine["seconds"] == 2.0
+
+
+def test_lower_is_better_for_distances():
+    frame = pd.DataFrame({"method": [ZERO, "mine"], "perturbation": "P", "metric": "mmd", "value": [2.0, 1.0],
+                          "seconds": 1.0, "peak_mb": 1.0})  # fmt: skip
+    mine = summarise(frame).set_index("method").loc["mine"]
+    assert mine["win_rate"] == 1.0
+    assert np.isnan(mine["low"])  # one perturbation has no interval
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A challenge folder
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cells(challenge):
+    return cross_validate_challenge(challenge, n_folds=3, n_panels=2, panel_size=100, draws=1)
+
+
+def test_challenge_has_the_three_metrics_and_the_ceiling(cells, challenge):
+    summary = summarise(cells)
+    assert set(summary["metric"]) >= {"pearson_delta", "mmd", "l1_distance"}
+    mmd, pearson = (summary[summary["metric"] == name].set_index("method") for name in ("mmd", "pearson_delta"))
+    assert {STARTER, PCA_RIDGE, CEILING, CONSTANT, ALL, SHUFFLED} <= set(mmd.index)
+    assert mmd.loc[STARTER, "value"] > 5 * mmd.loc[ALL, "value"]
+    assert pearson.loc["perturbed mean", "value"] == 0
+    assert pearson.loc[CEILING, "value"] > pearson.loc[ALL, "value"]
+    assert mmd.loc[ALL, "n"] == len(challenge.perturbations)
+    assert set(cells["panel"]) == {0, 1}
+
+
+def test_challenge_scores_are_the_platforms(cells, challenge, stats):
+    """One held-out perturbation by hand: the control's cells against its real ones."""
+    names = challenge.perturbations
+    test = split(names, 3, 0)[0]
+    X = helpers.ad.read_h5ad(challenge.train_path)
+    panel = helpers._panels(challenge.genes, challenge.genes, None, 2, 100, 0)[1]
+    gene = challenge.obs["gene"].to_numpy()
+    train = ~np.isin(gene, [*test, CONTROL])
+    reference = X[train, panel].X.toarray().mean(axis=0)
+    true = X[gene == test[0], panel].X.toarray()
+    control = stats.mean.loc[CONTROL, panel].to_numpy()
+    row = cells[(cells["method"] == "control") & (cells["perturbation"] == test[0]) & (cells["panel"] == 1)]
+    value = row.set_index("metric")["value"]
+    expected = np.corrcoef(true.mean(axis=0) - reference, control - reference)[0, 1]
+    assert value["pearson_delta"] == pytest.approx(expected)
+    assert 0 < value["mmd"] < 1
+
+
+def test_proportions_are_the_tables_own(challenge):
+    table = cross_validate_proportions(challenge.proportions)
+    shares = challenge.proportions
+    name = challenge.perturbations[3]
+    model = helpers.MedianProportions().fit(shares.drop(index=name))
+    by_hand = helpers.l1_by_perturbation(shares.loc[[name]], helpers.constrain_proportions(model.predict([name])))
+    row = table[(table["method"] == methods.MEDIAN) & (table["perturbation"] == name)]
+    assert row["value"].item() == pytest.approx(by_hand.item())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command lines, pictures, bad input
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_command_line_for_effects(simulated, tmp_path, capsys):
+    effects, _ = simulated
+    effects.rename_axis("perturbation").to_csv(tmp_path / "effects.csv")
+    (tmp_path / "features").mkdir()
+    pd.DataFrame(np.random.default_rng(0).normal(size=(30, 3)), index=effects.index).to_csv(tmp_path / "features/a.csv")
+    out, details = tmp_path / "new" / "table.csv", tmp_path / "details.csv"
+    cross_validate.main(["--effects", str(tmp_path / "effects.csv"), "--features", str(tmp_path / "features"),
+                         "--folds", "3", "--draws", "1", "--out", str(out), "--details", str(details)])  # fmt: skip
+    assert list(pd.read_csv(out).columns[:6]) == SIX
+    assert "a.csv alone" in set(pd.read_csv(out)["method"])
+    assert "30 rows of 30 perturbed genes x 80 responses" in capsys.readouterr().out
+    assert set(WHAT) <= set(pd.read_csv(details))
+
+
+def test_command_line_for_a_challenge_folder(demo_folder, tmp_path):
+    cross_validate.main(["--data", str(demo_folder), "--folds", "2", "--panels", "1", "--jobs", "2", "--sigma", "2000",
+                         "--methods", "control", ALL, "--out", str(tmp_path / "table.csv")])  # fmt: skip
+    table = pd.read_csv(tmp_path / "table.csv")
+    assert list(table.columns[:6]) == SIX
+    assert set(table["metric"]) >= {"pearson_delta", "mmd", "l1_distance"}
+
+
+def test_pictures_are_drawn(table, cells, simulated):
+    figure = model_plots.strips(table, ["pearson"])
+    assert len(model_plots.strips(cells, ["pearson_delta", "mmd", "l1_distance"]).axes) == 3
+    axis = figure.axes[0]
+    model_plots.calibration(axis, table, ALL, unit="log2 units")
+    wide = model_plots.by_perturbation(table, "pearson")
+    assert wide.shape == (30, 9)
+    model_plots.score_against(axis, wide[[ALL]], pd.Series(range(30), wide.index), label="effect", metric="pearson")
+    model_plots.kernel_weights(axis, helpers.ResponseModel().fit(simulated[0]))
+    assert axis.get_xlabel()
+
+
+BAD = {
+    "duplicated perturbations G0": lambda frame: pd.concat([frame, frame.iloc[[0]]]),
+    "not numbers: word": lambda frame: frame.assign(word="x"),
+    "infinite values in the columns G40": lambda frame: frame.assign(G40=np.inf),
+    "values in the columns G41": lambda frame: frame.assign(G41=np.nan),
+    "only 2 perturbations": lambda frame: frame.iloc[:2],
+    "only 1 perturbations": lambda frame: frame.iloc[:1],
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_effects_are_refused_before_anything_is_computed(simulated, tmp_path, message, monkeypatch):
+    path = tmp_path / "effects.csv"
+    BAD[message](simulated[0]).to_csv(path)
+    monkeypatch.setattr(cross_validate, "run_all", lambda *_: pytest.fail("computed"))
+    with pytest.raises(SystemExit, match=message) as raised:
+        cross_validate.main(["--effects", str(path), "--out", str(tmp_path / "table.csv")])
+    assert "effects.csv" in str(raised.value)
+
+
+def test_other_bad_files(simulated, tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        cross_validate.read_effects(tmp_path / "none.csv")
+    with pytest.raises(DataError, match=r"use \.csv or \.parquet"):
+        cross_validate.read_effects(tmp_path / "table.xlsx")
+    (tmp_path / "one.csv").write_text("gene\nA\n")
+    with pytest.raises(DataError, match=r"one\.csv: only 1 columns"):
+        cross_validate.read_effects(tmp_path / "one.csv")
+    (tmp_path / "broken.parquet").write_text("no")
+    with pytest.raises(DataError, match=r"broken\.parquet: cannot be read"):
+        cross_validate.read_effects(tmp_path / "broken.parquet")
+    (tmp_path / "groups.csv").write_text("row,gene\nA,B\nA,C\n")
+    with pytest.raises(DataError, match="column row: duplicated A"):
+        cross_validate.read_groups(tmp_path / "groups.csv")
+    with pytest.raises(DataError, match="no gene in the groups for the rows G1"):
+        cross_validate_effects(simulated[0], {}, groups=pd.Series({"G0": "G0"}))
+    with pytest.raises(DataError, match="none of its perturbations"):
+        cross_validate_effects(simulated[0], {"far": FeatureTable.of(["X"], [[1.0]])})
+
+
+def test_a_folder_of_features_that_know_nobody_is_refused(simulated, tmp_path):
+    simulated[0].to_parquet(tmp_path / "effects.parquet")
+    (tmp_path / "features").mkdir()
+    pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 1.0]}, index=["X", "Y"]).to_csv(tmp_path / "features" / "far.csv")
+    arguments = ["--effects", str(tmp_path / "effects.parquet"), "--features", str(tmp_path / "features")]
+    with pytest.warns(UserWarning, match="far.csv"), pytest.raises(SystemExit, match="no table knows any"):
+        cross_validate.main([*arguments, "--out", str(tmp_path / "table.csv")])
+
+
+def test_three_perturbations_give_a_result(simulated):
+    summary = summarise(cross_validate_effects(simulated[0].iloc[:3], simulated[1], n_folds="loo"))
+    assert np.isfinite(summary.query("metric == 'pearson'")["value"]).all()
