@@ -409,7 +409,7 @@ def _flat_reader(dataset: h5py.Dataset, file: BinaryIO | None) -> Callable[[int,
 
     def read(start: int, stop: int) -> np.ndarray:
         values = np.empty(stop - start, dtype)
-        if os.preadv(descriptor, [memoryview(values).cast("B")], offset + int(start) * dtype.itemsize) < values.nbytes:
+        if os.preadv(descriptor, [values.data.cast("B")], offset + int(start) * dtype.itemsize) < values.nbytes:
             return dataset[start:stop]  # a short read, for a slab beyond the system's limit
         return values
 

@@ -7,7 +7,6 @@ face of it all.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -120,11 +119,9 @@ class Method:
             new = dict(zip(names, np.random.default_rng(self.shuffled).permutation(names), strict=True))
             means, asked = means.rename(index=new), pd.Index([new[target] for target in targets])
             n_cells = None if n_cells is None else n_cells.rename(index=new)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # targets of which nothing is known
-            model = clone(self.model)  # folds may run side by side, in threads
-            model.fit(means, n_cells=n_cells, knowledge=self.knowledge)
-            predicted = model.predict(asked).set_axis(targets)
+        model = clone(self.model)  # folds may run side by side, in threads
+        model.fit(means, n_cells=n_cells, knowledge=self.knowledge)
+        predicted = model.predict(asked).set_axis(targets)
         if not isinstance(model, helpers.ResponseModel):
             return predicted, None
         return predicted, model.predict_scale(asked).set_axis(targets)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -143,9 +142,9 @@ def proportions(data: Path, executor: Executor | None) -> Section:
         f"L1 distance, leave one out over {rows['n'].iloc[0]} knock-outs.\n\n{_markdown(rows, digits=4)}\n\n"
         f"**The target of 0.0975 is missed, and is out of reach for a constant**: the best legal one, chosen with all "
         f"the answers known (a linear program), has {best:.5f}, and leaving out costs more than the "
-        f"{0.0975 - best:.5f} that remain. Medians weighted by each kernel of the priors were tried: 0.098 to 0.104. So "
-        "the default stays with the constant that is best for this loss: the same quantile of all shares, so that they "
-        "sum to 1."
+        f"{0.0975 - best:.5f} that remain. Medians weighted by each kernel of the priors were tried: 0.098 to 0.104. "
+        "So the default stays with the constant that is best for this loss: the same quantile of all shares, so that "
+        "they sum to 1."
     )
     reached = rows.loc[MEDIAN]
     return Section(
@@ -361,12 +360,14 @@ def _markdown(rows: pd.DataFrame, digits: int = 3) -> str:
 INTRODUCTION = """# Results
 
 What the response model is worth on knock-outs it has never seen. Everything that is tuned is tuned on the training
-knock-outs of the fold. Brackets are 95 % intervals (mean ± t standard errors over perturbations); differences are paired,
-and `wins` is the share of perturbations on which a method beats the baseline. Misses are listed as misses.
+knock-outs of the fold. Brackets are 95 % intervals (mean ± t standard errors over perturbations); differences are
+paired, and `wins` is the share of perturbations on which a method beats the baseline. Misses are listed as misses.
 """
-SOURCES = """`DATA` is a folder of public data, which is not part of the project: Replogle 2022 rankings (montilab/sigrecon),
-MorPhiC fold changes (morphic-bio), THP-1 cells of Papalexi 2021 (Katsevich-Lab/sceptre), the challenge's own proportions,
-and as gene knowledge Reactome and Hallmark gene sets (MSigDB), DoRothEA and interaction edges. The demo data are simulated
+SOURCES = """Tables with one row a perturbation are left in `build/results/`.
+
+`DATA` is a folder of public data, which is not part of the project: Replogle 2022 rankings (montilab/sigrecon), MorPhiC
+fold changes (morphic-bio), THP-1 cells of Papalexi 2021 (Katsevich-Lab/sceptre), the challenge's own proportions, and
+as gene knowledge Reactome and Hallmark gene sets (MSigDB), DoRothEA and interaction edges. The demo data are simulated
 by the command.
 
 | row | what it is |
@@ -390,11 +391,8 @@ def page(sections: dict[str, Section]) -> str:
                   f"`{COMMAND} {name}` ({part.seconds:.0f} s)", "", part.body]  # fmt: skip
     minutes = sum(part.seconds for part in sections.values()) / 60
     machine = f"{os.cpu_count()} shared cores, {psutil.virtual_memory().total / 1e9:.0f} GB of memory"
-    command = COMMAND.removesuffix(" --only")
-    lines += ["", "## How to make this page", "",
-              f"`{command}` makes all of it: {minutes:.0f} minutes on {machine}, Python {platform.python_version()}. "
-              "Tables with one row a perturbation are left in `build/results/`.", "", SOURCES]  # fmt: skip
-    return "\n".join(lines)
+    how = f"`{COMMAND.removesuffix(' --only')}` makes all of it: {minutes:.0f} minutes on {machine}."
+    return "\n".join([*lines, "", "## How to make this page", "", how, "", SOURCES])
 
 
 def run(names: Iterable[str], data: Path, executor: Executor | None) -> None:
