@@ -25,13 +25,13 @@ import warnings
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import anndata as ad
 import h5py
@@ -141,14 +141,19 @@ def load_challenge(folder: str | os.PathLike[str]) -> Challenge:
 
 
 @contextmanager
-def _open_h5ad(path: Path) -> Iterator[h5py.File]:
-    """Open an `.h5ad` for reading; a missing or truncated file becomes a DataError."""
+def _open_store(path: Path) -> Iterator[Any]:
+    """Open an `.h5ad` or `.zarr` for reading; a missing or truncated one becomes a DataError."""
     if not path.exists():
         raise DataError(
             f"{path}: no such file. `crunch download` fetches the challenge's data; "
             f"`python -m workbench.simulate {path.parent}` makes demo data"
         )
     try:
+        if path.suffix == ".zarr":
+            import zarr  # noqa: PLC0415 - comes with anndata, and is needed for such a source alone
+
+            yield zarr.open_group(path, mode="r")
+            return
         file = h5py.File(path, "r")
     except OSError as error:
         raise DataError(f"{path}: not a readable HDF5 file, perhaps a broken download: {error}") from error
@@ -157,8 +162,8 @@ def _open_h5ad(path: Path) -> Iterator[h5py.File]:
 
 
 def read_labels(path: Path, columns: Sequence[str]) -> tuple[pd.DataFrame, pd.Index]:
-    """`obs` (cells x `columns`) and the gene names of an `.h5ad`, without its matrix."""
-    with _open_h5ad(path) as file:
+    """`obs` (cells x `columns`) and the gene names of an `.h5ad` or `.zarr`, without its matrix."""
+    with _open_store(path) as file:
         obs, genes = read_elem(file["obs"]), read_elem(file["var"]).index.astype(str)
     if missing := [column for column in columns if column not in obs]:
         raise DataError(f"{path}: obs has no column {some(missing)}; it has {some(obs.columns)}")
@@ -211,6 +216,10 @@ def _read_names(path: Path) -> pd.Index:
 # ---------------------------------------------------------------------------------------------------------------------
 
 SLAB_VALUES = 500_000  # stored values a slab: 6 MB of a float64 CSR file, which stay in the processor's cache
+TASK_VALUES = 8_000_000  # stored values a task for an executor
+TASKS_AHEAD = 32  # tasks given to a user's executor before the first is waited for
+
+Source: TypeAlias = str | os.PathLike[str] | ad.AnnData
 
 
 @dataclass(frozen=True)
@@ -258,51 +267,59 @@ class PerturbationStats:
 
 
 def perturbation_stats(
-    source: str | os.PathLike[str] | ad.AnnData,
+    source: Source | Sequence[Source],
     *,
     by_state: bool = False,
     max_cells: int | None = None,
-    n_threads: int | None = None,
+    executor: Executor | None = None,
 ) -> PerturbationStats:
     """Mean, variance, detection rate and cell count of every perturbation, in one pass over the cells.
 
-    `source` is an `.h5ad` whose X is CSR or dense (read by slabs, never whole), or an AnnData in memory. With
-    `by_state` the groups are (perturbation, state) pairs, `adipo` holding the `lipo` cells too. `max_cells` takes the
-    first cells of each perturbation in file order (the published starter: 300). The result does not depend on
-    `n_threads` (default: one a core).
+    `source` is an `.h5ad` or `.zarr` whose X is CSR or dense (read by slabs, never whole), an AnnData in memory, or a
+    list of these with the same genes, in any order. With `by_state` the groups are (perturbation, state) pairs,
+    `adipo` holding the `lipo` cells too. `max_cells` takes the first cells of each perturbation in file order (the
+    published starter: 300). The work is a sum of partial sums, each a task of its own for `executor`: anything with the
+    interface of `concurrent.futures` (default: threads, one a core). They are added in file order, so that the result
+    is the same to the last bit whichever executor does the work.
 
-    Raises DataError for NaN, infinite or negative values, a CSC file, missing columns or duplicated genes.
+    Raises DataError for NaN, infinite or negative values, a CSC file, missing columns, duplicated or other genes;
+    RuntimeError when a worker dies.
     """
-    with _open_matrix(source, ["gene", *(STATES if by_state else [])]) as (matrix, obs, genes, name):
-        groups, codes = _group_codes(obs, by_state)
-        if max_cells is not None:
-            codes = np.where(obs.groupby("gene", observed=True).cumcount() < max_cells, codes, -1)
-        sums, squares, detected = (np.zeros((len(groups), len(genes))) for _ in range(3))
-        slabs = _slabs(matrix, codes)
-
-        def slab_sums(rows: slice) -> tuple[np.ndarray, list[np.ndarray]]:
-            return _slab_sums(matrix[rows], codes[rows], f"{name}, cells {rows.start} to {rows.stop}")
-
-        progress = tqdm(total=sum(rows.stop - rows.start for rows in slabs), unit="cell", desc="Reading cells")
-        n_threads = n_threads or os.cpu_count() or 1
-        with progress, ThreadPoolExecutor(n_threads) as executor:
-            # Slabs are added in file order, whichever thread ends first: sums are the same to the last bit.
-            for rows, (present, parts) in zip(slabs, _map_ahead(executor, slab_sums, slabs, n_threads), strict=True):
-                for total, part in zip((sums, squares, detected), parts, strict=True):
-                    total[present] += part
-                progress.update(rows.stop - rows.start)
-        if not np.isfinite(squares).all():
-            infinite = genes[~np.isfinite(squares).all(axis=0)]
-            raise DataError(f"{name}: X holds infinite values in the genes {some(infinite)}")
+    columns = ["gene", *(STATES if by_state else [])]
+    shards = [_Shard.of(part, columns) for part in (source if isinstance(source, list | tuple) else [source])]
+    genes, obs = shards[0].genes, _joined_obs(shards)
+    groups, codes = _group_codes(obs, by_state)
+    if max_cells is not None:
+        codes = np.where(obs.groupby("gene", observed=True).cumcount() < max_cells, codes, -1)
+    totals = [np.zeros((len(groups), len(genes))) for _ in range(3)]
+    starts = np.cumsum([0, *(len(shard.obs) for shard in shards)])
+    parts = [codes[start:stop] for start, stop in pairwise(starts)]
+    tasks = [task for shard, part in zip(shards, parts, strict=True) for task in shard.tasks(part, genes)]
+    with ExitStack() as stack:
+        progress = stack.enter_context(tqdm(total=len(obs), unit="cell", desc="Reading cells"))
+        ahead = TASKS_AHEAD
+        if executor is None:
+            ahead = os.cpu_count() or 1
+            executor = stack.enter_context(ThreadPoolExecutor(ahead))
+        for task, (present, sums) in zip(tasks, _map_ahead(executor, _task_sums, tasks, ahead), strict=True):
+            for total, part in zip(totals, sums, strict=True):
+                total[present] += part
+            progress.update(len(task.codes))
+    if not np.isfinite(totals[1]).all():
+        infinite = genes[~np.isfinite(totals[1]).all(axis=0)]
+        raise DataError(f"{shards[0].name}: X holds infinite values in the genes {some(infinite)}")
     n_cells = np.bincount(codes[codes >= 0], minlength=len(groups))
     if by_state:
-        groups, n_cells = _add_lipo_to_adipo(groups, n_cells, sums, squares, detected)
-    return PerturbationStats(
-        sums=pd.DataFrame(sums, index=groups, columns=genes),
-        squares=pd.DataFrame(squares, index=groups, columns=genes),
-        detected=pd.DataFrame(detected, index=groups, columns=genes),
-        n_cells=pd.Series(n_cells, index=groups, name="n_cells"),
-    )
+        _add_lipo_to_adipo(groups, n_cells, *totals)
+    tables = [pd.DataFrame(total, index=groups, columns=genes) for total in totals]
+    return PerturbationStats(tables[0], tables[1], tables[2], pd.Series(n_cells, index=groups, name="n_cells"))
+
+
+def _joined_obs(shards: Sequence[_Shard]) -> pd.DataFrame:
+    if len(shards) == 1:
+        return shards[0].obs
+    obs = pd.concat([shard.obs.astype({"gene": str}) for shard in shards], ignore_index=True)
+    return obs.astype({"gene": "category"})
 
 
 def _group_codes(obs: pd.DataFrame, by_state: bool) -> tuple[pd.Index, np.ndarray]:
@@ -316,22 +333,49 @@ def _group_codes(obs: pd.DataFrame, by_state: bool) -> tuple[pd.Index, np.ndarra
     return pd.MultiIndex.from_product([perturbations, STATES], names=["gene", "state"]), codes * len(STATES) + state
 
 
-def _add_lipo_to_adipo(
-    groups: pd.Index, n_cells: np.ndarray, *totals: np.ndarray
-) -> tuple[pd.Index, np.ndarray]:
+def _add_lipo_to_adipo(groups: pd.Index, *totals: np.ndarray) -> None:
     adipo, lipo = (np.flatnonzero(groups.get_level_values("state") == state) for state in ("adipo", "lipo"))
-    for total in (n_cells, *totals):
+    for total in totals:
         total[adipo] += total[lipo]
-    return groups, n_cells
 
 
-def _slab_sums(slab: sp.csr_matrix | np.ndarray, codes: np.ndarray, where: str) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The groups present in a slab of cells, and their sums, sums of squares and numbers of detected values.
+@dataclass(frozen=True)
+class _Task:
+    """A run of cells whose sums are one task: of a file, or a part of a matrix in memory."""
 
-    Takes the slab's memory over. Cells of a group are brought together and read as ONE long CSR row, whose
+    source: Path | sp.csr_matrix | np.ndarray
+    first: int  # number of the run's first cell in the shard
+    slabs: list[slice]
+    codes: np.ndarray
+    columns: np.ndarray | None  # where the shard's genes stand in the result; None: as they are
+    n_genes: int
+    name: str
+
+
+def _task_sums(task: _Task) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The groups present in the run, and their sums, sums of squares and numbers of detected values."""
+    present = np.unique(task.codes[task.codes >= 0])
+    totals = [np.zeros((len(present), task.n_genes)) for _ in range(3)]
+    in_memory = not isinstance(task.source, Path)
+    with _open_rows(task.source) as matrix:
+        for rows in task.slabs:
+            start, stop = rows.start - task.first, rows.stop - task.first
+            slab = sp.csr_matrix(matrix[slice(start, stop) if in_memory else rows], dtype=np.float64)
+            if task.columns is not None:
+                slab = sp.csr_matrix((slab.data, task.columns[slab.indices], slab.indptr), shape=slab.shape)
+            where = f"{task.name}, cells {rows.start} to {rows.stop}"
+            found, parts = _slab_sums(slab, task.codes[start:stop], where)
+            for total, part in zip(totals, parts, strict=True):
+                total[np.searchsorted(present, found)] += part
+    return present, totals
+
+
+def _slab_sums(slab: sp.csr_matrix, codes: np.ndarray, where: str) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The same of a slab, float64, whose memory it takes over.
+
+    Cells of a group are brought together and read as ONE long CSR row, whose
     `toarray()` adds up the values of the same gene: several times as fast as a product with an indicator matrix.
     """
-    slab = sp.csr_matrix(slab, dtype=np.float64)
     if (codes < 0).any() or (np.diff(codes) < 0).any():
         order = np.argsort(codes, kind="stable")[(codes < 0).sum() :]
         slab, codes = slab[order], codes[order]
@@ -355,30 +399,92 @@ def _slab_sums(slab: sp.csr_matrix | np.ndarray, codes: np.ndarray, where: str) 
     return codes[first], [*parts, sums()]
 
 
-def _slabs(matrix: _Rows, codes: np.ndarray) -> list[slice]:
-    """Runs of rows of about SLAB_VALUES stored values; slabs without a wanted cell are left out."""
-    ends = np.searchsorted(matrix.indptr, np.arange(SLAB_VALUES, matrix.indptr[-1] + SLAB_VALUES, SLAB_VALUES))
-    bounds = np.unique([0, *np.minimum(ends, len(codes)), len(codes)])
-    slabs = [slice(int(start), int(stop)) for start, stop in pairwise(bounds)]
-    return [rows for rows in slabs if (codes[rows] >= 0).any()]
+def _runs(indptr: np.ndarray, n_values: int) -> list[slice]:
+    """Runs of rows of about `n_values` stored values."""
+    ends = np.searchsorted(indptr, np.arange(n_values, indptr[-1] + n_values, n_values))
+    bounds = np.unique([0, *np.minimum(ends, len(indptr) - 1), len(indptr) - 1])
+    return [slice(int(start), int(stop)) for start, stop in pairwise(bounds)]
 
 
-def _map_ahead(executor: ThreadPoolExecutor, function: Callable, items: Sequence, ahead: int) -> Iterator:
+def _map_ahead(executor: Executor, function: Callable, items: Sequence, ahead: int) -> Iterator:
     """`executor.map` in order, with at most `ahead` + 1 results in memory."""
     running: deque = deque()
-    for item in items:
-        running.append(executor.submit(function, item))
-        if len(running) > ahead:
+    try:
+        for item in items:
+            running.append(executor.submit(function, item))
+            if len(running) > ahead:
+                yield running.popleft().result()
+        while running:
             yield running.popleft().result()
-    while running:
-        yield running.popleft().result()
+    except BrokenExecutor as error:
+        raise RuntimeError("a worker died, perhaps for want of memory; nothing was written") from error
+    finally:
+        for future in running:
+            future.cancel()
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """Labels of the cells of one source; the matrix is opened where it is read."""
+
+    source: Path | sp.csr_matrix | np.ndarray
+    obs: pd.DataFrame
+    genes: pd.Index
+    name: str
+
+    @classmethod
+    def of(cls, source: Source, columns: Sequence[str]) -> _Shard:
+        """A file's or an AnnData's checked labels."""
+        if isinstance(source, ad.AnnData) and source.isbacked and not source.is_view:
+            source = Path(source.filename)
+        if not isinstance(source, ad.AnnData):
+            obs, genes = read_labels(Path(source), columns)
+            return cls(Path(source), obs, genes, str(source))
+        adata = source.to_memory() if source.isbacked else source
+        if missing := [column for column in columns if column not in adata.obs]:
+            raise DataError(f"the AnnData: obs has no column {some(missing)}")
+        _check_unique(adata.var_names, "the AnnData: var")
+        obs = adata.obs[list(columns)].copy()
+        obs["gene"] = obs["gene"].astype(str).astype("category")
+        X = adata.X.tocsr() if sp.issparse(adata.X) else np.asarray(adata.X)
+        return cls(X, obs, adata.var_names, "the AnnData")
+
+    def tasks(self, codes: np.ndarray, genes: pd.Index) -> list[_Task]:
+        """Tasks that add up to the sums of this shard; runs without a wanted cell are left out.
+
+        How the cells are cut depends on the data alone, so that every executor adds the same numbers in the same order.
+        """
+        columns = None
+        if not self.genes.equals(genes):
+            columns = genes.get_indexer(self.genes)
+            if len(self.genes) != len(genes) or (columns < 0).any():
+                other = self.genes.symmetric_difference(genes)
+                raise DataError(f"{self.name}: other genes than the first source: {some(other)}")
+        with _open_rows(self.source) as matrix:
+            if matrix.shape != (len(self.obs), len(self.genes)):
+                raise DataError(
+                    f"{self.name}: X is {matrix.shape}, but obs and var are {(len(self.obs), len(self.genes))}"
+                )
+            runs, slabs = _runs(matrix.indptr, TASK_VALUES), _runs(matrix.indptr, SLAB_VALUES)
+        tasks = []
+        for run in runs:
+            wanted = [
+                slice(max(slab.start, run.start), min(slab.stop, run.stop))
+                for slab in slabs
+                if slab.start < run.stop and slab.stop > run.start
+            ]
+            wanted = [slab for slab in wanted if (codes[slab] >= 0).any()]
+            source = self.source if isinstance(self.source, Path) else self.source[run]
+            if wanted:
+                tasks.append(_Task(source, run.start, wanted, codes[run], columns, len(genes), self.name))
+        return tasks
 
 
 class _Rows:
     """Rows of a matrix on disk or in memory by slice: `matrix[a:b]` is CSR or dense; `indptr` counts its values."""
 
     def __init__(self, matrix: Any, file: BinaryIO | None = None) -> None:
-        self.sparse_file = isinstance(matrix, h5py.Group)
+        self.sparse_file = not hasattr(matrix, "shape")
         if self.sparse_file:
             self.shape = tuple(int(n) for n in matrix.attrs["shape"])
             self.indptr = matrix["indptr"][:].astype(np.int64)
@@ -396,13 +502,14 @@ class _Rows:
         return sp.csr_matrix((self.data(start, stop), self.indices(start, stop), indptr), shape=shape)
 
 
-def _flat_reader(dataset: h5py.Dataset, file: BinaryIO | None) -> Callable[[int, int], np.ndarray]:
-    """Read values start to stop of a 1-d dataset.
+def _flat_reader(dataset: Any, file: BinaryIO | None) -> Callable[[int, int], np.ndarray]:
+    """Read values start to stop of a 1-d dataset of an HDF5 or zarr file.
 
     Where they lie in the file as they are (contiguous and uncompressed, as the challenge's do) the bytes are read
     from the file itself: h5py lets one thread read at a time.
     """
-    offset = dataset.id.get_offset() if dataset.chunks is None and dataset.dtype.isnative else None
+    plain = isinstance(dataset, h5py.Dataset) and dataset.chunks is None and dataset.dtype.isnative
+    offset = dataset.id.get_offset() if plain else None
     if file is None or offset is None or not hasattr(os, "preadv"):
         return lambda start, stop: dataset[start:stop]
     descriptor, dtype = file.fileno(), dataset.dtype
@@ -417,35 +524,27 @@ def _flat_reader(dataset: h5py.Dataset, file: BinaryIO | None) -> Callable[[int,
 
 
 @contextmanager
-def _open_matrix(
-    source: str | os.PathLike[str] | ad.AnnData, columns: Sequence[str]
-) -> Iterator[tuple[_Rows, pd.DataFrame, pd.Index, str]]:
-    """X of an `.h5ad` or AnnData by rows, its checked `obs`, its gene names and a name for messages."""
-    if isinstance(source, ad.AnnData) and source.isbacked and not source.is_view:
-        source = source.filename
-    if isinstance(source, ad.AnnData):
-        adata = source.to_memory() if source.isbacked else source
-        if missing := [column for column in columns if column not in adata.obs]:
-            raise DataError(f"the AnnData: obs has no column {some(missing)}")
-        _check_unique(adata.var_names, "the AnnData: var")
-        obs = adata.obs[list(columns)].copy()
-        obs["gene"] = obs["gene"].astype(str).astype("category")
-        X = adata.X.tocsr() if sp.issparse(adata.X) else np.asarray(adata.X)
-        yield _Rows(X), obs, adata.var_names, "the AnnData"
+def _open_rows(source: Path | sp.csr_matrix | np.ndarray) -> Iterator[_Rows]:
+    """X of a file or a matrix in memory, by rows."""
+    if not isinstance(source, Path):
+        yield _Rows(source)
         return
-    path = Path(source)
-    obs, genes = read_labels(path, columns)
-    with _open_h5ad(path) as file, path.open("rb", buffering=0) as raw:
-        X = file["X"]
-        if isinstance(X, h5py.Group) and X.attrs["encoding-type"] != "csr_matrix":
+    with _open_store(source) as store, ExitStack() as stack:
+        X = store["X"]
+        if not hasattr(X, "shape") and X.attrs["encoding-type"] != "csr_matrix":
             raise DataError(
-                f"{path}: X is stored by genes ({X.attrs['encoding-type']}), so cells cannot be read by slabs; "
+                f"{source}: X is stored by genes ({X.attrs['encoding-type']}), so cells cannot be read by slabs; "
                 "write it again once with `adata.X = adata.X.tocsr()`"
             )
-        matrix = _Rows(X, raw)
-        if matrix.shape != (len(obs), len(genes)):
-            raise DataError(f"{path}: X is {matrix.shape}, but obs and var are {(len(obs), len(genes))}")
-        yield matrix, obs, genes, str(path)
+        yield _Rows(X, stack.enter_context(source.open("rb", buffering=0)) if source.is_file() else None)
+
+
+@contextmanager
+def _open_matrix(source: Source, columns: Sequence[str]) -> Iterator[tuple[_Rows, pd.DataFrame, pd.Index, str]]:
+    """X by rows, checked `obs`, gene names and a name for messages."""
+    shard = _Shard.of(source, columns)
+    with _open_rows(shard.source) as matrix:
+        yield matrix, shard.obs, shard.genes, shard.name
 
 
 def read_cells(path: Path, rows: np.ndarray) -> ad.AnnData:
@@ -1760,7 +1859,7 @@ def _dense(rows: Any) -> np.ndarray:
 
 
 def _read_uns(path: Path, key: str) -> np.ndarray:
-    with _open_h5ad(path) as file:
+    with _open_store(path) as file:
         if f"uns/{key}" not in file:
             raise DataError(f"{path}: uns has no '{key}': the reference of Pearson delta")
         return file[f"uns/{key}"][:]

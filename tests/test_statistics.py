@@ -1,5 +1,9 @@
 """One pass over the cells gives what numpy gives group by group, for every kind of input and any number of threads."""
 
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -75,11 +79,100 @@ def test_one_cell_has_no_variance(tiny):
     assert (helpers.perturbation_stats(tiny).variance.loc["B"] == 0).all()
 
 
-def test_threads_give_the_same_bits(challenge, monkeypatch):
+@pytest.fixture
+def small_tasks(monkeypatch):
     monkeypatch.setattr(helpers, "SLAB_VALUES", 3000)
-    one, many = (helpers.perturbation_stats(challenge.train_path, n_threads=n) for n in (1, 7))
-    pd.testing.assert_frame_equal(one.mean, many.mean, check_exact=True)
-    pd.testing.assert_frame_equal(one.variance, many.variance, check_exact=True)
+    monkeypatch.setattr(helpers, "TASK_VALUES", 20_000)
+
+
+def assert_same_bits(one, other):
+    pd.testing.assert_frame_equal(one.mean, other.mean, check_exact=True)
+    pd.testing.assert_frame_equal(one.variance, other.variance, check_exact=True)
+    pd.testing.assert_series_equal(one.n_cells, other.n_cells)
+
+
+@pytest.mark.parametrize("make", [lambda: ThreadPoolExecutor(1), lambda: ThreadPoolExecutor(7),
+                                  lambda: ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))])
+def test_every_executor_gives_the_same_bits(challenge, stats, small_tasks, make):
+    default = helpers.perturbation_stats(challenge.train_path)
+    with make() as executor:
+        assert_same_bits(helpers.perturbation_stats(challenge.train_path, executor=executor), default)
+    pd.testing.assert_frame_equal(default.mean, stats.mean, rtol=0, atol=1e-12)
+
+
+@pytest.fixture
+def shards(tiny, tmp_path):
+    """The tiny cells in two files, the second with its genes in another order."""
+    tiny.obs_names = [f"c{i}" for i in range(60)]
+    tiny[:25].copy().write_h5ad(tmp_path / "one.h5ad")
+    tiny[25:, tiny.var_names[::-1]].copy().write_h5ad(tmp_path / "two.h5ad")
+    return [tmp_path / "one.h5ad", tmp_path / "two.h5ad"]
+
+
+@pytest.mark.parametrize("options", [{}, {"by_state": True}, {"max_cells": 4}])
+def test_shards_are_aligned_by_name_and_add_up(tiny, shards, options):
+    whole, parts = (helpers.perturbation_stats(source, **options) for source in (tiny, shards))
+    pd.testing.assert_frame_equal(whole.mean, parts.mean, atol=1e-12)
+    pd.testing.assert_frame_equal(whole.variance, parts.variance, atol=1e-12)
+    pd.testing.assert_series_equal(whole.n_cells, parts.n_cells)
+
+
+def test_zarr_and_memory_are_sources_too(tiny, shards):
+    tiny[25:].copy().write_zarr(shards[1].with_suffix(".zarr"))
+    parts = helpers.perturbation_stats([shards[0], shards[1].with_suffix(".zarr")])
+    pd.testing.assert_frame_equal(parts.mean, helpers.perturbation_stats(tiny).mean, atol=1e-12)
+    parts = helpers.perturbation_stats([tiny[:25].copy(), shards[1]])
+    pd.testing.assert_frame_equal(parts.mean, helpers.perturbation_stats(tiny).mean, atol=1e-12)
+
+
+def test_shard_of_another_genome_and_truncated_shard(tiny, shards):
+    other = tiny[25:].copy()
+    other.var_names = [*other.var_names[:-1], "OTHER"]
+    other.write_h5ad(shards[1])
+    with pytest.raises(DataError, match=r"two\.h5ad: other genes than the first source: G, OTHER"):
+        helpers.perturbation_stats(shards)
+    shards[1].write_bytes(shards[1].read_bytes()[:3000])
+    with pytest.raises(DataError, match=r"two\.h5ad: not a readable HDF5 file"):
+        helpers.perturbation_stats(shards)
+
+
+def test_error_on_a_worker_names_the_file(tiny, shards):
+    tiny.X.data[-1] = -1
+    tiny[25:].copy().write_h5ad(shards[1])
+    with (
+        ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor,
+        pytest.raises(DataError, match=r"two\.h5ad, cells .* negative"),
+    ):
+        helpers.perturbation_stats(shards, executor=executor)
+
+
+def _die(task):
+    os._exit(1)
+
+
+def test_worker_that_dies_is_said(challenge, small_tasks, monkeypatch):
+    monkeypatch.setattr(helpers, "_task_sums", _die)
+    with (
+        ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor,
+        pytest.raises(RuntimeError, match="a worker died"),
+    ):
+        helpers.perturbation_stats(challenge.train_path, executor=executor)
+
+
+def test_dask_cluster_of_two_workers_gives_the_same_bits(challenge, small_tasks, tmp_path):
+    distributed = pytest.importorskip("distributed", reason="dask.distributed is not installed")
+    adata = ad.read_h5ad(challenge.train_path)
+    half = adata.n_obs // 2
+    adata[:half].copy().write_h5ad(tmp_path / "one.h5ad")
+    adata[half:, adata.var_names[::-1]].copy().write_h5ad(tmp_path / "two.h5ad")
+    paths = [tmp_path / "one.h5ad", tmp_path / "two.h5ad"]
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        found = helpers.perturbation_stats(paths, executor=client.get_executor())
+    assert_same_bits(found, helpers.perturbation_stats(paths))
+    pd.testing.assert_frame_equal(found.mean, helpers.perturbation_stats(challenge.train_path).mean, atol=1e-12)
 
 
 def test_the_source_is_left_as_it_was(tiny):
