@@ -21,6 +21,7 @@ import gzip
 import os
 import re
 import shutil
+import threading
 import warnings
 import zlib
 from collections import deque
@@ -1378,44 +1379,55 @@ def write_prediction(
     *,
     cells_per_perturbation: int = 100,
     mode: str = "auto",
-) -> str:
+    form: str = "auto",
+) -> tuple[str, str]:
     """Write `prediction.h5ad`: float32, targets in the order of `means`, `cells_per_perturbation` rows each.
 
     `means` is targets x genes, in the order wanted in the file; `cells` a fitted generator. `mode` is "ram" (the whole
-    matrix is made first), "disk" (slabs of 64 MB go straight into the file) or "auto" (by the memory available). Both
-    give the same file. It is written beside under a temporary name and renamed at the end, so that an interrupted run
-    leaves an older file as it was. Returns the mode used. Raises DataError when the disk is too small.
+    matrix is made first), "disk" (slabs of 64 MB go straight into the file) or "auto" (by the memory available); both
+    give the same file. `form` is "plain", "compact" (values in steps of 1/64, shuffled and compressed by lzf: about
+    40 % of the size, several times as slow; the mean of the cells stays exact to the step) or "auto" (plain, unless
+    only the compact form fits the free disk). The file is written beside under a temporary name and renamed at the
+    end, so that an interrupted run leaves an older file as it was.
+
+    Returns the mode and the form used. Raises DataError when the disk is too small or cannot be written to.
     """
     path = Path(path)
-    n_cells, n_genes = len(means) * cells_per_perturbation, means.shape[1]
-    mode = _choose_mode(mode, path.parent, n_cells * n_genes * 4)
-    generator = cells.for_genes(means.columns)
-    values = means.to_numpy(np.float32)
-
-    def fill(block: np.ndarray, first: int) -> None:
-        for i in range(len(block) // cells_per_perturbation):
-            rows = slice(i * cells_per_perturbation, (i + 1) * cells_per_perturbation)
-            target = first + i
-            block[rows] = generator.sample(means.index[target], values[target], cells_per_perturbation)
-
-    per_slab = max(1, SLAB_BYTES // max(1, cells_per_perturbation * n_genes * 4))
-    if mode == "ram":
-        per_slab = max(1, len(means))
+    shape = len(means) * cells_per_perturbation, means.shape[1]
+    size = shape[0] * shape[1] * 4
+    mode, form = _choose(mode, form, path.parent, size)
+    generator, values = cells.for_genes(means.columns), means.to_numpy(np.float32)
+    per_slab = max(1, SLAB_BYTES // max(1, cells_per_perturbation * shape[1] * 4)) if mode == "disk" else len(means)
+    storage = {"chunks": (min(cells_per_perturbation, shape[0]), min(1024, shape[1])), "shuffle": True,
+               "compression": "lzf"} if form == "compact" else {}  # fmt: skip
     with _replacing(path) as temporary:
         _write_labels(temporary, means.index.repeat(cells_per_perturbation), means.columns)
-        with h5py.File(temporary, "r+") as file:
-            X = file.create_dataset("X", (n_cells, n_genes), np.float32)
+        with (
+            h5py.File(temporary, "r+") as file,
+            tqdm(total=size, unit="B", unit_scale=True, desc=f"Writing {path.name}") as progress,
+        ):
+            X = file.create_dataset("X", shape, np.float32, **storage)
             X.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-            slab = np.empty((min(per_slab, len(means)) * cells_per_perturbation, n_genes), np.float32)
-            progress = tqdm(total=n_cells * n_genes * 4, unit="B", unit_scale=True, desc=f"Writing {path.name}")
-            with progress:
-                for first in range(0, len(means), per_slab):
-                    block = slab[: min(per_slab, len(means) - first) * cells_per_perturbation]
-                    fill(block, first)
-                    start = first * cells_per_perturbation
-                    X.write_direct(block, dest_sel=np.s_[start : start + len(block)])
-                    progress.update(block.nbytes)
-    return mode
+            slab = np.empty((min(per_slab, len(means)) * cells_per_perturbation, shape[1]), np.float32)
+            for first in range(0, len(means), per_slab):
+                targets = means.index[first : first + per_slab]
+                for i, target in enumerate(targets):
+                    sample = generator.sample(target, values[first + i], cells_per_perturbation)
+                    rows = slice(i * cells_per_perturbation, (i + 1) * cells_per_perturbation)
+                    slab[rows] = in_steps(sample) if form == "compact" else sample
+                start, length = first * cells_per_perturbation, len(targets) * cells_per_perturbation
+                X.write_direct(slab, np.s_[:length], np.s_[start : start + length])
+                progress.update(length * shape[1] * 4)
+    return mode, form
+
+
+def in_steps(cells: np.ndarray, step: float = 1 / 64) -> np.ndarray:
+    """Values in whole steps, whose sums over the first n cells are exact to half a step, for every n.
+
+    The rounding error of a cell is carried over to the next, so that no prefix has a mean off by more than step / 2n.
+    """
+    totals = np.rint(np.cumsum(cells, axis=0, dtype=np.float64) / step)
+    return (np.diff(totals, axis=0, prepend=0.0) * step).astype(np.float32)
 
 
 def write_proportions(path: str | os.PathLike[str], proportions: pd.DataFrame) -> None:
@@ -1425,19 +1437,29 @@ def write_proportions(path: str | os.PathLike[str], proportions: pd.DataFrame) -
         table.to_csv(temporary, index=False)
 
 
-def _choose_mode(mode: str, folder: Path, size: int) -> str:
-    """Choose between RAM and slabs, say why, and refuse when the disk cannot hold the file."""
-    if mode not in ("auto", "ram", "disk"):
-        raise ValueError(f"mode must be 'auto', 'ram' or 'disk', not {mode!r}")
-    free, available = shutil.disk_usage(folder).free, psutil.virtual_memory().available
-    if free < size * 1.01 + 50e6:
-        raise DataError(f"{folder}: the prediction takes {text_size(size)}, but only {text_size(free)} are free")
+COMPACT_SHARE = 0.45  # of the plain size, at most: measured 0.39 on cells of the challenge's scale
+
+
+def _choose(mode: str, form: str, folder: Path, size: int) -> tuple[str, str]:
+    """Choose mode and form, say why, and refuse when the disk cannot hold the file in either form."""
+    if mode not in ("auto", "ram", "disk") or form not in ("auto", "plain", "compact"):
+        raise ValueError(f"mode is 'auto', 'ram' or 'disk', and form 'auto', 'plain' or 'compact', not {mode}, {form}")
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free, available = shutil.disk_usage(existing).free, psutil.virtual_memory().available
+    needed = {"plain": size + 50e6, "compact": COMPACT_SHARE * size + 50e6}
+    if form == "auto":
+        form = "plain" if needed["plain"] < free else "compact"
+    if needed[form] > free:
+        raise DataError(
+            f"{folder}: the prediction takes {text_size(size)}, about {text_size(COMPACT_SHARE * size)} in compact "
+            f"form, but only {text_size(free)} of disk are free"
+        )
     if mode == "auto":
         mode = "ram" if size < available / 4 else "disk"
         how = "made in memory, then written" if mode == "ram" else "written slab by slab"
         why = f"{'less' if mode == 'ram' else 'more'} than a quarter of the {text_size(available)} of free memory"
-        print(f"Prediction of {text_size(size)}, {how}: {why}; {text_size(free)} of disk are free.")
-    return mode
+        print(f"Prediction of {text_size(size)} in {form} form, {how}: {why}; {text_size(free)} of disk are free.")
+    return mode, form
 
 
 def _write_labels(path: Path, genes_of_cells: pd.Index, genes: pd.Index) -> None:
@@ -1453,7 +1475,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
     What a killed run left behind is removed by the next one. Raises DataError when the disk is full or read-only.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.{threading.get_ident()}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for stale in path.parent.glob(f".{path.name}.*.partial"):
@@ -1659,18 +1681,23 @@ def pool_rows(obs: pd.DataFrame, seed: int) -> np.ndarray:
     return np.sort(order[:POOL_CELLS])
 
 
-def train(data_directory_path: str, model_directory_path: str, *, seed: int = 0) -> None:
+def train(data_directory_path: str, model_directory_path: str, *, seed: int = 0) -> Predictor:
     """Fit the default method on the data folder and save it into the model folder (`resources/`).
 
     Uses the feature tables in the model folder's `features/`, where there are any. Beside the model it writes
-    `expected.csv`: for each target, how large an error and which Pearson correlation the model expects.
+    `expected.csv`: for each target, how large an error and which Pearson correlation the model expects. A model folder
+    that cannot be written to costs a warning, not the fitted model, which is returned.
     """
     challenge, folder = load_challenge(data_directory_path), Path(model_directory_path)
     predictor = fit_predictor(challenge, features=folder / FEATURES_FOLDER, seed=seed)
-    predictor.save(folder / MODEL_FILE)
-    with _replacing(folder / EXPECTED_FILE) as temporary:
-        predictor.expression.predict_scale(challenge.targets).rename_axis("gene").to_csv(temporary)
-    print(f"Saved {folder / MODEL_FILE} ({text_size((folder / MODEL_FILE).stat().st_size)}) and {EXPECTED_FILE}.")
+    try:
+        predictor.save(folder / MODEL_FILE)
+        with _replacing(folder / EXPECTED_FILE) as temporary:
+            predictor.expression.predict_scale(challenge.targets).rename_axis("gene").to_csv(temporary)
+        print(f"Saved {folder / MODEL_FILE} ({text_size((folder / MODEL_FILE).stat().st_size)}) and {EXPECTED_FILE}.")
+    except DataError as error:
+        warnings.warn(f"the model was fitted but not saved: {error}", stacklevel=2)
+    return predictor
 
 
 def infer(
@@ -1685,10 +1712,12 @@ def infer(
 ) -> None:
     """Predict with the saved model, which is all it needs; with an empty model folder it trains first."""
     path = Path(model_directory_path) / MODEL_FILE
-    if not path.exists():
+    if path.exists():
+        predictor = Predictor.load(path)
+    else:
         print(f"No {path}: training first.")
-        train(data_directory_path, model_directory_path)
-    Predictor.load(path).write(
+        predictor = train(data_directory_path, model_directory_path)
+    predictor.write(
         prediction_h5ad_file_path,
         program_proportion_csv_file_path,
         predict_perturbations,
@@ -1703,6 +1732,7 @@ def infer(
 
 SIGMA = 2326.0  # the scorer's middle bandwidth
 REFERENCE_TOLERANCE = 1e-5  # expression units; float32 cells of the challenge's scale round their mean to about 1e-6
+SCORED_TOGETHER = 16  # perturbations a task for an executor
 SIGMA_GENES = 1000  # the number of genes it was made for: the mean squared distance between cells grows with it
 
 
@@ -1764,46 +1794,83 @@ def score(
     panel_size: int = 1000,
     sigma: float | str = "scaled",
     seed: int = 0,
+    executor: Executor | None = None,
 ) -> pd.DataFrame:
     """Score two predicted files against two truth files, perturbation by perturbation.
 
     The panel is `genes`, or `n_panels` random panels of `panel_size` of the genes that both files hold (one panel of
     them all when there are no more). `sigma` is the scorer's middle bandwidth for MMD: "scaled" (2326 for each 1,000
     genes: right for data of the challenge's scale), "calibrated" (mean squared distance between true cells: for data
-    of any other scale) or a number.
+    of any other scale) or a number. `executor` is as in `perturbation_stats`; the files are read once.
 
     Returns a tidy table with columns `perturbation, metric, panel, n_genes, sigma, sigma_rule, value`. A prediction
     that equals the reference to float32 rounding has no Pearson delta but that of the rounding; it counts as 0.
     """
+    true, predicted = (_Shard.of(Path(path), ["gene"]) for path in (truth_h5ad, prediction_h5ad))
+    panels = _panels(true.genes, predicted.genes, genes, n_panels, panel_size, seed)
+    reference = pd.Series(_read_uns(Path(truth_h5ad), "perturbed_centroid_train"), index=true.genes)
+    perturbations = list(true.obs["gene"].cat.categories)
+    if missing := sorted(set(perturbations) - set(predicted.obs["gene"].cat.categories)):
+        raise DataError(f"{predicted.name}: no cells for the scored perturbations {some(missing)}")
+    with _open_rows(true.source) as X:
+        widths = [_sigma(sigma, panel, X, true.genes) for panel in panels]
+    cells = [shard.obs.reset_index().groupby("gene", observed=True).indices for shard in (true, predicted)]
+    settings = [
+        _PanelTask(
+            true.genes.get_indexer(panel), predicted.genes.get_indexer(panel), reference[panel].to_numpy(), width
+        )
+        for panel, (width, _) in zip(panels, widths, strict=True)
+    ]
+    tasks = []
+    for first in range(0, len(perturbations), SCORED_TOGETHER):
+        names = perturbations[first : first + SCORED_TOGETHER]
+        tasks.append((true.source, predicted.source, [(cells[0][name], cells[1][name]) for name in names], settings))
     rows = []
-    with (
-        _open_matrix(truth_h5ad, ["gene"]) as true,
-        _open_matrix(prediction_h5ad, ["gene"]) as predicted,
-        threadpool_limits(1),  # the products are small: more threads would wait for each other
-    ):
-        (true_X, true_obs, true_genes, _), (predicted_X, predicted_obs, predicted_genes, name) = true, predicted
-        panels = _panels(true_genes, predicted_genes, genes, n_panels, panel_size, seed)
-        reference = pd.Series(_read_uns(Path(truth_h5ad), "perturbed_centroid_train"), index=true_genes)
-        perturbations = list(true_obs["gene"].cat.categories)
-        if missing := sorted(set(perturbations) - set(predicted_obs["gene"].cat.categories)):
-            raise DataError(f"{name}: no cells for the scored perturbations {some(missing)}")
-        sigmas = [_sigma(sigma, panel, true_X, true_genes) for panel in panels]
-        for perturbation in tqdm(perturbations, desc="Scoring", unit="perturbation"):
-            cells = _cells_of(true_X, true_obs, perturbation), _cells_of(predicted_X, predicted_obs, perturbation)
-            for i, (panel, (width, rule)) in enumerate(zip(panels, sigmas, strict=True)):
-                x = cells[0][:, true_genes.get_indexer(panel)]
-                y = cells[1][:, predicted_genes.get_indexer(panel)]
-                centre = reference[panel].to_numpy()
-                is_reference = np.abs(y.mean(axis=0) - centre).max() < REFERENCE_TOLERANCE
-                values = {
-                    "pearson_delta": 0.0 if is_reference else pearson_delta(x, y, centre),
-                    "mmd": mmd(x, y, width),
-                }
-                rows += [(perturbation, metric, i, len(panel), width, rule, v) for metric, v in values.items()]
+    with ExitStack() as stack:
+        progress = stack.enter_context(tqdm(total=len(perturbations), desc="Scoring", unit="perturbation"))
+        ahead = TASKS_AHEAD
+        if executor is None:
+            ahead = os.cpu_count() or 1
+            executor = stack.enter_context(ThreadPoolExecutor(ahead))
+        scored = (values for part in _map_ahead(executor, _score_task, tasks, ahead) for values in part)
+        for perturbation, values in zip(perturbations, scored, strict=True):
+            for i, (panel, (width, rule), pair) in enumerate(zip(panels, widths, values, strict=True)):
+                for metric, value in zip(("pearson_delta", "mmd"), pair, strict=True):
+                    rows.append((perturbation, metric, i, len(panel), width, rule, value))
+            progress.update()
     truth, shares = (_read_proportions(Path(path)) for path in (truth_proportions_csv, proportions_csv))
     distances = l1_by_perturbation(truth.loc[truth.index.isin(perturbations)], shares)
     rows += [(perturbation, "l1_distance", 0, 0, np.nan, "", value) for perturbation, value in distances.items()]
     return pd.DataFrame(rows, columns=["perturbation", "metric", "panel", "n_genes", "sigma", "sigma_rule", "value"])
+
+
+@dataclass(frozen=True)
+class _PanelTask:
+    """A panel: its columns in the two files, the reference on it and the bandwidth."""
+
+    true_columns: np.ndarray
+    predicted_columns: np.ndarray
+    reference: np.ndarray
+    sigma: float
+
+
+def _score_task(task: tuple[Path, Path, list[tuple[np.ndarray, np.ndarray]], list[_PanelTask]]) -> list[list]:
+    """Pearson delta and MMD of some perturbations (rows of the truth, rows of the prediction) on every panel."""
+    truth, prediction, perturbations, panels = task
+    scores: list[list] = []
+    # The products are small: more threads would wait for each other.
+    with _open_rows(truth) as true, _open_rows(prediction) as predicted, threadpool_limits(1):
+        for true_rows, predicted_rows in perturbations:
+            true_cells, predicted_cells = _cells_at(true, true_rows), _cells_at(predicted, predicted_rows)
+            scores.append([])
+            for panel in panels:
+                x = true_cells[:, panel.true_columns].astype(np.float64)
+                y = predicted_cells[:, panel.predicted_columns].astype(np.float64)
+                is_reference = np.abs(y.mean(axis=0) - panel.reference).max() < REFERENCE_TOLERANCE
+                scores[-1].append(
+                    (0.0 if is_reference else pearson_delta(x, y, panel.reference), mmd(x, y, panel.sigma))
+                )
+    return scores
 
 
 def summarise_scores(table: pd.DataFrame) -> pd.DataFrame:
@@ -1844,18 +1911,18 @@ def _sigma(rule: float | str, panel: pd.Index, X: _Rows, genes: pd.Index) -> tup
     if rule != "calibrated":
         return float(rule), "given"
     rows = np.unique(np.linspace(0, X.shape[0] - 1, 500).astype(int))
-    cells = np.concatenate([_dense(X[slice(row, row + 1)]) for row in rows])[:, genes.get_indexer(panel)]
+    cells = _cells_at(X, rows)[:, genes.get_indexer(panel)].astype(np.float64)
     return float(squared_distances(cells, cells).sum() / (len(rows) * (len(rows) - 1))), "calibrated on true cells"
 
 
-def _cells_of(X: _Rows, obs: pd.DataFrame, perturbation: str) -> np.ndarray:
-    """The cells of one perturbation, float64, in file order; read as one run where they lie together."""
-    rows = np.flatnonzero((obs["gene"] == perturbation).to_numpy())
-    return _dense(X[slice(rows[0], rows[-1] + 1)])[rows - rows[0]]
+def _cells_at(X: _Rows, rows: np.ndarray) -> np.ndarray:
+    """The cells at `rows` (ascending), dense; read at once where they lie together."""
+    runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+    return np.concatenate([_dense(X[slice(int(run[0]), int(run[-1]) + 1)]) for run in runs])
 
 
 def _dense(rows: Any) -> np.ndarray:
-    return np.asarray(rows.toarray() if sp.issparse(rows) else rows, float)
+    return rows.toarray() if sp.issparse(rows) else rows
 
 
 def _read_uns(path: Path, key: str) -> np.ndarray:

@@ -17,7 +17,7 @@ from workbench.cross_validate import (
     cross_validate_proportions,
     summarise,
 )
-from workbench.folds import COLUMNS, row_pearson, split
+from workbench.folds import COLUMNS, TRUE_MEAN, row_pearson, split
 from workbench.methods import ALL, CONSTANT, PCA_RIDGE, SHUFFLED, TRAIN_MEAN, ZERO
 
 WHAT = ["method", "perturbation", "metric", "seed", "fold", "draw", "panel"]
@@ -195,7 +195,9 @@ def test_challenge_has_the_three_metrics_and_the_ceiling(cells, challenge):
     summary = summarise(cells)
     assert set(summary["metric"]) >= {"pearson_delta", "mmd", "l1_distance"}
     mmd, pearson = (summary[summary["metric"] == name].set_index("method") for name in ("mmd", "pearson_delta"))
-    assert {STARTER, PCA_RIDGE, CEILING, CONSTANT, ALL, SHUFFLED} <= set(mmd.index)
+    assert {STARTER, PCA_RIDGE, CEILING, TRUE_MEAN, CONSTANT, ALL, SHUFFLED} <= set(mmd.index)
+    assert mmd.loc[TRUE_MEAN, "value"] < mmd.loc[ALL, "value"]
+    assert TRUE_MEAN not in pearson.index
     assert mmd.loc[STARTER, "value"] > 5 * mmd.loc[ALL, "value"]
     assert pearson.loc["perturbed mean", "value"] == 0
     assert pearson.loc[CEILING, "value"] > pearson.loc[ALL, "value"]

@@ -1,9 +1,12 @@
 """The predicted files: both modes alike to the attribute, written beside and renamed, an old good file never lost."""
 
+import multiprocessing
 import shutil
 import subprocess
 import sys
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import anndata as ad
@@ -52,7 +55,7 @@ def test_both_modes_write_the_same_file(means, predictor, tmp_path, monkeypatch)
     for mode in ("ram", "disk"):
         written = helpers.write_prediction(
             tmp_path / f"{mode}.h5ad", means, predictor.cells, cells_per_perturbation=20, mode=mode)
-        assert written == mode
+        assert written == (mode, "plain")
     assert contents(tmp_path / "ram.h5ad") == contents(tmp_path / "disk.h5ad")
 
 
@@ -75,24 +78,54 @@ def test_auto_chooses_by_memory_and_says_so(means, predictor, tmp_path, monkeypa
         available = 8 * means.size * 100 * 4
 
     monkeypatch.setattr(helpers.psutil, "virtual_memory", lambda: Memory)
-    assert helpers.write_prediction(tmp_path / "p.h5ad", means, predictor.cells) == "ram"
+    assert helpers.write_prediction(tmp_path / "p.h5ad", means, predictor.cells)[0] == "ram"
     Memory.available //= 4
-    assert helpers.write_prediction(tmp_path / "p.h5ad", means, predictor.cells) == "disk"
+    assert helpers.write_prediction(tmp_path / "p.h5ad", means, predictor.cells)[0] == "disk"
     said = capsys.readouterr().out
     assert "made in memory" in said
     assert "slab by slab: more than a quarter of the" in said
     assert "of disk are free" in said
-    with pytest.raises(ValueError, match="mode must be"):
-        helpers.write_prediction(tmp_path / "p.h5ad", means, predictor.cells, mode="fast")
+    for wrong in ({"mode": "fast"}, {"form": "small"}):
+        with pytest.raises(ValueError, match="mode is 'auto', 'ram' or 'disk'"):
+            helpers.write_prediction(tmp_path / "p.h5ad", means, predictor.cells, **wrong)
 
 
 def test_too_small_a_disk_is_refused_with_the_numbers(means, predictor, tmp_path, monkeypatch):
     (tmp_path / "p.h5ad").write_text("old")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(helpers.shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(DataError, match=r"the prediction takes 0\.8 MB, but only 0\.0 MB are free"):
-        helpers.write_prediction(tmp_path / "p.h5ad", means, predictor.cells)
+    for form in ("auto", "plain", "compact"):
+        with pytest.raises(DataError, match=r"takes 0\.8 MB, about 0\.4 MB in compact form, but only 0\.0 MB of disk"):
+            helpers.write_prediction(tmp_path / "p.h5ad", means, predictor.cells, form=form)
     assert (tmp_path / "p.h5ad").read_text() == "old"
+
+
+def test_compact_form_is_chosen_when_only_it_fits(means, predictor, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    size = 4 * means.size * 100
+    for free, form in ((1.1 * size + 50e6, "plain"), (0.6 * size + 50e6, "compact")):
+        monkeypatch.setattr(helpers.shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        assert helpers.write_prediction(tmp_path / "p.h5ad", means, predictor.cells)[1] == form
+
+
+def test_compact_form_is_smaller_and_true_to_the_step(means, predictor, tmp_path, monkeypatch):
+    monkeypatch.setattr(helpers, "SLAB_BYTES", 4 * means.shape[1] * 100 * 2)
+    for mode in ("ram", "disk"):
+        helpers.write_prediction(tmp_path / f"{mode}.h5ad", means, predictor.cells, mode=mode, form="compact")
+    helpers.write_prediction(tmp_path / "plain.h5ad", means, predictor.cells)
+    assert contents(tmp_path / "ram.h5ad") == contents(tmp_path / "disk.h5ad")
+    plain, compact = ad.read_h5ad(tmp_path / "plain.h5ad"), ad.read_h5ad(tmp_path / "disk.h5ad")
+    assert np.abs(plain.X - compact.X).max() <= 1 / 64 + 1e-6
+    assert (np.rint(compact.X * 64) == compact.X * 64).all()
+    for target in means.index:
+        rows = (plain.obs["gene"] == target).to_numpy()
+        for n in (100, 37, 1):
+            error = plain.X[rows][:n].mean(axis=0, dtype=float) - compact.X[rows][:n].mean(axis=0, dtype=float)
+            assert np.abs(error).max() <= 0.5 / 64 / n + 1e-6
+    stored = h5py.File(tmp_path / "disk.h5ad")["X"].id.get_storage_size()
+    assert stored < 0.5 * plain.X.nbytes
+    mmd = [helpers.mmd(plain.X[:100], cells.X[100:200]) for cells in (plain, compact)]
+    assert abs(mmd[0] - mmd[1]) < 1e-3
 
 
 WRITE = """
@@ -155,6 +188,40 @@ def test_killed_run_leaves_the_old_file_and_the_next_run_cleans_up(tmp_path, mea
     helpers.write_prediction(path, means, predictor.cells)
     assert names(tmp_path) == ["prediction.h5ad"]
     assert ad.read_h5ad(path).n_obs == 900
+
+
+def _write_until_killed(path, means, cells):
+    helpers.SLAB_BYTES = 100_000
+    while True:
+        helpers.write_prediction(path, means, cells, mode="disk")
+
+
+def test_fifty_kills_leave_a_complete_file_and_no_other(tmp_path, means, predictor):
+    path = tmp_path / "prediction.h5ad"
+    helpers.write_prediction(path, means, predictor.cells)
+    complete, left = contents(path), 0
+    rng = np.random.default_rng(0)
+    fork = multiprocessing.get_context("fork")
+    for _ in range(50):
+        process = fork.Process(target=_write_until_killed, args=(path, means, predictor.cells))
+        process.start()
+        time.sleep(rng.uniform(0.02, 0.2))
+        process.kill()
+        process.join()
+        left += len(names(tmp_path)) > 1
+        assert contents(path) == complete
+    assert left > 5, "some kills must come in the middle of writing"
+    helpers.write_prediction(path, means, predictor.cells)
+    assert names(tmp_path) == ["prediction.h5ad"]
+
+
+def test_two_at_the_same_time_leave_one_complete_file(tmp_path, means, predictor):
+    path = tmp_path / "prediction.h5ad"
+    with ThreadPoolExecutor(4) as executor:
+        list(executor.map(lambda _: helpers.write_prediction(path, means, predictor.cells, mode="disk"), range(8)))
+    assert names(tmp_path) == ["prediction.h5ad"]
+    helpers.write_prediction(tmp_path / "alone.h5ad", means, predictor.cells)
+    assert contents(path) == contents(tmp_path / "alone.h5ad")
 
 
 def test_what_is_not_a_folder_cannot_be_written_to(means, predictor, tmp_path):

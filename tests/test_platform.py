@@ -151,6 +151,13 @@ def test_failed_training_keeps_the_old_model(folder, trained, tmp_path):
     assert {path.name for path in resources.iterdir()} == {helpers.MODEL_FILE, helpers.EXPECTED_FILE}
 
 
+def test_read_only_resources_cost_a_warning_and_no_prediction(folder, files, challenge, tmp_path):
+    (tmp_path / "resources").write_text("a file, where the folder should be: nothing can be saved there")
+    with pytest.warns(UserWarning, match=r"fitted but not saved: .*model\.h5: could not be written"):
+        again = run_infer(folder, tmp_path / "resources", tmp_path / "p", challenge.targets, challenge.genes_to_predict)
+    np.testing.assert_array_equal(ad.read_h5ad(again[0]).X, ad.read_h5ad(files[0]).X)
+
+
 def test_dense_x_and_no_layers(folder, files, challenge, tmp_path):
     adata = ad.read_h5ad(folder / helpers.TRAIN_FILE)
     adata.X = adata.X.toarray()

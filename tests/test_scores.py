@@ -1,5 +1,8 @@
 """The three scores against literal transcriptions of the platform's definitions, and `score` on whole files."""
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -155,3 +158,28 @@ def test_missing_perturbation_and_missing_reference(files, tmp_path):
     truth.write_h5ad(tmp_path / "t.h5ad")
     with pytest.raises(DataError, match="uns has no 'perturbed_centroid_train'"):
         helpers.score(files[0], files[1], tmp_path / "t.h5ad", files[3])
+
+
+def test_every_executor_gives_the_same_table(files, monkeypatch):
+    monkeypatch.setattr(helpers, "SCORED_TOGETHER", 2)
+    default = helpers.score(*files, panel_size=60, n_panels=2)
+    for executor in (ThreadPoolExecutor(3), ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))):
+        with executor:
+            table = helpers.score(*files, panel_size=60, n_panels=2, executor=executor)
+        pd.testing.assert_frame_equal(table, default, check_exact=True)
+
+
+def test_cells_that_do_not_lie_together_are_scored_alike(files, tmp_path):
+    """Truth and prediction with their cells shuffled, but in the same order within each perturbation."""
+    shuffled = []
+    for number in (0, 2):
+        adata = ad.read_h5ad(files[number])
+        order = np.random.default_rng(number).permutation(adata.n_obs)
+        genes = adata.obs["gene"].to_numpy()
+        place = np.empty_like(order)
+        for gene in np.unique(genes):
+            place[np.flatnonzero(genes[order] == gene)] = np.flatnonzero(genes == gene)
+        adata[place].copy().write_h5ad(tmp_path / f"{number}.h5ad")
+        shuffled.append(tmp_path / f"{number}.h5ad")
+    table = helpers.score(shuffled[0], files[1], shuffled[1], files[3])
+    pd.testing.assert_frame_equal(table, helpers.score(*files), check_exact=False, atol=1e-12)
