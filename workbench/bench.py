@@ -1,10 +1,11 @@
-"""Time and memory of the main job's slow parts, each beside the starter's own algorithm written plainly, in one run.
+"""Time, memory and bytes of the main job's slow parts, each beside the starter's own algorithm and beside the limit.
 
-    python -m workbench.bench [--quick] [--keep FOLDER]
+    python -m workbench.bench [--quick | --full] [--keep FOLDER] [--page BENCHMARKS.md]
 
-In: nothing (data of the platform's small layout, 44,846 cells x 11,046 genes, are simulated; `--quick`: a tenth).
-Out: a table on the screen and `build/bench.csv`. Every measurement is a process of its own, the variants of a job take
-turns, and the best of the repeats counts, since these machines are shared: read the ratios, not the seconds.
+In: nothing; data are simulated (default: the platform's small layout; `--quick`: a tenth of it; `--full`: the real
+size, 9 GB of cells and 25 GB of free disk). Out: a table on the screen, `build/bench.csv`, and the page where asked.
+Every measurement is a process of its own, the variants of a job take turns, and the best of the repeats counts, since
+these machines are shared: read the ratios, not the seconds.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import anndata as ad
@@ -26,42 +28,136 @@ import h5py
 import numpy as np
 import pandas as pd
 import psutil
+import scanpy
 from threadpoolctl import threadpool_limits
 
 import helpers
 from workbench.simulate import simulate
 
-REPEATS = 3
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the training cells, and of the prediction."""
+
+    cells: int
+    genes: int
+    targets: int
+    predicted_genes: int
+    repeats: int
+
+    perturbations: int = 122
+
+
+SIZES = {
+    "quick": Size(4_484, 11_046, 143, 10_238, 2),
+    "small": Size(44_846, 11_046, 2_863, 10_238, 3),
+    "full": Size(88_202, 21_592, 2_863, 10_238, 2),
+}
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The jobs: job -> variant -> function(folder, quick). The first variant is the baseline of the ratio.
+# The jobs: job -> variant -> function(folder, size). `folder` holds the simulated data folder `data`.
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def aggregate_starter(folder: Path, quick: bool) -> None:
+def _train_file(folder: Path) -> Path:
+    return folder / "data" / helpers.TRAIN_FILE
+
+
+def aggregate_starter(folder: Path, size: Size) -> None:
     """One perturbation after the other out of the backed file, means only."""
-    adata = ad.read_h5ad(folder / helpers.TRAIN_FILE, backed="r")
+    adata = ad.read_h5ad(_train_file(folder), backed="r")
     for gene in adata.obs["gene"].unique():
         np.asarray(adata[adata.obs["gene"] == gene].X.mean(axis=0)).ravel()
 
 
-def aggregate_ours(folder: Path, quick: bool) -> None:
+def aggregate_library(folder: Path, size: Size) -> None:
+    """Everything in memory, then scanpy: mean, variance and detection, as ours."""
+    scanpy.get.aggregate(ad.read_h5ad(_train_file(folder)), by="gene", func=["mean", "var", "count_nonzero"])
+
+
+def aggregate_ours(folder: Path, size: Size) -> None:
     """Mean, variance, detection and count in one pass."""
-    helpers.perturbation_stats(folder / helpers.TRAIN_FILE)
+    helpers.perturbation_stats(_train_file(folder))
 
 
-def aggregate_ours_by_state(folder: Path, quick: bool) -> None:
+def aggregate_ours_by_state(folder: Path, size: Size) -> None:
     """The same for every perturbation x cell state."""
-    helpers.perturbation_stats(folder / helpers.TRAIN_FILE, by_state=True)
+    helpers.perturbation_stats(_train_file(folder), by_state=True)
 
 
-def aggregate_read(folder: Path, quick: bool) -> None:
-    """The limit: reading the same arrays, and nothing else."""
-    with h5py.File(folder / helpers.TRAIN_FILE) as file:
+def read_only(folder: Path, size: Size) -> None:
+    """The limit: reading the same arrays with h5py, and nothing else."""
+    with h5py.File(_train_file(folder)) as file:
         for name in ("data", "indices"):
             dataset = file["X"][name]
             for start in range(0, len(dataset), helpers.SLAB_VALUES):
                 dataset[start : start + helpers.SLAB_VALUES]
+
+
+def train_ours(folder: Path, size: Size) -> None:
+    """`train`: statistics, features, response model, base of cells, saved."""
+    helpers.train(str(folder / "data"), str(folder / "resources"))
+
+
+def _prediction(size: Size) -> tuple[pd.DataFrame, helpers.RecentredCells]:
+    """Means of the targets and a fitted cell generator, of expression-like numbers (a third of them 0)."""
+    generator = np.random.default_rng(0)
+    genes = pd.Index([f"G{i}" for i in range(size.predicted_genes)])
+    targets = pd.Index([f"T{i}" for i in range(size.targets)])
+    level = generator.gamma(0.7, 1.5, len(genes)).astype(np.float32)
+    means = level + generator.normal(0, 0.05, (len(targets), len(genes))).astype(np.float32)
+    cells = generator.normal(level, 1.0, (100, len(genes))).clip(0).astype(np.float32)
+    pool = ad.AnnData(cells, var=pd.DataFrame(index=genes))
+    return pd.DataFrame(means, targets, genes), helpers.RecentredCells().fit(None, pool)
+
+
+def _write_twice(folder: Path, means: pd.DataFrame, cells_of: Callable[[int], np.ndarray]) -> None:
+    """A temporary HDF5 file, perturbation by perturbation, which anndata then copies into the final one."""
+    shape = (len(means) * 100, means.shape[1])
+    with h5py.File(folder / "out" / "prediction_matrix.h5", "w") as file:
+        X = file.create_dataset("X", shape, np.float32, chunks=(100, means.shape[1]))
+        for i in range(len(means)):
+            X[i * 100 : (i + 1) * 100] = cells_of(i)
+        obs = pd.DataFrame({"gene": means.index.repeat(100)}, index=np.arange(shape[0]).astype(str))
+        ad.AnnData(X, obs=obs, var=pd.DataFrame(index=means.columns)).write_h5ad(folder / "out" / "twice.h5ad")
+
+
+def write_starter(folder: Path, size: Size) -> None:
+    """Normal noise around each mean, a temporary file, and a copy of it."""
+    means, _ = _prediction(size)
+    scale = np.full(means.shape[1], 0.05)
+    generator = np.random.default_rng(0)
+    _write_twice(folder, means, lambda i: means.iloc[i].to_numpy() + generator.normal(0.0, scale, (100, len(scale))))
+
+
+def write_copy(folder: Path, size: Size) -> None:
+    """Our cells, but by a temporary file and a copy."""
+    means, cells = _prediction(size)
+    generator = cells.for_genes(means.columns)
+    _write_twice(folder, means, lambda i: generator.sample("", means.iloc[i].to_numpy(), 100))
+
+
+def write_ours(folder: Path, size: Size) -> None:
+    """Slabs straight into the final file."""
+    means, cells = _prediction(size)
+    helpers.write_prediction(folder / "out" / "once.h5ad", means, cells, mode="disk", form="plain")
+
+
+def write_compact(folder: Path, size: Size) -> None:
+    """The same in compact form."""
+    means, cells = _prediction(size)
+    helpers.write_prediction(folder / "out" / "compact.h5ad", means, cells, mode="disk", form="compact")
+
+
+def write_plain(folder: Path, size: Size) -> None:
+    """The limit: the same bytes written to a plain file."""
+    means, _ = _prediction(size)
+    block = np.ones((1000, means.shape[1]), np.float32)
+    with (folder / "out" / "plain").open("wb", buffering=0) as file:
+        for start in range(0, len(means) * 100, len(block)):
+            file.write(block[: len(means) * 100 - start].data)
 
 
 MMD_CALLS = 20
@@ -72,17 +168,22 @@ def _mmd_cells() -> tuple[np.ndarray, np.ndarray]:
     return generator.gamma(2.0, size=(100, 1000)), generator.gamma(2.1, size=(100, 1000))
 
 
-def mmd_broadcasting(folder: Path, quick: bool) -> None:
-    """The starter's way: all pairs of cells at once, cells x cells x genes."""
-    both = np.concatenate(_mmd_cells())
-    n = len(both) // 2
+def _broadcast_mmd(x: np.ndarray, y: np.ndarray) -> float:
+    """All pairs of cells at once, cells x cells x genes, as many cells on each side."""
+    both, n = np.concatenate([x, y]), len(x)
+    distances = ((both[None] - both[:, None]) ** 2).sum(axis=2)
+    kernel = sum(np.exp(-distances / (helpers.SIGMA / 4 * 2**i)) for i in range(5))
+    return (kernel[:n, :n] + kernel[n:, n:] - kernel[:n, n:] - kernel[n:, :n]).sum() / n**2
+
+
+def mmd_broadcasting(folder: Path, size: Size) -> None:
+    """The starter's way."""
+    cells = _mmd_cells()
     for _ in range(MMD_CALLS):
-        distances = ((both[None] - both[:, None]) ** 2).sum(axis=2)
-        kernel = sum(np.exp(-distances / (helpers.SIGMA / 4 * 2**i)) for i in range(5))
-        (kernel[:n, :n] + kernel[n:, n:] - kernel[:n, n:] - kernel[n:, :n]).sum() / n**2
+        _broadcast_mmd(*cells)
 
 
-def mmd_ours(folder: Path, quick: bool) -> None:
+def mmd_ours(folder: Path, size: Size) -> None:
     """By matrix products, on one thread, as `helpers.score` does."""
     cells = _mmd_cells()
     with threadpool_limits(1):
@@ -90,132 +191,207 @@ def mmd_ours(folder: Path, quick: bool) -> None:
             helpers.mmd(*cells)
 
 
-def _prediction(quick: bool) -> tuple[pd.DataFrame, helpers.RecentredCells]:
-    """Means of 2,863 targets on 10,238 genes (quick: a tenth of the targets) and a fitted cell generator."""
-    generator = np.random.default_rng(0)
-    genes = pd.Index([f"G{i}" for i in range(10_238)])
-    targets = pd.Index([f"T{i}" for i in range(286 if quick else 2863)])
-    means = pd.DataFrame(generator.random((len(targets), len(genes)), np.float32), index=targets, columns=genes)
-    pool = ad.AnnData(generator.random((100, len(genes)), np.float32), var=pd.DataFrame(index=genes))
-    return means, helpers.RecentredCells().fit(None, pool)
+def _score_files(folder: Path, size: Size) -> tuple[Path, Path, Path]:
+    """A prediction of all targets on all genes, and true cells on 1,000 of them; made once."""
+    prediction, truth, shares = (folder / name for name in ("prediction.h5ad", "truth.h5ad", "shares.csv"))
+    if not shares.exists():
+        means, cells = _prediction(size)
+        helpers.write_prediction(prediction, means, cells, mode="disk", form="plain")
+        panel = means.iloc[:, :1000] + 0.1
+        helpers.write_prediction(truth, panel, cells, mode="disk", form="plain")
+        with h5py.File(truth, "r+") as file:
+            file["uns/perturbed_centroid_train"] = panel.mean().to_numpy()
+        table = pd.DataFrame(0.25, panel.index, ["pre_adipo", "adipo", "other", "lipo"]).rename_axis("gene")
+        table.to_csv(shares)
+    return prediction, truth, shares
 
 
-def _write_twice(folder: Path, means: pd.DataFrame, cells_of: Callable[[int], np.ndarray]) -> None:
-    """A temporary HDF5 file, perturbation by perturbation, which anndata then copies into the final one."""
-    shape = (len(means) * 100, means.shape[1])
-    with h5py.File(folder / "prediction_matrix.h5", "w") as file:
-        X = file.create_dataset("X", shape, np.float32, chunks=(100, means.shape[1]))
-        for i in range(len(means)):
-            X[i * 100 : (i + 1) * 100] = cells_of(i)
-        obs = pd.DataFrame({"gene": means.index.repeat(100)}, index=np.arange(shape[0]).astype(str))
-        ad.AnnData(X, obs=obs, var=pd.DataFrame(index=means.columns)).write_h5ad(folder / "twice.h5ad")
-    (folder / "prediction_matrix.h5").unlink()
+BROADCAST_PERTURBATIONS = 20
 
 
-def write_starter(folder: Path, quick: bool) -> None:
-    """Normal noise around each mean, a temporary file, and a copy of it."""
-    means, _ = _prediction(quick)
-    scale = np.full(means.shape[1], 0.05)
-    generator = np.random.default_rng(0)
-    _write_twice(folder, means, lambda i: means.iloc[i].to_numpy() + generator.normal(0.0, scale, (100, len(scale))))
+def score_broadcasting(folder: Path, size: Size) -> float:
+    """The starter's way, 20 of the perturbations; returns how many times as many there are."""
+    prediction, truth, _ = _score_files(folder, size)
+    predicted, true = ad.read_h5ad(prediction, backed="r"), ad.read_h5ad(truth, backed="r")
+    for target in true.obs["gene"].cat.categories[:BROADCAST_PERTURBATIONS]:
+        x = true[true.obs["gene"] == target].X
+        y = predicted[predicted.obs["gene"] == target].to_memory()[:, true.var_names].X
+        np.corrcoef(x.mean(axis=0), y.mean(axis=0))
+        _broadcast_mmd(x.astype(float), y.astype(float))
+    return size.targets / BROADCAST_PERTURBATIONS
 
 
-def write_copy(folder: Path, quick: bool) -> None:
-    """Our cells, but by a temporary file and a copy."""
-    means, cells = _prediction(quick)
-    generator = cells.for_genes(means.columns)
-    _write_twice(folder, means, lambda i: generator.sample("", means.iloc[i].to_numpy(), 100))
+def score_ours(folder: Path, size: Size) -> None:
+    """`score` of all perturbations on one panel of 1,000 genes, in one pass over the prediction."""
+    prediction, truth, shares = _score_files(folder, size)
+    helpers.score(prediction, shares, truth, shares, n_panels=1)
 
 
-def write_ours(folder: Path, quick: bool) -> None:
-    """Slabs straight into the final file."""
-    means, cells = _prediction(quick)
-    helpers.write_prediction(folder / "once.h5ad", means, cells, mode="disk")
-
-
-def write_plain(folder: Path, quick: bool) -> None:
-    """The limit: the same bytes written to a plain file."""
-    means, _ = _prediction(quick)
-    block = np.ones((1000, means.shape[1]), np.float32)
-    with (folder / "plain").open("wb", buffering=0) as file:
-        for _ in range(len(means) // 10):
-            file.write(block.data)
-
-
-JOBS: dict[str, dict[str, Callable[[Path, bool], None]]] = {
+Job = Callable[[Path, Size], float | None]
+JOBS: dict[str, dict[str, Job]] = {  # the first variant is the baseline of `ratio`
     "aggregate": {
         "starter": aggregate_starter,
+        "library (scanpy, in memory)": aggregate_library,
         "this": aggregate_ours,
         "this, by state": aggregate_ours_by_state,
-        "limit: read": aggregate_read,
+        "limit: read": read_only,
     },
-    "mmd": {"broadcasting": mmd_broadcasting, "this": mmd_ours},
+    "train": {"aggregation alone": aggregate_ours, "this": train_ours},
     "write": {
         "starter": write_starter,
         "temporary file and copy": write_copy,
         "this": write_ours,
+        "this, compact": write_compact,
         "limit: plain write": write_plain,
     },
+    "mmd": {"broadcasting": mmd_broadcasting, "this": mmd_ours},
+    "score": {"broadcasting": score_broadcasting, "this": score_ours},
 }
+NOT_AT_FULL_SIZE = {"starter", "library (scanpy, in memory)", "temporary file and copy"}  # of `aggregate` and `write`
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measuring
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def measure(job: str, variant: str, folder: Path, quick: bool) -> tuple[float, float]:
-    """Seconds of the job and peak memory in GB of its process, measured in a process of its own."""
-    command = [sys.executable, "-m", "workbench.bench", "--one", job, variant, str(folder), *["--quick"] * quick]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    for leftover in ("twice.h5ad", "once.h5ad", "plain"):
-        (folder / leftover).unlink(missing_ok=True)
+def measure(job: str, variant: str, folder: Path, size: str) -> dict[str, float]:
+    """Seconds, peak memory, bytes read and written (GB) of a job in a process of its own, without its imports."""
+    (folder / "out").mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "workbench.bench", "--one", job, variant, str(folder), size]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    written = sum(path.stat().st_size for path in (folder / "out").iterdir())
+    for path in (folder / "out").iterdir():
+        path.unlink()
     if done.returncode:
         raise SystemExit(f"{job}, {variant} failed:\n{done.stderr}")
-    result = json.loads(done.stdout.splitlines()[-1])
-    return result["seconds"], result["peak_gb"]
+    return {**json.loads(done.stdout.splitlines()[-1]), "file_gb": written / 1e9}
 
 
-def _run_one(job: str, variant: str, folder: Path, quick: bool) -> None:
+def _run_one(job: str, variant: str, folder: Path, size: str) -> None:
+    process = psutil.Process()
+    before = process.io_counters() if hasattr(process, "io_counters") else None
     began = time.perf_counter()
-    JOBS[job][variant](folder, quick)
-    seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
-    print(json.dumps({"seconds": seconds, "peak_gb": peak}))
+    factor = JOBS[job][variant](folder, SIZES[size]) or 1.0
+    result = {
+        "seconds": (time.perf_counter() - began) * factor,
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6),
+    }
+    if before is not None:
+        after = process.io_counters()
+        result["read_gb"] = (after.read_chars - before.read_chars) / 1e9
+        result["write_gb"] = (after.write_chars - before.write_chars) / 1e9
+    print(json.dumps(result))
 
 
-def run(folder: Path, quick: bool) -> pd.DataFrame:
-    """Measure every variant of every job; the best of the repeats, and its ratio to the job's first variant."""
+def run_job(job: str, folder: Path, size: str, variants: list[str]) -> list[dict]:
+    """Every variant in turn, so that a slow minute of the machine meets all of them; the fastest repeat of each."""
+    measured: dict[str, list[dict]] = {variant: [] for variant in variants}
+    for _ in range(SIZES[size].repeats):
+        for variant in variants:
+            measured[variant].append(measure(job, variant, folder, size))
+    rows = []
+    for variant, results in measured.items():
+        best = min(results, key=lambda result: result["seconds"])
+        peak = max(result["peak_gb"] for result in results)
+        shape = SIZES[size]
+        row = {"job": job, "variant": variant, "cells": shape.cells, "genes": shape.genes,
+               "perturbations": shape.perturbations}  # fmt: skip
+        if job in ("write", "score"):
+            row |= {"cells": shape.targets * 100, "genes": shape.predicted_genes, "perturbations": shape.targets}
+        rows.append(row | best | {"peak_gb": peak})
+    for row in rows:
+        row["ratio"] = row["seconds"] / rows[0]["seconds"]
+        print(f"{job:10} {row['variant']:28} {row['seconds']:8.2f} s {row['peak_gb']:6.2f} GB "
+              f"{row['ratio']:8.3f} x {rows[0]['variant']}", flush=True)  # fmt: skip
+    return rows
+
+
+def slopes(folder: Path, size: Size) -> list[dict]:
+    """Time of the aggregation at a quarter, a half and all of the cells, and the log-log slope in stored values."""
+    rows = []
+    for share in (4, 2, 1):
+        part = folder / f"part{share}"
+        _simulated(part, size.cells // share, size.genes, size.perturbations // 4)
+        with h5py.File(_train_file(part)) as file:
+            values = len(file["X/data"])
+        seconds = []
+        for _ in range(3):
+            began = time.perf_counter()
+            helpers.perturbation_stats(_train_file(part))
+            seconds.append(time.perf_counter() - began)
+        rows.append({"job": "aggregate, growth", "variant": f"{values / 1e6:.0f} million values",
+                     "cells": size.cells // share, "genes": size.genes, "perturbations": size.perturbations // 4,
+                     "seconds": min(seconds), "values": values})  # fmt: skip
+    growth = np.log(pd.DataFrame(rows)[["values", "seconds"]].to_numpy(float))
+    slope = float(np.polyfit(growth[:, 0], growth[:, 1], 1)[0])
+    print(f"aggregate: time grows with stored values to the power {slope:.2f}")
+    return [row | {"ratio": slope} for row in rows]
+
+
+def _simulated(folder: Path, cells: int, genes: int, perturbations: int) -> None:
+    if not _train_file(folder).exists():
+        real = {"unseen": 2_863, "listed": 10_238} if genes == SIZES["full"].genes else {"unseen": None, "listed": None}
+        simulate(folder / "data", cells=cells, genes=genes, perturbations=perturbations, counts=False,
+                 unseen=real["unseen"], listed=real["listed"])  # fmt: skip
+
+
+def run(size: str, folder: Path) -> pd.DataFrame:
+    """All jobs at one size."""
+    shape = SIZES[size]
+    _simulated(folder, shape.cells, shape.genes, shape.perturbations)
+    _score_files(folder, shape)
     rows = []
     for job, variants in JOBS.items():
-        measured: dict[str, list[tuple[float, float]]] = {variant: [] for variant in variants}
-        for _ in range(REPEATS):
-            for variant in variants:  # in turn, so that a slow minute of the machine meets all of them
-                measured[variant].append(measure(job, variant, folder, quick))
-        baseline = min(measured[next(iter(variants))])[0]
-        for variant, results in measured.items():
-            seconds = min(results)[0]
-            rows.append((job, variant, seconds, max(peak for _, peak in results), baseline / seconds))
-            print(f"{job:10} {variant:24} {seconds:8.2f} s {rows[-1][3]:6.2f} GB   {rows[-1][4]:6.2f} x the baseline",
-                  flush=True)
-    return pd.DataFrame(rows, columns=["job", "variant", "seconds", "peak_gb", "times_faster"])
+        chosen = [variant for variant in variants if size != "full" or variant not in NOT_AT_FULL_SIZE]
+        rows += run_job(job, folder, size, chosen)
+    rows += slopes(folder, SIZES["quick" if size == "quick" else "small"])
+    first = ["job", "variant", "cells", "genes", "perturbations", "seconds", "peak_gb", "ratio"]
+    table = pd.DataFrame(rows)
+    return table[[*first, *table.columns.difference(first)]]
+
+
+def machine() -> str:
+    """The machine and the versions, in one line."""
+    return (f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB, {platform.system()}, Python "
+            f"{platform.python_version()}, numpy {np.__version__}, h5py {h5py.__version__}, anndata {ad.__version__}")
+
+
+def page(table: pd.DataFrame, command: str) -> str:
+    """The table as a Markdown page."""
+    lines = ["# Benchmarks", "", f"Made by `{command}` on a shared machine: {machine()}.",
+             "Best of the repeats; `ratio` is to the first row of each job, in the same run.", "",
+             "| job | variant | cells x genes | seconds | peak GB | read GB | written GB | ratio |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for row in table.fillna("").to_dict("records"):
+        numbers = [f"{row[name]:.2f}" if row.get(name, "") != "" else "" for name in
+                   ("seconds", "peak_gb", "read_gb", "write_gb", "ratio")]  # fmt: skip
+        shape = f"{row['cells']:,} x {row['genes']:,}"
+        lines.append(f"| {row['job']} | {row['variant']} | {shape} | {' | '.join(numbers)} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m workbench.bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a tenth of the size: about two minutes")
+    parser.add_argument("--quick", dest="size", action="store_const", const="quick", help="a tenth of the size")
+    parser.add_argument("--full", dest="size", action="store_const", const="full", help="the platform's full size")
     parser.add_argument("--keep", type=Path, help="folder for the simulated data, used again when it is there")
-    parser.add_argument("--one", nargs=3, metavar=("JOB", "VARIANT", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--page", type=Path, help="write the table as a Markdown page, too")
+    parser.add_argument("--one", nargs=4, metavar=("JOB", "VARIANT", "FOLDER", "SIZE"), help=argparse.SUPPRESS)
+    parser.set_defaults(size="small")
     options = parser.parse_args()
     if options.one:
-        job, variant, folder = options.one
-        _run_one(job, variant, Path(folder), options.quick)
+        job, variant, folder, size = options.one
+        _run_one(job, variant, Path(folder), size)
         return
-    print(f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB, Python {platform.python_version()}, "
-          f"numpy {np.__version__}, h5py {h5py.__version__}")
+    print(machine())
     with tempfile.TemporaryDirectory() as temporary:
-        folder = options.keep or Path(temporary) / "data"
-        if not (folder / helpers.TRAIN_FILE).exists():
-            simulate(folder, cells=4484 if options.quick else 44_846, genes=11_046, perturbations=122, counts=False)
-        table = run(folder, options.quick)
+        table = run(options.size, options.keep or Path(temporary))
     Path("build").mkdir(exist_ok=True)
     table.to_csv("build/bench.csv", index=False)
+    if options.page:
+        flag = "" if options.size == "small" else f" --{options.size}"
+        options.page.write_text(page(table, f"python -m workbench.bench{flag}"))
 
 
 if __name__ == "__main__":
