@@ -1745,7 +1745,6 @@ def infer(
 
 SIGMA = 2326.0  # the scorer's middle bandwidth
 REFERENCE_TOLERANCE = 1e-5  # expression units; float32 cells of the challenge's scale round their mean to about 1e-6
-SAME_CELLS = 1e-5  # expression units: moving float32 cells rounds them by about 1e-6, and MMD by some 1e-9
 SCORED_TOGETHER = 16  # perturbations a task for an executor
 SIGMA_GENES = 1000  # the number of genes it was made for: the mean squared distance between cells grows with it
 
@@ -1776,20 +1775,6 @@ def mmd(truth: np.ndarray, prediction: np.ndarray, sigma: float = SIGMA) -> floa
 
 def _mean_kernel(a: np.ndarray, b: np.ndarray, sigma: float) -> float:
     return float(np.mean(scorer_kernel(squared_distances(a, b), sigma)))
-
-
-class _PredictedKernel:
-    """mean(K_yy) of predicted cells, kept as long as they are the same cells but for their mean: one base's are."""
-
-    def __init__(self) -> None:
-        self.shape: np.ndarray = np.empty((0, 0))
-        self.value = 0.0
-
-    def __call__(self, cells: np.ndarray, sigma: float) -> float:
-        shape = cells - cells.mean(axis=0)
-        if shape.shape != self.shape.shape or np.abs(shape - self.shape).max() > SAME_CELLS:
-            self.shape, self.value = shape, _mean_kernel(cells, cells, sigma)
-        return self.value
 
 
 def l1_distance(truth: pd.DataFrame, prediction: pd.DataFrame) -> float:
@@ -1889,23 +1874,19 @@ def _score_task(task: tuple[Path, Path, list[tuple[np.ndarray, np.ndarray]], lis
     """Pearson delta and MMD of some perturbations (rows of the truth, rows of the prediction) on every panel."""
     truth, prediction, perturbations, panels = task
     scores: list[list] = []
-    within = [_PredictedKernel() for _ in panels]
     # The products are small: more threads would wait for each other.
     with _open_rows(truth) as true, _open_rows(prediction) as predicted, threadpool_limits(1):
         for true_rows, predicted_rows in perturbations:
             true_cells, predicted_cells = _cells_at(true, true_rows), _cells_at(predicted, predicted_rows)
             scores.append([])
-            for panel, kernel in zip(panels, within, strict=True):
+            for panel in panels:
                 x = true_cells[:, panel.true_columns].astype(np.float64)
                 y = predicted_cells[:, panel.predicted_columns].astype(np.float64)
                 delta = y.mean(axis=0) - panel.reference
                 pearson = 0.0
                 if np.abs(delta).max() >= REFERENCE_TOLERANCE:
                     pearson = pearson_delta(x, y, panel.reference)
-                n = min(len(x), len(y))
-                x, y = x[:n], y[:n]
-                between = _mean_kernel(x, y, panel.sigma)
-                scores[-1].append((pearson, _mean_kernel(x, x, panel.sigma) + kernel(y, panel.sigma) - 2.0 * between))
+                scores[-1].append((pearson, mmd(x, y, panel.sigma)))
     return scores
 
 
