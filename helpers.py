@@ -828,7 +828,15 @@ FEATURE_READERS: dict[str, Callable[[Path, pd.Index], FeatureTable]] = {
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class ControlMean(BaseEstimator):
+class _SameForAll(BaseEstimator):
+    """A prediction that does not depend on the target: `mean_`, by response."""
+
+    def predict(self, targets: Sequence[str], columns: pd.Index | None = None) -> pd.DataFrame:
+        check_is_fitted(self)
+        return _repeat(self.mean_ if columns is None else self.mean_[columns], targets)
+
+
+class ControlMean(_SameForAll):
     """Baseline: every knock-out looks like the control."""
 
     def fit(
@@ -843,12 +851,8 @@ class ControlMean(BaseEstimator):
         self.mean_ = responses.loc[CONTROL].astype(float)
         return self
 
-    def predict(self, targets: Sequence[str], columns: pd.Index | None = None) -> pd.DataFrame:
-        check_is_fitted(self)
-        return _repeat(self.mean_ if columns is None else self.mean_[columns], targets)
 
-
-class PerturbedMean(BaseEstimator):
+class PerturbedMean(_SameForAll):
     """Baseline: every knock-out looks like the average perturbed cell (with `n_cells`) or knock-out (without)."""
 
     def fit(
@@ -862,10 +866,6 @@ class PerturbedMean(BaseEstimator):
         weights = None if n_cells is None else n_cells[responses.index]
         self.mean_ = pd.Series(np.average(responses, axis=0, weights=weights), index=responses.columns)
         return self
-
-    def predict(self, targets: Sequence[str], columns: pd.Index | None = None) -> pd.DataFrame:
-        check_is_fitted(self)
-        return _repeat(self.mean_ if columns is None else self.mean_[columns], targets)
 
 
 class PCARidge(BaseEstimator):
@@ -1225,7 +1225,7 @@ def _line(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class MedianProportions(BaseEstimator):
+class MedianProportions(_SameForAll):
     """One prediction for all: the shares nearest to the training knock-outs' in L1, and their median lipo / adipo.
 
     The sum of absolute deviations, under the constraint that the shares sum to 1, is least where all shares are the
@@ -1242,14 +1242,10 @@ class MedianProportions(BaseEstimator):
         proportions = (means if responses is None else responses).drop(index=CONTROL, errors="ignore")
         shares = proportions[SHARES].to_numpy(np.float64)
         level = scipy.optimize.brentq(lambda q: np.quantile(shares, np.clip(q, 0, 1), axis=0).sum() - 1.0, -1e-9, 1)
-        self.shares_ = pd.Series(np.quantile(shares, np.clip(level, 0, 1), axis=0), index=SHARES)
+        self.mean_ = pd.Series(np.quantile(shares, np.clip(level, 0, 1), axis=0), index=SHARES)
         ratio = proportions["lipo"] / proportions["adipo"].where(proportions["adipo"] > 0, 1.0)
-        self.shares_["lipo_adipo"] = ratio.median()
+        self.mean_["lipo_adipo"] = ratio.median()
         return self
-
-    def predict(self, targets: Sequence[str]) -> pd.DataFrame:
-        check_is_fitted(self)
-        return _repeat(self.shares_, targets)
 
 
 def constrain_proportions(raw: pd.DataFrame) -> pd.DataFrame:

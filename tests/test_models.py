@@ -118,9 +118,9 @@ def test_median_proportions_minimise_l1_among_shares_that_sum_to_one():
     table["lipo"] = table["adipo"] * rng.uniform(0, 1, 41)
     model = helpers.MedianProportions().fit(table)
     train = table.drop(index=CONTROL)
-    found = model.shares_[helpers.SHARES].to_numpy()
+    found = model.mean_[helpers.SHARES].to_numpy()
     assert found.sum() == pytest.approx(1, abs=1e-9)
-    assert model.shares_["lipo_adipo"] == (train["lipo"] / train["adipo"]).median()
+    assert model.mean_["lipo_adipo"] == (train["lipo"] / train["adipo"]).median()
 
     def loss(point):
         return np.abs(train[helpers.SHARES].to_numpy() - point).sum(axis=1).mean()
@@ -130,12 +130,12 @@ def test_median_proportions_minimise_l1_among_shares_that_sum_to_one():
     medians = train[helpers.SHARES].median().to_numpy()
     assert loss(found) < loss(medians / medians.sum())
     valid = helpers.constrain_proportions(model.predict(["Z"]))
-    assert valid.loc["Z", "lipo"] == pytest.approx(valid.loc["Z", "adipo"] * model.shares_["lipo_adipo"])
+    assert valid.loc["Z", "lipo"] == pytest.approx(valid.loc["Z", "adipo"] * model.mean_["lipo_adipo"])
 
 
 def test_median_proportions_of_one_perturbation_are_its_own():
     table = pd.DataFrame({"pre_adipo": [0.5], "adipo": [0.3], "other": [0.2], "lipo": [0.0]}, index=["A"])
-    np.testing.assert_allclose(helpers.MedianProportions().fit(table).shares_[helpers.SHARES], table.loc["A"][:3])
+    np.testing.assert_allclose(helpers.MedianProportions().fit(table).mean_[helpers.SHARES], table.loc["A"][:3])
 
 
 @pytest.mark.parametrize("columns", [["lipo"], ["lipo", "lipo_adipo"]])
