@@ -9,7 +9,7 @@ import scipy.stats
 
 import helpers
 from helpers import CONTROL, DataError, FeatureTable
-from workbench import cross_validate, methods, model_plots
+from workbench import cross_validate, methods, model_plots, results, results_page
 from workbench.compare import CEILING, STARTER
 from workbench.cross_validate import (
     cross_validate_challenge,
@@ -38,7 +38,7 @@ def simulated():
 
 @pytest.fixture(scope="module")
 def table(simulated):
-    return cross_validate_effects(*simulated, n_folds=5, seeds=(0, 1))
+    return cross_validate_effects(*simulated, n_folds=5, seeds=(0, 1), draws=1)
 
 
 def same(left, right):
@@ -91,9 +91,9 @@ def test_a_held_out_response_does_not_change_its_own_prediction(simulated, predi
     found = []
     for frame in (effects, changed):
         predictions.clear()
-        cross_validate_effects(frame, tables, n_folds=5)
+        cross_validate_effects(frame, tables, n_folds=3, draws=1)
         found.append([(mean.loc["G20"], scale) for _, test, mean, scale in predictions if "G20" in test])
-    assert len(found[0]) == 7 + 4
+    assert len(found[0]) == 7 + 2
     for (mean, scale), (mean_of_changed, scale_of_changed) in zip(*found, strict=True):
         pd.testing.assert_series_equal(mean, mean_of_changed)
         assert (scale is None) == (scale_of_changed is None)
@@ -124,7 +124,7 @@ def test_contrasts_of_one_gene_leave_together_and_count_once(simulated):
 @pytest.mark.parametrize("executor", [ThreadPoolExecutor, ProcessPoolExecutor])
 def test_any_executor_gives_the_same_table(simulated, table, executor):
     with executor(2) as pool:
-        same(cross_validate_effects(*simulated, n_folds=5, seeds=(0, 1), executor=pool), table)
+        same(cross_validate_effects(*simulated, n_folds=5, seeds=(0, 1), draws=1, executor=pool), table)
 
 
 def test_leave_one_out_repeats_only_what_is_random(simulated):
@@ -234,7 +234,7 @@ def test_proportions_are_the_tables_own(challenge):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Command lines, pictures, bad input
+# Command lines, pictures, the page, bad input
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -270,6 +270,26 @@ def test_pictures_are_drawn(table, cells, simulated):
     model_plots.score_against(axis, wide[[ALL]], pd.Series(range(30), wide.index), label="effect", metric="pearson")
     model_plots.kernel_weights(axis, helpers.ResponseModel().fit(simulated[0]))
     assert axis.get_xlabel()
+
+
+def test_the_page_reads(table):
+    rows = summarise(table).query("metric == 'pearson'").set_index("method")
+    section = results_page.Section("Title", "> 0.3", results_page.text(rows.loc[ALL]), results_page.verdict(False),
+                                   results_page.markdown(rows), 12.0)  # fmt: skip
+    page = results_page.page({"name": section})
+    assert "| [Title](#name) | > 0.3 | 0." in page
+    assert "| **no** |" in page
+    assert f"| **{ALL}** |" in page
+    assert "--only name` (12 s)" in page
+
+
+def test_best_constant_is_the_best(challenge):
+    shares = challenge.proportions.drop(index=CONTROL)
+    best = results.best_constant(shares)
+    fitted = helpers.MedianProportions().fit(shares).predict(shares.index)
+    reached = helpers.l1_by_perturbation(shares, helpers.constrain_proportions(fitted)).mean()
+    assert best <= reached + 1e-9
+    assert best == pytest.approx(reached, rel=0.02)
 
 
 BAD = {

@@ -98,8 +98,9 @@ def cross_validate_challenge(
     The statistics are sums, so the cells are read once. Feature tables and the base of the cells come from control
     cells alone, and so are the same in every fold. `sigma` is as in `helpers.score`, "calibrated" being the mean
     squared distance between 500 training cells. MMD and Pearson delta are taken on `n_panels` random panels of
-    `panel_size` genes (one panel of all genes where there are no more), and on 100 written cells. The ceiling, real
-    cells of the same knock-out, compares one half of them with the other, where there are at least 20.
+    `panel_size` genes (one panel of all genes where there are no more), and on 100 written cells. Two ceilings: one
+    half of the real cells of a knock-out against the other, where there are at least 20; and, for MMD alone, the
+    written cells moved to the true mean. MMD grows when cells are few: compare halves of 100 cells or more.
 
     Returns the table of `cross_validate_effects`, in which `error` is in expression units over all genes.
     """

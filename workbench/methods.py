@@ -103,7 +103,7 @@ class Method:
     model: BaseEstimator
     knowledge: GeneKnowledge = field(default_factory=lambda: GeneKnowledge({}))
     shuffled: int | None = None
-    draw: int | None = None
+    draw: int = 0
     gaussian: bool = False
 
     def predict(

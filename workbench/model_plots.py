@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from helpers import ResponseModel  # noqa: TC001 - names a type, as elsewhere
 from workbench.compare import CEILING
 from workbench.cross_validate import BASELINES
+from workbench.folds import TRUE_MEAN
 from workbench.methods import ALL, BOTH, MEDIAN
 from workbench.plots import BLUE, GREY, ORANGE, RED
 
@@ -39,11 +40,15 @@ def by_perturbation(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 def strips(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     """One panel a metric, one row a method: a point a perturbation, a bar for the mean, a line for the baseline."""
     values = {metric: by_perturbation(table, metric) for metric in metrics}
-    rows = [max(len(wide.columns) for wide in values.values()), len(metrics)]
-    figure, axes = plt.subplots(1, rows[1], figsize=(1.5 + 4.5 * rows[1], 0.9 + 0.3 * rows[0]), layout="constrained",
-                                squeeze=False)  # fmt: skip
+    most, n = max(wide.shape[1] for wide in values.values()), len(metrics)
+    size = (4.0 + 4.0 * n, 0.9 + 0.3 * most)
+    figure, axes = plt.subplots(1, n, figsize=size, layout="constrained", squeeze=False)
+    shown: list[str] = []
     for axis, (metric, wide) in zip(axes[0], values.items(), strict=True):
         strip(axis, wide, metric)
+        if list(wide.columns) == shown:  # the panel to the left names them
+            axis.set_yticklabels([])
+        shown = list(wide.columns)
     return figure
 
 
@@ -52,14 +57,14 @@ def strip(axis: Axes, wide: pd.DataFrame, metric: str) -> None:
     generator = np.random.default_rng(0)
     for row, method in enumerate(wide):
         points = wide[method].dropna()
-        colour = {ALL: BLUE, BOTH: BLUE, MEDIAN: BLUE, CEILING: RED}.get(str(method), GREY)
+        colour = {ALL: BLUE, BOTH: BLUE, MEDIAN: BLUE, CEILING: RED, TRUE_MEAN: RED}.get(str(method), GREY)
         size = 18 if len(points) < 100 else 4
         axis.scatter(points, row + generator.uniform(-0.25, 0.25, len(points)), s=size, color=colour, alpha=0.6, lw=0)
         axis.plot([points.mean()] * 2, [row - 0.38, row + 0.38], color="black", lw=2)
     baseline = next((name for name in reversed(BASELINES) if name in wide), None)
     line = CHANCE.get(metric, wide[baseline].mean() if baseline else np.nan)
     if np.isfinite(line):
-        label = "no better than the mean" if metric in CHANCE else f"mean of {baseline}"
+        label = "no better than the mean" if metric in CHANCE else f"baseline: {baseline}"
         axis.axvline(line, color="black", lw=1, ls=":", label=label)
         axis.legend(fontsize=8, loc="best")
     axis.set(xlabel=LABELS.get(metric, metric), xscale="log" if metric == "mmd" else "linear")

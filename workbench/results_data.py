@@ -1,0 +1,102 @@
+"""The data behind RESULTS.md: real effects and priors, ceilings that need no model, and simulated data with an answer.
+
+In: the folder of the real data, or a seed. Out: effects, tables and scores, which `workbench.results` takes next.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.optimize
+
+import helpers
+from helpers import CONTROL, SHARES
+from workbench.folds import COLUMNS, row_pearson
+from workbench.methods import PCA_RIDGE
+from workbench.simulate import simulate
+
+PRIORS = {  # files of priors/ -> their names on the page
+    "c2.cp.reactome.v2023.2.Hs.symbols.gmt": "Reactome", "h.all.v7.4.symbols.gmt": "Hallmark",
+    "dorothea_hs.csv.gz": "DoRothEA", "interactions.csv.gz": "interactions",
+}  # fmt: skip
+
+
+def effect_tables(names: pd.Index, columns: pd.Index, data: Path) -> dict[str, helpers.FeatureTable]:
+    """The priors that know one of `names`, under their names on the page, and the gene symbols."""
+    own = helpers.read_features(data / "priors", names)
+    symbol = helpers.symbol_table(sorted({*names, *columns}))
+    return {"symbol": symbol, **{PRIORS.get(name, name): table for name, table in own.items()}}
+
+
+def morphic_effects(data: Path) -> tuple[pd.DataFrame, pd.Series]:
+    """Contrasts x genes without missing values, and the knocked-out gene of each contrast."""
+    meta = pd.read_csv(data / "morphic" / "meta.csv")
+    chosen = (meta["model"] == "PrS") & (meta["day"] == "day_6") & (meta["cond"] == "nor")
+    meta = meta[chosen & ~meta["strategy"].str.contains("revert")]
+    table = pd.read_parquet(data / "morphic" / "log2fc.parquet").set_index("symbol")[meta["key"]].dropna()
+    table = table[~table.index.duplicated() & (table.index != "")]
+    return table.T.rename_axis(columns=None), meta.set_index("key")["gene"]
+
+
+def same_gene(effects: pd.DataFrame, genes: pd.Series) -> pd.DataFrame:
+    """The ceiling: each contrast predicted by the mean of the gene's other contrasts; genes with one have none."""
+    rows = []
+    for gene in genes.unique():
+        mine = effects[genes == gene].to_numpy()
+        if len(mine) < 2:
+            continue
+        reference = effects[genes != gene].groupby(genes[genes != gene]).mean().mean().to_numpy()
+        others = (mine.sum(axis=0) - mine) / (len(mine) - 1)
+        value = row_pearson(mine - reference, others - reference).mean()
+        rows.append(("other contrasts of the gene", gene, "pearson", value, 0, 0, 0, 0, np.nan, np.nan))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def best_constant(shares: pd.DataFrame) -> float:
+    """The least mean L1 distance of one legal prediction for all rows: a linear program, and a median for the ratio."""
+    S, n = shares[SHARES].to_numpy(), len(shares)
+    # Unknowns: the 3 shares, then the deviation of each row in each share.
+    step = np.vstack([np.eye(3)] * n)
+    slack, true = np.eye(3 * n), S.ravel()
+    found = scipy.optimize.linprog(
+        np.r_[np.zeros(3), np.full(3 * n, 0.75 / n)],
+        A_ub=np.block([[step, -slack], [-step, -slack]]), b_ub=np.r_[true, -true],
+        A_eq=np.r_[np.ones(3), np.zeros(3 * n)][None], b_eq=[1.0], bounds=(0, 1),
+    )  # fmt: skip
+    ratio = shares["lipo_adipo"]
+    return float(found.fun + 0.25 * (ratio - ratio.median()).abs().mean())
+
+
+def demo_scores(seed: int, folder: Path) -> pd.DataFrame:
+    """Pearson of the model, PCA-ridge and the oracle for each unseen knock-out of one simulated data set."""
+    answer = folder.with_suffix(".h5")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    simulate(folder, seed=seed, answer=answer, force=True)
+    challenge = helpers.load_challenge(folder)
+    model = helpers.fit_predictor(challenge).expression
+    stats = helpers.perturbation_stats(challenge.train_path)
+    ridge = helpers.PCARidge().fit(stats.mean)
+    with h5py.File(answer) as file:
+        names, group, genes = (file[key].asstr()[:] for key in ("perturbation", "group", "gene"))
+        effect, control, reference = (file[key][:] for key in ("effect", "control_mean", "perturbed_mean"))
+        oracle = pd.Series(file["oracle_pearson"][:], index=names)
+    unseen = pd.Index(names[np.isin(group, ["local", "unseen"])])
+    truth = pd.DataFrame(effect + control - reference, index=names, columns=genes)
+    scored = challenge.genes_to_predict
+    reference = stats.perturbed_centroid()[scored].to_numpy()
+    true = truth.loc[unseen, scored].to_numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        predicted = {"this model": model.predict(unseen, columns=scored), PCA_RIDGE: ridge.predict(unseen, scored)}
+    values = {name: row_pearson(true, table.to_numpy() - reference) for name, table in predicted.items()}
+    values["oracle"] = oracle[unseen].to_numpy()
+    about = pd.DataFrame({
+        "perturbation": unseen, "seed": seed, "measured": unseen.isin(genes),
+        "effect": np.linalg.norm(pd.DataFrame(effect, index=names).loc[unseen], axis=1),
+        "expression": stats.mean.loc[CONTROL].reindex(unseen).to_numpy(),
+    })  # fmt: skip
+    return pd.concat([about.assign(method=name, value=value) for name, value in values.items()], ignore_index=True)

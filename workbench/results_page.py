@@ -1,0 +1,104 @@
+"""How RESULTS.md reads: numbers with their intervals, one table a metric, one section a benchmark.
+
+In: the `Section`s and the summaries of `workbench.results`. Out: markdown.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import psutil
+
+from workbench.cross_validate import interval
+from workbench.methods import ALL, BOTH, MEDIAN
+
+COMMAND = "python -m workbench.results --data DATA --only"
+
+
+@dataclass(frozen=True)
+class Section:
+    """One benchmark: its line in the first table, and its own part of the page."""
+
+    title: str
+    target: str
+    reached: str
+    hit: str
+    body: str
+    seconds: float = 0.0
+
+
+def verdict(hit: bool) -> str:
+    """For the first table; misses stand out."""
+    return "yes" if hit else "**no**"
+
+
+def text(row: pd.Series, digits: int = 3, which: str = "value") -> str:
+    """0.373 [0.351, 0.396]; a difference carries its sign."""
+    low, high = ("low", "high") if which == "value" else (f"{which}_low", f"{which}_high")
+    return _with_interval((row[which], row[low], row[high]), digits, "" if which == "value" else "+")
+
+
+def mean_text(values: pd.Series, sign: str = "") -> str:
+    """The mean of one value a perturbation, as `text`; `sign` "+" for differences."""
+    return _with_interval(tuple(interval(values, ("value", "low", "high")).values()), 3, sign)
+
+
+def _with_interval(numbers: tuple[float, ...], digits: int, sign: str) -> str:
+    value, low, high = (f"{number:{sign}.{digits}f}" for number in numbers)
+    return f"{value} [{low}, {high}]"
+
+
+def markdown(rows: pd.DataFrame, digits: int = 3) -> str:
+    """The summary of one metric (indexed by method) as a table; the default method stands in bold."""
+    timed = bool((rows["seconds"] > 0.05).any())
+    default = next(name for name in (BOTH, ALL, MEDIAN) if name in rows.index)
+    lines = [f"| method | mean | difference to {rows['baseline'].iloc[0]} | wins | n |" + " s a fit |" * timed,
+             "|---|---|---|---|---|" + "---|" * timed]  # fmt: skip
+    for method, row in rows.iterrows():
+        name = f"**{method}**" if method == default else method
+        is_baseline = method == row["baseline"]
+        paired = " | " if is_baseline else f"{text(row, digits, 'difference')} | {row['win_rate']:.0%}"
+        seconds = "" if np.isnan(row["seconds"]) else f"{row['seconds']:.1f}"
+        lines.append(f"| {name} | {text(row, digits)} | {paired} | {row['n']} |" + f" {seconds} |" * timed)
+    return "\n".join(lines)
+
+
+INTRODUCTION = """# Results
+
+What the response model is worth on knock-outs it has never seen. Everything that is tuned is tuned on the training
+knock-outs of the fold. Brackets are 95 % intervals (mean ± t standard errors over perturbations); differences are
+paired, and `wins` is the share of perturbations on which a method beats the baseline. Misses are listed as misses.
+"""
+SOURCES = """Tables with one row a perturbation are left in `build/results/`.
+
+`DATA` is a folder of public data, which is not part of the project: Replogle 2022 rankings (montilab/sigrecon), MorPhiC
+fold changes (morphic-bio), THP-1 cells of Papalexi 2021 (Katsevich-Lab/sceptre), the challenge's own proportions, and
+as gene knowledge Reactome and Hallmark gene sets (MSigDB), DoRothEA and interaction edges. The demo data are simulated
+by the command.
+
+| row | what it is |
+|---|---|
+| constant alone | one direction for all knock-outs, learned: the model with no knowledge of the gene |
+| *table* alone | the model with this feature table and the constant |
+| own response alone | the table of how a gene responds to the training knock-outs; part of "all tables" |
+| template | what is co-expressed with the target falls with it; one learned factor |
+| random features | five tables of 50 normal numbers |
+| shuffled features | everything the model may know, under permuted names |
+"""
+
+
+def page(sections: dict[str, Section]) -> str:
+    """RESULTS.md."""
+    lines = [INTRODUCTION, "| benchmark | to reach | reached | hit |", "|---|---|---|---|"]
+    lines += [f"| [{part.title}](#{name}) | {part.target} | {part.reached} | {part.hit} |"
+              for name, part in sections.items()]  # fmt: skip
+    for name, part in sections.items():
+        lines += ["", f'<a id="{name}"></a>', "", f"## {part.title}", "",
+                  f"`{COMMAND} {name}` ({part.seconds:.0f} s)", "", part.body]  # fmt: skip
+    minutes = sum(part.seconds for part in sections.values()) / 60
+    machine = f"{os.cpu_count()} shared cores, {psutil.virtual_memory().total / 1e9:.0f} GB of memory"
+    how = f"`{COMMAND.removesuffix(' --only')}` makes all of it: {minutes:.0f} minutes on {machine}."
+    return "\n".join([*lines, "", "## How to make this page", "", how, "", SOURCES])
