@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test setup bundle submission bench lint clean
+.PHONY: demo test setup bundle submission results bench lint clean
 
 demo: setup
 	$(BIN)/python -m workbench.demo
@@ -25,6 +25,11 @@ bundle: setup
 # main.py for `crunch test` and `crunch push`, made from the notebook.
 submission: setup
 	$(BIN)/crunch convert notebook.ipynb main.py --overwrite
+
+# RESULTS.md: the benchmarks on real screens, which DATA names (about 8 minutes).
+DATA ?= ../shared/data
+results: setup
+	$(BIN)/python -m workbench.results --data $(DATA)
 
 # Speed and memory against the starter, in one run (about 20 minutes; BENCH=--quick: two).
 bench: setup

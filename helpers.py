@@ -119,7 +119,7 @@ def load_challenge(folder: str | os.PathLike[str]) -> Challenge:
     """
     folder = Path(folder)
     obs, genes = read_labels(folder / TRAIN_FILE, columns=["gene", *STATES])
-    proportions = _read_proportions(folder / PROPORTIONS_FILE)
+    proportions = read_proportions(folder / PROPORTIONS_FILE)
     perturbations = set(obs["gene"].unique())
     if CONTROL not in perturbations:
         raise DataError(f"{folder / TRAIN_FILE}: no control cells: no row of obs['gene'] is '{CONTROL}'")
@@ -137,7 +137,7 @@ def load_challenge(folder: str | os.PathLike[str]) -> Challenge:
         targets=_read_names(folder / "predict_perturbations.txt"),
         genes_to_predict=_read_names(folder / "genes_to_predict.txt"),
         local_truth_path=truth if truth.exists() else None,
-        local_proportions=_read_proportions(shares) if shares.exists() else None,
+        local_proportions=read_proportions(shares) if shares.exists() else None,
     )
 
 
@@ -192,7 +192,8 @@ def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return table
 
 
-def _read_proportions(path: Path) -> pd.DataFrame:
+def read_proportions(path: Path) -> pd.DataFrame:
+    """Program proportions by perturbation: the four states and `lipo_adipo`; raises DataError for a bad table."""
     table = _read_table(path, ["gene", *STATES]).set_index("gene")
     _check_unique(table.index, f"{path}: column gene")
     table["lipo_adipo"] = table["lipo"] / table["adipo"].where(table["adipo"] > 0, 1.0)
@@ -554,7 +555,7 @@ def _open_rows(source: Path | sp.csr_matrix | np.ndarray) -> Iterator[_Rows]:
 
 
 @contextmanager
-def _open_matrix(source: Source, columns: Sequence[str]) -> Iterator[tuple[_Rows, pd.DataFrame, pd.Index, str]]:
+def open_matrix(source: Source, columns: Sequence[str]) -> Iterator[tuple[_Rows, pd.DataFrame, pd.Index, str]]:
     """X by rows, checked `obs`, gene names and a name for messages."""
     shard = _Shard.of(source, columns)
     with _open_rows(shard.source) as matrix:
@@ -563,7 +564,7 @@ def _open_matrix(source: Source, columns: Sequence[str]) -> Iterator[tuple[_Rows
 
 def read_cells(path: Path, rows: np.ndarray) -> ad.AnnData:
     """The cells at `rows` (any order) of an `.h5ad`, as float32 CSR or dense, with `obs['gene']`."""
-    with _open_matrix(path, ["gene"]) as (matrix, obs, genes, _):
+    with open_matrix(path, ["gene"]) as (matrix, obs, genes, _):
         parts = [matrix[slice(row, row + 1)].astype(np.float32) for row in tqdm(rows, desc="Reading base cells")]
         X = sp.vstack(parts).tocsr() if sp.issparse(parts[0]) else np.concatenate(parts)
     return ad.AnnData(X, obs=obs.iloc[rows], var=pd.DataFrame(index=genes))
@@ -1006,7 +1007,7 @@ class ResponseModel(BaseEstimator):
         tables = {**tables, "own response": _own_responses(rest.to_numpy(), rest)}
         tables = {name: table for name, table in tables.items() if table.known(names).any()}
         self.coverage_ = pd.Series({name: table.known(names).mean() for name, table in tables.items()})
-        genes = pd.Index(sorted(set(names).union(loadings.index, *(table.genes for table in tables.values()))))
+        genes = pd.Index(sorted(set(names).union(loadings.index, *(table.genes for table in tables.values())) - {""}))
         values, left_out, basis = self._fit_process(tables, genes, rest.to_numpy(), names, cells)
         # A gene of which nothing is known comes last: it has the constant's coefficients, and no template.
         every = np.hstack([values, loadings.reindex([*genes, ""], fill_value=0.0)])
@@ -1819,13 +1820,13 @@ def score(
     that equals the reference to float32 rounding has no Pearson delta but that of the rounding; it counts as 0.
     """
     true, predicted = (_Shard.of(Path(path), ["gene"]) for path in (truth_h5ad, prediction_h5ad))
-    panels = _panels(true.genes, predicted.genes, genes, n_panels, panel_size, seed)
+    panels = draw_panels(true.genes, predicted.genes, genes, n_panels, panel_size, seed)
     reference = pd.Series(_read_uns(Path(truth_h5ad), "perturbed_centroid_train"), index=true.genes)
     perturbations = list(true.obs["gene"].cat.categories)
     if missing := sorted(set(perturbations) - set(predicted.obs["gene"].cat.categories)):
         raise DataError(f"{predicted.name}: no cells for the scored perturbations {some(missing)}")
     with _open_rows(true.source) as X:
-        widths = [_sigma(sigma, panel, X, true.genes) for panel in panels]
+        widths = [bandwidth(sigma, panel, X, true.genes) for panel in panels]
     cells = [shard.obs.reset_index().groupby("gene", observed=True).indices for shard in (true, predicted)]
     settings = [
         _PanelTask(
@@ -1850,7 +1851,7 @@ def score(
                 for metric, value in zip(("pearson_delta", "mmd"), pair, strict=True):
                     rows.append((perturbation, metric, i, len(panel), width, rule, value))
             progress.update()
-    truth, shares = (_read_proportions(Path(path)) for path in (truth_proportions_csv, proportions_csv))
+    truth, shares = (read_proportions(Path(path)) for path in (truth_proportions_csv, proportions_csv))
     distances = l1_by_perturbation(truth.loc[truth.index.isin(perturbations)], shares)
     rows += [(perturbation, "l1_distance", 0, 0, np.nan, "", value) for perturbation, value in distances.items()]
     return pd.DataFrame(rows, columns=["perturbation", "metric", "panel", "n_genes", "sigma", "sigma_rule", "value"])
@@ -1899,9 +1900,10 @@ def summarise_scores(table: pd.DataFrame) -> pd.DataFrame:
     }).loc[["pearson_delta", "mmd", "l1_distance"]]
 
 
-def _panels(
+def draw_panels(
     true_genes: pd.Index, predicted_genes: pd.Index, genes: Sequence[str] | None, n_panels: int, size: int, seed: int
 ) -> list[pd.Index]:
+    """The gene panels to score on: `genes`, or random ones of the shared genes, or all of them."""
     shared = true_genes[true_genes.isin(predicted_genes)]
     if genes is not None:
         panel = pd.Index(genes)
@@ -1918,7 +1920,8 @@ def _panels(
     return [pd.Index(generator.choice(np.sort(shared), size, replace=False)) for generator in generators]
 
 
-def _sigma(rule: float | str, panel: pd.Index, X: _Rows, genes: pd.Index) -> tuple[float, str]:
+def bandwidth(rule: float | str, panel: pd.Index, X: _Rows, genes: pd.Index) -> tuple[float, str]:
+    """The middle bandwidth of MMD on a panel, and the rule it follows; `X` and `genes` are the truth's."""
     if rule == "scaled":
         return SIGMA * len(panel) / SIGMA_GENES, "scaled with the number of genes"
     if rule != "calibrated":
@@ -1931,11 +1934,12 @@ def _sigma(rule: float | str, panel: pd.Index, X: _Rows, genes: pd.Index) -> tup
 def _cells_at(X: _Rows, rows: np.ndarray) -> np.ndarray:
     """The cells at `rows` (ascending), dense; read at once where they lie together."""
     runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
-    parts = [_dense(X[slice(int(run[0]), int(run[-1]) + 1)]) for run in runs]
+    parts = [dense(X[slice(int(run[0]), int(run[-1]) + 1)]) for run in runs]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _dense(rows: Any) -> np.ndarray:
+def dense(rows: Any) -> np.ndarray:
+    """CSR or dense rows as an array."""
     return rows.toarray() if sp.issparse(rows) else rows
 
 

@@ -9,7 +9,7 @@ import scipy.stats
 
 import helpers
 from helpers import CONTROL, DataError, FeatureTable
-from workbench import cross_validate, methods, model_plots, results, results_page
+from workbench import cross_validate, methods, model_plots, results, results_data, results_page
 from workbench.compare import CEILING, STARTER
 from workbench.cross_validate import (
     cross_validate_challenge,
@@ -210,7 +210,7 @@ def test_challenge_scores_are_the_platforms(cells, challenge, stats):
     names = challenge.perturbations
     test = split(names, 3, 0)[0]
     X = helpers.ad.read_h5ad(challenge.train_path)
-    panel = helpers._panels(challenge.genes, challenge.genes, None, 2, 100, 0)[1]
+    panel = helpers.draw_panels(challenge.genes, challenge.genes, None, 2, 100, 0)[1]
     gene = challenge.obs["gene"].to_numpy()
     train = ~np.isin(gene, [*test, CONTROL])
     reference = X[train, panel].X.toarray().mean(axis=0)
@@ -269,6 +269,11 @@ def test_pictures_are_drawn(table, cells, simulated):
     assert wide.shape == (30, 9)
     model_plots.score_against(axis, wide[[ALL]], pd.Series(range(30), wide.index), label="effect", metric="pearson")
     model_plots.kernel_weights(axis, helpers.ResponseModel().fit(simulated[0]))
+    genes = simulated[0].columns[:9]
+    true, predicted = results_data.held_out_predictions(simulated[0], simulated[1], genes, seed=0)
+    assert sorted(predicted.index) == sorted(simulated[0].index)
+    assert np.corrcoef(true.mean(axis=1), predicted.mean(axis=1))[0, 1] > 0.2
+    model_plots.gene_set_effect(axis, true, predicted, "a set", unit="log2 units")
     assert axis.get_xlabel()
 
 

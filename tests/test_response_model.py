@@ -207,3 +207,10 @@ def test_a_template_that_holds_needs_no_training_of_its_kind():
     assert helpers.ResponseModel().fit(responses[:25], knowledge=GeneKnowledge({}, wrong)).template_weight_[0] < 0.3
     against = -template[0], template[1]
     assert helpers.ResponseModel().fit(responses[:25], knowledge=GeneKnowledge({}, against)).template_weight_[0] == 0
+
+
+def test_a_response_without_a_name_is_no_gene():
+    responses, features = screen(20)
+    responses.columns = ["", *responses.columns[1:]]
+    model = helpers.ResponseModel().fit(responses, knowledge=GeneKnowledge({"t": helpers.numeric_table(features)}))
+    assert model.predict_scale(["K1", "NEW"]).index.tolist() == ["K1", "NEW"]

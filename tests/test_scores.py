@@ -82,7 +82,7 @@ def test_score_equals_the_definitions_perturbation_by_perturbation(files, challe
     assert table["panel"].nunique() == 2
     prediction, truth = ad.read_h5ad(files[0]), ad.read_h5ad(files[2])
     reference = pd.Series(truth.uns["perturbed_centroid_train"], index=truth.var_names)
-    panels = helpers._panels(truth.var_names, prediction.var_names, None, 2, 50, 4)
+    panels = helpers.draw_panels(truth.var_names, prediction.var_names, None, 2, 50, 4)
     assert len(set(panels[0]) & set(panels[1])) < 30
     for name in challenge.local_proportions.index:
         for i, panel in enumerate(panels):
@@ -111,7 +111,7 @@ def test_bandwidth_rules_are_said(files):
     assert sizes["scaled with the number of genes"] == pytest.approx(2326 * 80 / 1000)
     assert sizes["given"] == 500.0
     truth = ad.read_h5ad(files[2])
-    panel = helpers._panels(truth.var_names, ad.read_h5ad(files[0]).var_names, None, 1, 80, 0)[0]
+    panel = helpers.draw_panels(truth.var_names, ad.read_h5ad(files[0]).var_names, None, 1, 80, 0)[0]
     X = truth[:, panel].X
     D = ((X[:, None] - X[None]) ** 2).sum(axis=2)
     assert sizes["calibrated on true cells"] == pytest.approx(D.sum() / (len(X) * (len(X) - 1)), rel=0.05)

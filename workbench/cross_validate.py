@@ -27,7 +27,17 @@ import scipy.stats
 from threadpoolctl import threadpool_limits
 
 import helpers
-from helpers import CONTROL, Challenge, DataError, FeatureTable, GeneKnowledge, _open_matrix, _panels, _sigma, some
+from helpers import (
+    CONTROL,
+    Challenge,
+    DataError,
+    FeatureTable,
+    GeneKnowledge,
+    bandwidth,
+    draw_panels,
+    open_matrix,
+    some,
+)
 from workbench import methods
 from workbench.compare import STARTER
 from workbench.effects import check_enough, genes_of, read_effects, read_groups
@@ -140,9 +150,9 @@ def _prepare(
     names = challenge.perturbations
     knowledge = helpers.training_knowledge(stats, pool, challenge.signatures, names)
     knowledge = GeneKnowledge(knowledge.tables | _own_tables(features, names), knowledge.template)
-    drawn = _panels(challenge.genes, challenge.genes, None, *panels, seed=0)
-    with _open_matrix(challenge.train_path, ["gene"]) as (matrix, _, genes, _):
-        sigmas = [_sigma(sigma, panel, matrix, genes) for panel in drawn]
+    drawn = draw_panels(challenge.genes, challenge.genes, None, *panels, seed=0)
+    with open_matrix(challenge.train_path, ["gene"]) as (matrix, _, genes, _):
+        sigmas = [bandwidth(sigma, panel, matrix, genes) for panel in drawn]
     print(f"Panels of {len(drawn[0])} genes; bandwidth of MMD {sigmas[0][0]:.4g}, {sigmas[0][1]}.")
     base = helpers.RecentredCells().fit(None, pool)
     parts = {

@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 import helpers
-from helpers import _dense, _open_matrix
+from helpers import dense, open_matrix
 from workbench.compare import CEILING
 from workbench.methods import Method, proportion_methods
 
@@ -97,11 +97,11 @@ class ChallengeFold:
             predictions.append((method, predicted, cost))
         gaussian = helpers.GaussianCells().fit(means)
         generators = [(self.base.for_genes(panel), gaussian.for_genes(panel)) for panel, _ in self.panels]
-        with _open_matrix(self.path, ["gene"]) as (matrix, obs, genes, _):
+        with open_matrix(self.path, ["gene"]) as (matrix, obs, genes, _):
             for target in self.test:
                 cells = real_cells(matrix, obs, target)
                 for i, (panel, sigma) in enumerate(self.panels):
-                    true, centre = _dense(cells[:, genes.get_indexer(panel)]), reference[panel].to_numpy()
+                    true, centre = dense(cells[:, genes.get_indexer(panel)]), reference[panel].to_numpy()
                     for method, predicted, cost in predictions:
                         mean, generator = predicted.loc[target, panel].to_numpy(), generators[i][method.gaussian]
                         made = generator.sample(target, mean, WRITTEN_CELLS)

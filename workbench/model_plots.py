@@ -114,3 +114,22 @@ def calibration(axis: Axes, table: pd.DataFrame, method: str, *, unit: str, bins
     axis.plot(ends, ends, color="black", lw=1, ls=":", label="expected = actual")
     axis.set(xlabel=f"expected length of the error ({unit})", ylabel=f"actual length ({unit})")
     axis.legend(fontsize=8)
+
+
+def gene_set_effect(axis: Axes, true: pd.DataFrame, predicted: pd.DataFrame, name: str, *, unit: str) -> None:
+    """Predicted against true effect on one gene set: a point a held-out perturbation, the mean over the set's genes.
+
+    `true` and `predicted` are perturbations x the genes of the set, both relative to the mean of the training ones.
+    """
+    x, y = true.mean(axis=1), predicted.mean(axis=1)
+    axis.scatter(x, y, s=10, color=BLUE, alpha=0.6, lw=0, label="a held-out perturbation")
+    axis.axhline(0, color=GREY, lw=1, label="training mean (baseline)")
+    ends = [x.min(), x.max()]
+    axis.plot(ends, ends, color="black", lw=1, ls=":", label="predicted = true")
+    for perturbation in x.nlargest(3).index:
+        axis.annotate(perturbation, (x[perturbation], y[perturbation]), xytext=(3, 3), textcoords="offset points",
+                      fontsize=8)  # fmt: skip
+    axis.set(xlabel=f"true effect on the set ({unit})", ylabel=f"predicted effect ({unit})",
+             title=f"{name}\n{true.shape[1]} genes, r = {np.corrcoef(x, y)[0, 1]:.2f}")  # fmt: skip
+    axis.title.set_fontsize(9)
+    axis.legend(fontsize=8)

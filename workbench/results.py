@@ -37,7 +37,16 @@ from workbench.cross_validate import (
 from workbench.demo import ROOT
 from workbench.folds import TRUE_MEAN
 from workbench.methods import ALL, BOTH, MEDIAN, PCA_RIDGE, ZERO
-from workbench.results_data import PRIORS, best_constant, demo_scores, effect_tables, morphic_effects, same_gene
+from workbench.results_data import (
+    PRIORS,
+    best_constant,
+    demo_scores,
+    effect_tables,
+    held_out_predictions,
+    morphic_effects,
+    same_gene,
+    varied_gene_set,
+)
 from workbench.results_page import Section, markdown, mean_text, page, text, verdict
 
 BUILD = ROOT / "build" / "results"
@@ -64,9 +73,12 @@ def replogle(data: Path, executor: Executor | None) -> Section:
     summary = _keep(table, "replogle")
     model = helpers.ResponseModel().fit(effects, knowledge=helpers.GeneKnowledge(tables))
     _save(model_plots.strips(table, ["pearson"]), "results_replogle.png")
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(17, 4.5), layout="constrained")
     model_plots.kernel_weights(axes[0], model)
     model_plots.calibration(axes[1], table, ALL, unit="rank score")
+    name, genes = varied_gene_set(effects, next((data / "priors").glob("*reactome*.gmt")))
+    held_out = held_out_predictions(effects, tables, genes, REPLOGLE_SEEDS[0])
+    model_plots.gene_set_effect(axes[2], *held_out, name, unit="rank score")
     _save(figure, "results_weights_calibration.png")
     rows = summary[summary["metric"] == "pearson"].set_index("method")
     reached, chance = rows.loc[ALL], rows.loc[methods.SHUFFLED, "value"]
@@ -75,9 +87,9 @@ def replogle(data: Path, executor: Executor | None) -> Section:
         f"the model was chosen. Each knock-down is described by nothing but public gene knowledge.\n\n"
         f"{markdown(rows)}\n\n{_draws(shuffled)}\n\n"
         "![One point a knock-down](docs/results_replogle.png)\n\n"
-        "![Learned weights, and expected against actual error](docs/results_weights_calibration.png)\n\n"
-        "*Left: what the model relies on, fitted to all 585. Right: the error it expects of a held-out knock-down "
-        "against the error it makes.*"
+        "![Learned weights, expected against actual error, and one gene set](docs/results_weights_calibration.png)\n\n"
+        "*Left: what the model relies on, fitted to all 585. Middle: the error it expects of a held-out knock-down "
+        "against the error it makes. Right: predicted against true effect on the gene set whose effect varies most.*"
     )
     return Section(
         "Replogle K562, 585 unseen knock-downs, Pearson", ">= 0.345; shuffled within 0.01 of 0",
@@ -118,7 +130,7 @@ def morphic(data: Path, executor: Executor | None) -> Section:
 
 def proportions(data: Path, executor: Executor | None) -> Section:
     """The challenge's own training proportions."""
-    shares = helpers._read_proportions(data / "obesity_side_files" / helpers.PROPORTIONS_FILE)  # noqa: SLF001
+    shares = helpers.read_proportions(data / "obesity_side_files" / helpers.PROPORTIONS_FILE)
     table = cross_validate_proportions(shares)
     rows = _keep(table, "proportions", baseline="renormalised medians").set_index("method")
     best = best_constant(shares.drop(index=CONTROL))

@@ -100,3 +100,26 @@ def demo_scores(seed: int, folder: Path) -> pd.DataFrame:
         "expression": stats.mean.loc[CONTROL].reindex(unseen).to_numpy(),
     })  # fmt: skip
     return pd.concat([about.assign(method=name, value=value) for name, value in values.items()], ignore_index=True)
+
+
+def varied_gene_set(effects: pd.DataFrame, path: Path) -> tuple[str, pd.Index]:
+    """The set of a `.gmt` (15 to 60 genes measured) whose mean effect varies most between perturbations."""
+    sets = {line.split("\t")[0]: line.rstrip("\n").split("\t")[2:] for line in path.read_text().splitlines()}
+    measured = {name: effects.columns[effects.columns.isin(genes)] for name, genes in sets.items()}
+    spread = {name: effects[genes].mean(axis=1).std() for name, genes in measured.items() if 15 <= len(genes) <= 60}
+    name = max(spread, key=lambda key: spread[key])
+    return name, measured[name]
+
+
+def held_out_predictions(
+    effects: pd.DataFrame, tables: dict[str, helpers.FeatureTable], columns: pd.Index, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """True and predicted residuals (perturbations x `columns`), each from four fifths of the others."""
+    folds = np.random.default_rng(seed).permutation(len(effects)) % 5
+    true, predicted = [], []
+    for fold in range(5):
+        test = effects.index[folds == fold]
+        model = helpers.ResponseModel().fit(effects[folds != fold], knowledge=helpers.GeneKnowledge(tables))
+        true.append(effects.loc[test, columns] - model.reference_[columns])
+        predicted.append(model.predict(test, columns=columns) - model.reference_[columns])
+    return pd.concat(true), pd.concat(predicted)
