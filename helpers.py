@@ -359,6 +359,7 @@ def _task_sums(task: _Task) -> tuple[np.ndarray, list[np.ndarray]]:
     present = np.unique(task.codes[task.codes >= 0])
     totals = [np.zeros((len(present), task.n_genes)) for _ in range(3)]
     in_memory = not isinstance(task.source, Path)
+    ones = np.ones(SLAB_VALUES, np.int32)
     with _open_rows(task.source) as matrix:
         for rows in task.slabs:
             start, stop = rows.start - task.first, rows.stop - task.first
@@ -366,17 +367,19 @@ def _task_sums(task: _Task) -> tuple[np.ndarray, list[np.ndarray]]:
             if task.columns is not None:
                 slab = sp.csr_matrix((slab.data, task.columns[slab.indices], slab.indptr), shape=slab.shape)
             where = f"{task.name}, cells {rows.start} to {rows.stop}"
-            found, parts = _slab_sums(slab, task.codes[start:stop], where)
+            found, parts = _slab_sums(slab, task.codes[start:stop], ones, where)
             for total, part in zip(totals, parts, strict=True):
                 total[np.searchsorted(present, found)] += part
     return present, totals
 
 
-def _slab_sums(slab: sp.csr_matrix, codes: np.ndarray, where: str) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The same of a slab, float64, whose memory it takes over.
+def _slab_sums(
+    slab: sp.csr_matrix, codes: np.ndarray, ones: np.ndarray, where: str
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The same of a slab, float64, whose memory it takes over; `ones` are ones, as many as a slab has values or more.
 
-    Cells of a group are brought together and read as ONE long CSR row, whose
-    `toarray()` adds up the values of the same gene: several times as fast as a product with an indicator matrix.
+    Cells of a group are brought together and read as ONE long CSR row, whose `toarray()` adds up the values of the
+    same gene: several times as fast as a product with an indicator matrix.
     """
     if (codes < 0).any() or (np.diff(codes) < 0).any():
         order = np.argsort(codes, kind="stable")[(codes < 0).sum() :]
@@ -386,19 +389,16 @@ def _slab_sums(slab: sp.csr_matrix, codes: np.ndarray, where: str) -> tuple[np.n
     if not lowest >= 0:  # NaN is not >= 0 either
         raise DataError(f"{where}: X holds negative values or NaN; expected log2(1 + 1e5 * count / total)")
     first = np.flatnonzero(np.diff(codes, prepend=-1))
-    runs = slab.indptr[np.append(first, len(codes))]
-
-    def sums() -> np.ndarray:
-        return sp.csr_matrix((values, slab.indices, runs), shape=(len(first), slab.shape[1])).toarray()
-
-    parts = [sums()]
+    by_run = sp.csr_matrix(
+        (values, slab.indices, slab.indptr[np.append(first, len(codes))]), shape=(len(first), slab.shape[1])
+    )
+    parts = [by_run.toarray()]
     np.multiply(values, values, out=values)
-    parts.append(sums())
-    if lowest > 0:  # as a rule: stored values are those that are not 0
-        values.fill(1.0)
-    else:
-        np.greater(values, 0.0, out=values)
-    return codes[first], [*parts, sums()]
+    parts.append(by_run.toarray())
+    # As a rule all stored values are above 0, and detection is a matter of the indices.
+    by_run.data = ones[: len(values)] if lowest > 0 and len(values) <= len(ones) else (values > 0).astype(np.int32)
+    parts.append(by_run.toarray())
+    return codes[first], parts
 
 
 def _runs(indptr: np.ndarray, n_values: int) -> list[slice]:

@@ -362,7 +362,7 @@ def run(size: str, folder: Path) -> pd.DataFrame:
 def machine() -> str:
     """The machine and the versions, in one line."""
     return (f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB, {platform.system()}, Python "
-            f"{platform.python_version()}, numpy {np.__version__}, h5py {h5py.__version__}, anndata {ad.__version__}")
+            f"{platform.python_version()}, numpy {np.__version__}, h5py {h5py.__version__}")
 
 
 def page(table: pd.DataFrame, command: str) -> str:
