@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -192,6 +193,7 @@ def test_killed_run_leaves_the_old_file_and_the_next_run_cleans_up(tmp_path, mea
 
 def _write_until_killed(path, means, cells):
     helpers.SLAB_BYTES = 100_000
+    helpers.tqdm.set_lock(threading.RLock())  # tqdm's own lock is shared with the parent: a kill would leave it held
     while True:
         helpers.write_prediction(path, means, cells, mode="disk")
 
