@@ -297,13 +297,8 @@ def perturbation_stats(
     starts = np.cumsum([0, *(len(shard.obs) for shard in shards)])
     parts = [codes[start:stop] for start, stop in pairwise(starts)]
     tasks = [task for shard, part in zip(shards, parts, strict=True) for task in shard.tasks(part, genes)]
-    with ExitStack() as stack:
-        progress = stack.enter_context(tqdm(total=len(obs), unit="cell", desc="Reading cells"))
-        ahead = TASKS_AHEAD
-        if executor is None:
-            ahead = os.cpu_count() or 1
-            executor = stack.enter_context(ThreadPoolExecutor(ahead))
-        for task, (present, sums) in zip(tasks, _map_ahead(executor, _task_sums, tasks, ahead), strict=True):
+    with tqdm(total=len(obs), unit="cell", desc="Reading cells") as progress:
+        for task, (present, sums) in zip(tasks, _map_ahead(executor, _task_sums, tasks), strict=True):
             for total, part in zip(totals, sums, strict=True):
                 total[present] += part
             progress.update(len(task.codes))
@@ -408,8 +403,18 @@ def _runs(indptr: np.ndarray, n_values: int) -> list[slice]:
     return [slice(int(start), int(stop)) for start, stop in pairwise(bounds)]
 
 
-def _map_ahead(executor: Executor, function: Callable, items: Sequence, ahead: int) -> Iterator:
-    """`executor.map` in order, with at most `ahead` + 1 results in memory."""
+def _map_ahead(executor: Executor | None, function: Callable, items: Sequence) -> Iterator:
+    """`executor.map` in order, a bounded number of results ahead; without an executor on threads, one a core."""
+    if executor is None:
+        n_threads = os.cpu_count() or 1
+        with ThreadPoolExecutor(n_threads) as threads:
+            yield from _submit_ahead(threads, function, items, n_threads)
+    else:
+        yield from _submit_ahead(executor, function, items, TASKS_AHEAD)
+
+
+def _submit_ahead(executor: Executor, function: Callable, items: Sequence, ahead: int) -> Iterator:
+    """At most `ahead` + 1 results in memory; what is left over after an error is cancelled."""
     running: deque = deque()
     try:
         for item in items:
@@ -1839,13 +1844,8 @@ def score(
         names = perturbations[first : first + SCORED_TOGETHER]
         tasks.append((true.source, predicted.source, [(cells[0][name], cells[1][name]) for name in names], settings))
     rows = []
-    with ExitStack() as stack:
-        progress = stack.enter_context(tqdm(total=len(perturbations), desc="Scoring", unit="perturbation"))
-        ahead = TASKS_AHEAD
-        if executor is None:
-            ahead = os.cpu_count() or 1
-            executor = stack.enter_context(ThreadPoolExecutor(ahead))
-        scored = (values for part in _map_ahead(executor, _score_task, tasks, ahead) for values in part)
+    with tqdm(total=len(perturbations), desc="Scoring", unit="perturbation") as progress:
+        scored = (values for part in _map_ahead(executor, _score_task, tasks) for values in part)
         for perturbation, values in zip(perturbations, scored, strict=True):
             for i, (panel, (width, rule), pair) in enumerate(zip(panels, widths, values, strict=True)):
                 for metric, value in zip(("pearson_delta", "mmd"), pair, strict=True):
