@@ -2,12 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test setup bundle submission results bench lint clean
+.PHONY: demo test setup challenges bundle submission results bench lint clean
 
 demo: setup
 	$(BIN)/python -m workbench.demo
 
-test: setup
+test: challenges
 	$(BIN)/python -m pytest
 
 setup: .venv/.done
@@ -16,6 +16,13 @@ setup: .venv/.done
 .venv/.done: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	touch $@
+
+# What the sister systems in challenges/ need on top (torch: 200 MB for the processor alone, more with CUDA).
+challenges: setup .venv/.challenges
+
+.venv/.challenges: requirements-challenges.txt .venv/.done
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-challenges.txt
 	touch $@
 
 # One notebook that carries its files, for Colab, Kaggle and the platform's one-file upload.
@@ -35,7 +42,7 @@ results: setup
 bench: setup
 	$(BIN)/python -m workbench.bench $(BENCH)
 
-lint: setup
+lint: challenges
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 

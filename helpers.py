@@ -1415,7 +1415,7 @@ def write_prediction(
     per_slab = max(1, SLAB_BYTES // max(1, cells_per_perturbation * shape[1] * 4)) if mode == "disk" else len(means)
     storage = {"chunks": (min(cells_per_perturbation, shape[0]), min(1024, shape[1])), "shuffle": True,
                "compression": "lzf"} if form == "compact" else {}  # fmt: skip
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         _write_labels(temporary, means.index.repeat(cells_per_perturbation), means.columns)
         with (
             h5py.File(temporary, "r+") as file,
@@ -1448,7 +1448,7 @@ def in_steps(cells: np.ndarray, step: float = 1 / 64) -> np.ndarray:
 def write_proportions(path: str | os.PathLike[str], proportions: pd.DataFrame) -> None:
     """Write `predict_program_proportion.csv` from targets x pre_adipo, adipo, lipo, other."""
     table = proportions.rename_axis("gene").reset_index()[PREDICTED_PROPORTION_COLUMNS]
-    with _replacing(Path(path)) as temporary:
+    with replacing(Path(path)) as temporary:
         table.to_csv(temporary, index=False)
 
 
@@ -1485,7 +1485,7 @@ def _write_labels(path: Path, genes_of_cells: pd.Index, genes: pd.Index) -> None
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it when all went well and removed when not.
 
     What a killed run left behind is removed by the next one. Raises DataError when the disk is full or read-only.
@@ -1593,9 +1593,9 @@ class Predictor:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted model as HDF5 (arrays, names and settings; no pickle)."""
-        with _replacing(Path(path)) as temporary, h5py.File(temporary, "w") as file:
+        with replacing(Path(path)) as temporary, h5py.File(temporary, "w") as file:
             file.attrs["format"] = MODEL_FORMAT
-            _write_array(file, "genes", self.genes.to_numpy())
+            write_array(file, "genes", self.genes.to_numpy())
             for part in ("expression", "proportions", "cells"):
                 _write_estimator(file.create_group(part), getattr(self, part))
 
@@ -1608,7 +1608,7 @@ class Predictor:
                 if file.attrs.get("format") != MODEL_FORMAT:
                     raise DataError(f"{path}: made by another version of helpers.py; {again}")
                 predictor = cls(*(_read_estimator(file[part]) for part in ("expression", "proportions", "cells")))
-                predictor.genes = pd.Index(_read_array(file["genes"]))
+                predictor.genes = pd.Index(read_array(file["genes"]))
         except (OSError, KeyError) as error:
             raise DataError(f"{path}: not a saved model, or a broken one ({error}); {again}") from error
         return predictor
@@ -1627,33 +1627,33 @@ def _write_estimator(group: h5py.Group, estimator: BaseEstimator) -> None:
     for name, table in vars(estimator).items():
         if name.endswith("_") and isinstance(table, pd.DataFrame | pd.Series):
             part = group.create_group(name)
-            _write_array(part, "values", table.to_numpy())
-            _write_array(part, "index", table.index.to_numpy())
+            write_array(part, "values", table.to_numpy())
+            write_array(part, "index", table.index.to_numpy())
             if isinstance(table, pd.DataFrame):
-                _write_array(part, "columns", table.columns.to_numpy())
+                write_array(part, "columns", table.columns.to_numpy())
 
 
 def _read_estimator(group: h5py.Group) -> BaseEstimator:
     parameters = dict(group.attrs)
     estimator = ESTIMATORS[parameters.pop("class")](**{name: value.item() for name, value in parameters.items()})
     for name, part in group.items():
-        values, index = _read_array(part["values"]), _read_array(part["index"])
+        values, index = read_array(part["values"]), read_array(part["index"])
         if "columns" in part:
-            table = pd.DataFrame(values, index=index, columns=_read_array(part["columns"]))
+            table = pd.DataFrame(values, index=index, columns=read_array(part["columns"]))
         else:
             table = pd.Series(values, index=index)
         setattr(estimator, name, table)
     return estimator
 
 
-def _write_array(group: h5py.Group, name: str, values: np.ndarray) -> None:
+def write_array(group: h5py.Group, name: str, values: np.ndarray) -> None:
     if values.dtype.kind in "OUT":
         group.create_dataset(name, data=[str(value) for value in values], dtype=h5py.string_dtype())
     else:
         group.create_dataset(name, data=values, compression="gzip", compression_opts=1, shuffle=True)
 
 
-def _read_array(dataset: h5py.Dataset) -> np.ndarray:
+def read_array(dataset: h5py.Dataset) -> np.ndarray:
     return dataset.asstr()[:] if dataset.dtype.kind == "O" else dataset[:]
 
 
@@ -1707,7 +1707,7 @@ def train(data_directory_path: str, model_directory_path: str, *, seed: int = 0)
     predictor = fit_predictor(challenge, features=folder / FEATURES_FOLDER, seed=seed)
     try:
         predictor.save(folder / MODEL_FILE)
-        with _replacing(folder / EXPECTED_FILE) as temporary:
+        with replacing(folder / EXPECTED_FILE) as temporary:
             predictor.expression.predict_scale(challenge.targets).rename_axis("gene").to_csv(temporary)
         print(f"Saved {folder / MODEL_FILE} ({text_size((folder / MODEL_FILE).stat().st_size)}) and {EXPECTED_FILE}.")
     except DataError as error:
@@ -1988,9 +1988,9 @@ def local_split(
     test_part.uns["control_centroid_train"] = stats.mean.loc[CONTROL].to_numpy()
     test_part.uns["perturbed_centroid_train"] = stats.perturbed_centroid().to_numpy()
     for part, name in ((train_part, "local_train.h5ad"), (test_part, "local_test_eval.h5ad")):
-        with _replacing(folder / name) as temporary:
+        with replacing(folder / name) as temporary:
             part.write_h5ad(temporary)
-    with _replacing(folder / "local_test_perturbated_genes.txt") as temporary:
+    with replacing(folder / "local_test_perturbated_genes.txt") as temporary:
         temporary.write_text("\n".join(test) + "\n")
     return test
 

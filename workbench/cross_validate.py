@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.stats
 from threadpoolctl import threadpool_limits
 
 import helpers
@@ -39,6 +38,7 @@ from helpers import (
     some,
 )
 from workbench import methods
+from workbench import tables as tidy
 from workbench.compare import STARTER
 from workbench.effects import check_enough, genes_of, read_effects, read_groups
 from workbench.folds import ChallengeFold, EffectsFold, proportion_rows, run_all, split
@@ -207,40 +207,17 @@ def _folds(
 
 
 def summarise(table: pd.DataFrame, baseline: str | None = None) -> pd.DataFrame:
-    """Tidy summary, one row a method and metric.
+    """Tidy summary, one row a method and metric (`workbench.tables.summarise`), over perturbations.
 
-    Within a perturbation the mean over seeds, draws and panels is taken first. `value` is the mean over the `n`
-    perturbations, `low` to `high` its 95 % interval: mean ± t(0.975, n - 1) standard errors over perturbations.
-    `difference`, with its interval, is the mean paired difference to the baseline, over the perturbations that both
-    have; `win_rate` the share of them on which the method is better, a tie counting half. The baseline is `baseline`
-    where given, else the first of `BASELINES` that has the metric. `seconds` is the mean time of a fit with its
-    predictions, `peak_mb` the largest memory of the process meanwhile.
+    Differences are to `baseline` where given, else to the first of `BASELINES` that has the metric. `seconds` is the
+    mean time of a fit with its predictions, `peak_mb` the largest memory of the process meanwhile.
     """
-    values = table.groupby(["metric", "method", "perturbation"], sort=False)["value"].mean()
+    baselines = BASELINES if baseline is None else (baseline, *BASELINES)
+    summary = tidy.summarise(
+        table, "perturbation", metrics=METRICS, higher_is_better=HIGHER_IS_BETTER, baselines=baselines
+    )
     cost = table.groupby("method", sort=False).agg({"seconds": "mean", "peak_mb": "max"})
-    rows = []
-    for metric in [name for name in METRICS if name in values]:
-        wide = values[metric].unstack("method")  # noqa: PD010 - one value each
-        reference = next((name for name in (baseline, *BASELINES) if name in wide), None)
-        for method in [name for name in table["method"].unique() if name in wide]:
-            row = {"method": method, "metric": metric, **interval(wide[method], ("value", "low", "high"))}
-            row["n"] = int(wide[method].notna().sum())
-            if reference is not None:
-                gain = (wide[method] - wide[reference]).dropna()
-                better = gain if metric in HIGHER_IS_BETTER else -gain
-                row["baseline"] = reference
-                row |= interval(gain, ("difference", "difference_low", "difference_high"))
-                row["win_rate"] = float(((better > 0) + 0.5 * (better == 0)).mean()) if len(gain) else np.nan
-            rows.append(row | cost.loc[method].to_dict())
-    return pd.DataFrame(rows)
-
-
-def interval(values: pd.Series, names: tuple[str, str, str]) -> dict[str, float]:
-    """Mean and 95 % t interval over perturbations, under these names; no interval for a single value."""
-    values = values.dropna()
-    mean = float(values.mean())
-    half = scipy.stats.t.ppf(0.975, len(values) - 1) * values.sem() if len(values) > 1 else np.nan
-    return dict(zip(names, (mean, mean - float(half), mean + float(half)), strict=True))
+    return summary.join(cost, on="method")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -310,8 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     for path, frame in ((options.out, summary), (options.details, table)):
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            frame.to_csv(path, index=False)
+            tidy.write_table(path, frame)
     print(summary.drop(columns=["seconds", "peak_mb"]).round(4).to_string(index=False))
     print("Intervals: 95 %, mean ± t standard errors over perturbations; differences are paired, to the baseline.")
 

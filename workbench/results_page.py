@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from workbench.cross_validate import interval
 from workbench.methods import ALL, BOTH, MEDIAN
+from workbench.tables import interval
 
 COMMAND = "python -m workbench.results --data DATA --only"
 
