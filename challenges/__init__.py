@@ -1,1 +1,1 @@
-"""The sister systems: drug response, modality prediction, synthetic cells. They use torch, which the crunch never needs."""
+"""The sister systems. They use torch, which the crunch never needs."""

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import run_infer
 
 import helpers
 from helpers import DataError
@@ -191,30 +192,32 @@ def test_killed_run_leaves_the_old_file_and_the_next_run_cleans_up(tmp_path, mea
     assert ad.read_h5ad(path).n_obs == 900
 
 
-def _write_until_killed(path, means, cells):
+def _infer_until_killed(arguments, options):
     helpers.SLAB_BYTES = 100_000
     helpers.tqdm.set_lock(threading.RLock())  # tqdm's own lock is shared with the parent: a kill would leave it held
     while True:
-        helpers.write_prediction(path, means, cells, mode="disk")
+        run_infer(*arguments, **options)
 
 
-def test_fifty_kills_leave_a_complete_file_and_no_other(tmp_path, means, predictor):
-    path = tmp_path / "prediction.h5ad"
-    helpers.write_prediction(path, means, predictor.cells)
-    complete, left = contents(path), 0
+def test_fifty_kills_of_infer_leave_complete_files_and_no_other(tmp_path, demo_folder, trained, challenge):
+    arguments = demo_folder, trained, tmp_path / "out", challenge.targets, challenge.genes_to_predict
+    options = {"cells_per_perturbation": 2000}
+    path, table = run_infer(*arguments, **options)
+    complete, shares, left = contents(path), table.read_bytes(), 0
     rng = np.random.default_rng(0)
     fork = multiprocessing.get_context("fork")
     for _ in range(50):
-        process = fork.Process(target=_write_until_killed, args=(path, means, predictor.cells))
+        process = fork.Process(target=_infer_until_killed, args=(arguments, options))
         process.start()
-        time.sleep(rng.uniform(0.02, 0.2))
+        time.sleep(rng.uniform(0.02, 0.3))
         process.kill()
         process.join()
-        left += len(names(tmp_path)) > 1
+        left += len(names(path.parent)) > 2
         assert contents(path) == complete
+        assert table.read_bytes() == shares
     assert left > 5, "some kills must come in the middle of writing"
-    helpers.write_prediction(path, means, predictor.cells)
-    assert names(tmp_path) == ["prediction.h5ad"]
+    run_infer(*arguments, **options)
+    assert sorted(names(path.parent)) == sorted([path.name, table.name])
 
 
 def test_two_at_the_same_time_leave_one_complete_file(tmp_path, means, predictor):

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import anndata as ad
@@ -53,7 +53,11 @@ SIZES = {
     "quick": Size(4_484, 11_046, 143, 10_238, 2),
     "small": Size(44_846, 11_046, 2_863, 10_238, 2),
     "full": Size(88_202, 21_592, 2_863, 10_238, 2),
+    "growth": Size(22_423, 5_523, 716, 5_119, 2),
 }
+AXES = {"cells": ["cells"], "genes": ["genes", "predicted_genes"], "perturbations": ["perturbations", "targets"]}
+GROWTH = [("aggregate", "cells"), ("aggregate", "genes"), ("aggregate", "perturbations"), ("write", "genes"),
+          ("write", "perturbations"), ("score", "perturbations")]  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The jobs: job -> variant -> function(folder, size). `folder` holds the simulated data folder `data`.
@@ -147,8 +151,8 @@ def write_ours(folder: Path, size: Size) -> None:
 
 
 def write_compact(folder: Path, size: Size) -> None:
-    """The same in compact form."""
-    means, cells = _prediction(size)
+    """All genes of the training file, in compact form."""
+    means, cells = _prediction(replace(size, predicted_genes=size.genes))
     helpers.write_prediction(folder / "out" / "compact.h5ad", means, cells, mode="disk", form="compact")
 
 
@@ -228,6 +232,7 @@ def score_ours(folder: Path, size: Size) -> None:
     helpers.score(prediction, shares, truth, shares, n_panels=1)
 
 
+COMPACT = "this, compact, all genes"
 Job = Callable[[Path, Size], float | None]
 JOBS: dict[str, dict[str, Job]] = {  # the first variant is the baseline of `ratio`
     "aggregate": {
@@ -242,7 +247,7 @@ JOBS: dict[str, dict[str, Job]] = {  # the first variant is the baseline of `rat
         "starter": write_starter,
         "temporary file and copy": write_copy,
         "this": write_ours,
-        "this, compact": write_compact,
+        COMPACT: write_compact,
         "limit: plain write": write_plain,
     },
     "mmd": {"broadcasting": mmd_broadcasting, "this": mmd_ours},
@@ -250,15 +255,28 @@ JOBS: dict[str, dict[str, Job]] = {  # the first variant is the baseline of `rat
 }
 NOT_AT_FULL_SIZE = {"starter", "library (scanpy, in memory)", "temporary file and copy"}  # of `aggregate` and `write`
 
+
+def variants_at(job: str, size: str) -> list[str]:
+    """What is compared, the baseline first: at full size the limit, since the others would take hours or the disk."""
+    if size != "full":
+        return list(JOBS[job])
+    chosen = [variant for variant in JOBS[job] if variant not in NOT_AT_FULL_SIZE]
+    return sorted(chosen, key=lambda variant: not variant.startswith("limit"))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Measuring
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def measure(job: str, variant: str, folder: Path, size: str) -> dict[str, float]:
+def measure(job: str, variant: str, folder: Path, size: Size) -> dict[str, float]:
     """Seconds, peak memory, bytes read and written (GB) of a job in a process of its own, without its imports."""
     (folder / "out").mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "workbench.bench", "--one", job, variant, str(folder), size]
+    if job in ("aggregate", "train"):
+        _simulated(folder, size)
+    elif job == "score":
+        _score_files(folder, size)
+    command = [sys.executable, "-m", "workbench.bench", "--one", job, variant, str(folder), json.dumps(asdict(size))]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     written = sum(path.stat().st_size for path in (folder / "out").iterdir())
     for path in (folder / "out").iterdir():
@@ -276,11 +294,11 @@ def _peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
 
 
-def _run_one(job: str, variant: str, folder: Path, size: str) -> None:
+def _run_one(job: str, variant: str, folder: Path, size: Size) -> None:
     process = psutil.Process()
     before = process.io_counters() if hasattr(process, "io_counters") else None
     began = time.perf_counter()
-    factor = JOBS[job][variant](folder, SIZES[size]) or 1.0
+    factor = JOBS[job][variant](folder, size) or 1.0
     result = {
         "seconds": (time.perf_counter() - began) * factor,
         "peak_gb": _peak_gb(),
@@ -297,7 +315,7 @@ def run_job(job: str, folder: Path, size: str, variants: list[str]) -> list[dict
     measured: dict[str, list[dict]] = {variant: [] for variant in variants}
     for _ in range(SIZES[size].repeats):
         for variant in variants:
-            measured[variant].append(measure(job, variant, folder, size))
+            measured[variant].append(measure(job, variant, folder, SIZES[size]))
     rows = []
     for variant, results in measured.items():
         best = min(results, key=lambda result: result["seconds"])
@@ -307,53 +325,74 @@ def run_job(job: str, folder: Path, size: str, variants: list[str]) -> list[dict
                "perturbations": shape.perturbations}  # fmt: skip
         if job in ("write", "score"):
             row |= {"cells": shape.targets * 100, "genes": shape.predicted_genes, "perturbations": shape.targets}
+        if variant == COMPACT:
+            row["genes"] = shape.genes
         rows.append(row | best | {"peak_gb": peak})
     for row in rows:
         row["ratio"] = row["seconds"] / rows[0]["seconds"]
         print(f"{job:10} {row['variant']:28} {row['seconds']:8.2f} s {row['peak_gb']:6.2f} GB "
-              f"{row['ratio']:8.3f} x {rows[0]['variant']}", flush=True)  # fmt: skip
+              f"{row['ratio']:8.3f} x {rows[0]['variant']}; file {row['file_gb']:.2f} GB", flush=True)  # fmt: skip
     return rows
 
 
-def slopes(folder: Path, size: Size) -> list[dict]:
-    """Time of the aggregation at a quarter, a half and all of the cells, and the log-log slope in stored values."""
+def compact_loss(folder: Path) -> list[dict]:
+    """What rounding to the compact form's steps changes in the three scores: the largest change of a perturbation."""
+    size = SIZES["quick"]
+    part = folder / "compact"
+    part.mkdir(exist_ok=True)
+    plain, truth, shares = _score_files(part, size)
+    compact = part / "compact.h5ad"
+    means, cells = _prediction(size)
+    helpers.write_prediction(compact, means, cells, mode="disk", form="compact")
+    tables = [helpers.score(path, shares, truth, shares, n_panels=1) for path in (plain, compact)]
+    change = (tables[1]["value"] - tables[0]["value"]).abs().groupby(tables[0]["metric"]).max()
+    print(f"compact form: largest change of {', '.join(f'{name} {value:.1e}' for name, value in change.items())}")
+    return [{"job": "compact form", "variant": f"largest change of {name}", "cells": size.targets * 100,
+             "genes": size.predicted_genes, "perturbations": size.targets, "value": value}
+            for name, value in change.items()]  # fmt: skip
+
+
+def growth(folder: Path, size: Size) -> list[dict]:
+    """Time at a quarter, a half and all of the cells, genes or perturbations, and the log-log slope.
+
+    1: twice as much takes twice as long; 0: it does not matter. In fresh processes, so small jobs keep their start-up.
+    """
     rows = []
-    for share in (4, 2, 1):
-        part = folder / f"part{share}"
-        _simulated(part, size.cells // share, size.genes, size.perturbations // 4)
-        with h5py.File(_train_file(part)) as file:
-            values = len(file["X/data"])
-        seconds = []
-        for _ in range(3):
-            began = time.perf_counter()
-            helpers.perturbation_stats(_train_file(part))
-            seconds.append(time.perf_counter() - began)
-        rows.append({"job": "aggregate, growth", "variant": f"{values / 1e6:.0f} million values",
-                     "cells": size.cells // share, "genes": size.genes, "perturbations": size.perturbations // 4,
-                     "seconds": min(seconds), "values": values})  # fmt: skip
-    growth = np.log(pd.DataFrame(rows)[["values", "seconds"]].to_numpy(float))
-    slope = float(np.polyfit(growth[:, 0], growth[:, 1], 1)[0])
-    print(f"aggregate: time grows with stored values to the power {slope:.2f}")
-    return [row | {"ratio": slope} for row in rows]
+    for job, axis in GROWTH:
+        measured = []
+        for share in (4, 2, 1):
+            part = replace(size, **{name: getattr(size, name) // share for name in AXES[axis]})
+            place = folder / f"{job} {axis} {share}"
+            place.mkdir(exist_ok=True)
+            best = min((measure(job, "this", place, part) for _ in range(2)), key=lambda result: result["seconds"])
+            cells, genes, perturbations = part.cells, part.genes, part.perturbations
+            if job != "aggregate":
+                cells, genes, perturbations = part.targets * 100, part.predicted_genes, part.targets
+            measured.append({"job": f"{job}, growth", "variant": f"by {axis}", "cells": cells, "genes": genes,
+                             "perturbations": perturbations, **best})  # fmt: skip
+            for path in sorted(place.rglob("*"), reverse=True):
+                path.rmdir() if path.is_dir() else path.unlink()
+        seconds = np.log([row["seconds"] for row in measured])
+        slope = float(np.polyfit(np.log([1, 2, 4]), seconds, 1)[0])
+        print(f"{job:10} time grows with {axis} to the power {slope:.2f}", flush=True)
+        rows += [row | {"value": slope} for row in measured]
+    return rows
 
 
-def _simulated(folder: Path, cells: int, genes: int, perturbations: int) -> None:
+def _simulated(folder: Path, size: Size) -> None:
     if not _train_file(folder).exists():
-        real = {"unseen": 2_863, "listed": 10_238} if genes == SIZES["full"].genes else {"unseen": None, "listed": None}
-        simulate(folder / "data", cells=cells, genes=genes, perturbations=perturbations, counts=False,
-                 unseen=real["unseen"], listed=real["listed"])  # fmt: skip
+        real = size.genes == SIZES["full"].genes
+        simulate(folder / "data", cells=size.cells, genes=size.genes, perturbations=size.perturbations, counts=False,
+                 unseen=2_863 if real else None, listed=10_238 if real else None)  # fmt: skip
 
 
 def run(size: str, folder: Path) -> pd.DataFrame:
     """All jobs at one size."""
-    shape = SIZES[size]
-    _simulated(folder, shape.cells, shape.genes, shape.perturbations)
-    _score_files(folder, shape)
     rows = []
-    for job, variants in JOBS.items():
-        chosen = [variant for variant in variants if size != "full" or variant not in NOT_AT_FULL_SIZE]
-        rows += run_job(job, folder, size, chosen)
-    rows += slopes(folder, SIZES["quick" if size == "quick" else "small"])
+    for job in JOBS:
+        rows += run_job(job, folder, size, variants_at(job, size))
+    rows += compact_loss(folder)
+    rows += growth(folder, SIZES["quick" if size == "quick" else "growth"])
     first = ["job", "variant", "cells", "genes", "perturbations", "seconds", "peak_gb", "ratio"]
     table = pd.DataFrame(rows)
     return table[[*first, *table.columns.difference(first)]]
@@ -369,11 +408,12 @@ def page(table: pd.DataFrame, command: str) -> str:
     """The table as a Markdown page."""
     lines = ["# Benchmarks", "", f"Made by `{command}` on a shared machine: {machine()}.",
              "Best of the repeats; `ratio` is to the first row of each job, in the same run.", "",
-             "| job | variant | cells x genes | seconds | peak GB | read GB | written GB | ratio |",
-             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+             "| job | variant | cells x genes | seconds | peak GB | read GB | written GB | file GB | ratio | value |",
+             "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in table.fillna("").to_dict("records"):
         numbers = [f"{row[name]:.2f}" if row.get(name, "") != "" else "" for name in
-                   ("seconds", "peak_gb", "read_gb", "write_gb", "ratio")]  # fmt: skip
+                   ("seconds", "peak_gb", "read_gb", "write_gb", "file_gb", "ratio")]
+        numbers.append(f"{row['value']:.1e}" if row.get("value", "") != "" else "")  # fmt: skip
         shape = f"{row['cells']:,} x {row['genes']:,}"
         lines.append(f"| {row['job']} | {row['variant']} | {shape} | {' | '.join(numbers)} |")
     return "\n".join(lines) + "\n"
@@ -391,7 +431,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         job, variant, folder, size = options.one
-        _run_one(job, variant, Path(folder), size)
+        _run_one(job, variant, Path(folder), Size(**json.loads(size)))
         return
     print(machine())
     with tempfile.TemporaryDirectory() as temporary:
