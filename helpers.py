@@ -1796,10 +1796,10 @@ class _BaseKernel:
     """
 
     def __init__(self) -> None:
-        self.base: np.ndarray | None = None
+        self.base, self.value, self.gradient = np.empty((0, 0)), 0.0, np.empty((0, 0))
 
     def __call__(self, cells: np.ndarray, _: np.ndarray, sigma: float) -> float:
-        if self.base is not None and self.base.shape == cells.shape:
+        if self.base.shape == cells.shape:
             rounding = cells - self.base
             if np.abs(rounding).max() < REFERENCE_TOLERANCE:
                 return self.value + float(np.vdot(rounding, self.gradient))

@@ -359,7 +359,7 @@ def growth(folder: Path, size: Size) -> list[dict]:
     """
     rows = []
     for job, axis in GROWTH:
-        measured = []
+        measured: list[dict] = []
         for share in (4, 2, 1):
             part = replace(size, **{name: getattr(size, name) // share for name in AXES[axis]})
             place = folder / f"{job} {axis} {share}"
