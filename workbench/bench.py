@@ -419,13 +419,14 @@ def machine() -> str:
 def page(table: pd.DataFrame, command: str) -> str:
     """The table as a Markdown page."""
     lines = ["# Benchmarks", "", f"Made by `{command}` on a shared machine: {machine()}.",
-             "Best of the repeats; `ratio` is to the first row of each job, in the same run.", "",
+             "Best of the repeats; `ratio` is to the first row of each job, in the same run; `value` is the",
+             "largest change of a score, or the log-log slope of the time.", "",
              "| job | variant | cells x genes | seconds | peak GB | read GB | written GB | file GB | ratio | value |",
              "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in table.fillna("").to_dict("records"):
         numbers = [f"{row[name]:.2f}" if row.get(name, "") != "" else "" for name in
                    ("seconds", "peak_gb", "read_gb", "write_gb", "file_gb", "ratio")]
-        numbers.append(f"{row['value']:.1e}" if row.get("value", "") != "" else "")  # fmt: skip
+        numbers.append(f"{row['value']:.2g}" if row.get("value", "") != "" else "")  # fmt: skip
         shape = f"{row['cells']:,} x {row['genes']:,}"
         lines.append(f"| {row['job']} | {row['variant']} | {shape} | {' | '.join(numbers)} |")
     return "\n".join(lines) + "\n"
