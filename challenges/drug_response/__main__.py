@@ -1,0 +1,187 @@
+"""Command line of the drug response challenge.
+
+    python -m challenges.drug_response prepare|train|predict|repro|evaluate --data DIR [--stage ... | --model ...]
+
+`--data` holds Kaggle's files. Trained models are kept in `--work`, one bundle each; submissions go to `submissions/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from challenges import common
+from challenges.drug_response import data, evaluate, plots
+from challenges.drug_response.models import (
+    MODELS,
+    STAGES,
+    Model,
+    Options,
+    check_genes,
+    fit_model,
+    load_model,
+    save_model,
+)  # fmt: skip
+from helpers import DataError
+from workbench.tables import write_table
+
+VERBS = {
+    "prepare": "read and check the files, and say what is in them",
+    "train": "train a stage or a model and save its bundle",
+    "predict": "predict the rows of id_map.csv with a trained bundle",
+    "repro": "everything a stage needs, from the files to its submission",
+    "evaluate": "score models beside the baselines, on folds or on known answers",
+}
+SUBMISSIONS = Path("submissions")
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Check everything before hours are spent."""
+    responses, queries = _read(options)
+    sparse = responses.groupby(level="cell_type").size()
+    print(f"{options.data}: {len(responses)} rows, {responses.shape[1]} genes, "
+          f"{responses.index.unique('sm_name').size} compounds; rows by cell type: "
+          + ", ".join(f"{name} {n}" for name, n in sparse.items()))  # fmt: skip
+    print(f"{len(queries)} rows to predict: "
+          + ", ".join(f"{name} {n}" for name, n in queries["cell_type"].value_counts().items()))  # fmt: skip
+    _say_unknown(data.pairs_of(queries), responses.index.unique("cell_type"), responses.index.unique("sm_name"))
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train one model; stage 2 needs the bundle of stage 1."""
+    responses, queries = _read(options)
+    name, how = _name(options), _how(options)
+    first = None
+    if name == "stage_2":
+        first, about = load_model(_bundle(options, "stage_1"))
+        if about["data"] != data.fingerprint(responses):
+            raise DataError(
+                f"{_bundle(options, 'stage_1')}: trained on other data than {options.data}; train stage_1 again"
+            )
+    model = fit_model(name, responses, data.pairs_of(queries), how, first)
+    save_model(_bundle(options, name), name, model, data.fingerprint(responses), how)
+    print(f"{_bundle(options, name)} written")
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Predict `id_map.csv`, which may be a new one."""
+    path = _bundle(options, _name(options))
+    model, _ = load_model(path)
+    queries = data.read_queries(options.data / data.QUERY_FILE)
+    if (options.data / data.TRAIN_FILE).exists():
+        check_genes(
+            path,
+            model,
+            data.read_responses(options.data / data.TRAIN_FILE).columns,
+            str(options.data / data.TRAIN_FILE),
+        )
+    if (sample := options.data / data.SAMPLE_FILE).exists():
+        data.check_sample(sample, queries, model.genes_)  # type: ignore[attr-defined]
+    pairs = data.pairs_of(queries)
+    _say_unknown(pairs, model.cell_types_, model.compounds_)  # type: ignore[attr-defined]
+    out = SUBMISSIONS / f"{_name(options)}_submission.csv"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    data.write_submission(out, queries, model.predict(pairs))
+    print(f"{out} written: {len(queries)} rows")
+
+
+def repro(options: argparse.Namespace) -> None:
+    """Prepare, then train and predict each stage that the wanted one builds on."""
+    prepare(options)
+    for name in ("stage_1", "stage_2") if _name(options) == "stage_2" else (_name(options),):
+        step = argparse.Namespace(**{**vars(options), **({"stage": name} if name in STAGES else {})})
+        train(step)
+        predict(step)
+
+
+def score(options: argparse.Namespace) -> None:
+    """Print the table, write it, draw the picture."""
+    responses, queries = _read(options)
+    how = _how(options)
+    if options.truth:
+        pairs = data.pairs_of(queries)
+        fitted = {name: _trained(options, name, responses, pairs, how) for name in options.methods}
+        table = evaluate.on_truth(responses, data.read_responses(options.truth), fitted)
+    else:
+        table = evaluate.on_folds(responses, options.methods, how)
+    found = evaluate.summary(table)
+    print(evaluate.printed(found))
+    if options.out:
+        write_table(options.out, found)
+    options.picture.parent.mkdir(parents=True, exist_ok=True)
+    plots.by_compound(table, options.methods, options.picture)
+    print(f"{options.picture} written")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse and run."""
+    parser, verbs = common.parsers("challenges.drug_response", __doc__.splitlines()[0], VERBS)
+    for name, verb in verbs.items():
+        verb.add_argument(
+            "--data", type=Path, required=True, metavar="DIR", help="folder with de_train.parquet and id_map.csv"
+        )
+        verb.add_argument("--work", type=Path, default=Path("build/drug_response"), help="where bundles are kept")
+        verb.add_argument("--quick", action="store_true", help="one repeat and half of the epochs, to see it run")
+        if name in ("train", "predict", "repro"):
+            chosen = verb.add_mutually_exclusive_group()
+            chosen.add_argument(
+                "--stage", choices=STAGES, help="simple: one network; stage_1: seven; stage_2: twenty on pseudo-labels"
+            )
+            chosen.add_argument("--model", choices=[model for model in MODELS if model not in STAGES])
+    verbs["evaluate"].add_argument("--methods", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
+    verbs["evaluate"].add_argument("--truth", type=Path, help="answers in the form of de_train.parquet; default: folds")
+    verbs["evaluate"].add_argument(
+        "--out", type=Path, help="csv: method, metric, value, low, high, n, paired difference"
+    )
+    verbs["evaluate"].add_argument("--picture", type=Path, default=Path("build/drug_response/by_compound.png"))
+    options = parser.parse_args(arguments)
+    run = {"prepare": prepare, "train": train, "predict": predict, "repro": repro, "evaluate": score}
+    common.run(run[options.verb], options)
+
+
+def _read(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
+    responses = data.read_responses(options.data / data.TRAIN_FILE)
+    data.check_trainable(responses)
+    queries = data.read_queries(options.data / data.QUERY_FILE)
+    if (sample := options.data / data.SAMPLE_FILE).exists():
+        data.check_sample(sample, queries, responses.columns)
+    return responses, queries
+
+
+def _trained(
+    options: argparse.Namespace, name: str, responses: pd.DataFrame, pairs: pd.MultiIndex, how: Options
+) -> Model:
+    """The bundle of that name if it was trained on these data in this way, else a new one, which is saved."""
+    path, mark = _bundle(options, name), data.fingerprint(responses)
+    if path.exists():
+        model, about = load_model(path)
+        if (about["data"], about["quick"], about["train_seed"]) == (mark, how.quick, how.seed):
+            return model
+    first = _trained(options, "stage_1", responses, pairs, how) if name == "stage_2" else None
+    model = fit_model(name, responses, pairs, how, first)
+    save_model(path, name, model, mark, how)
+    return model
+
+
+def _name(options: argparse.Namespace) -> str:
+    return options.model or options.stage or "simple"
+
+
+def _how(options: argparse.Namespace) -> Options:
+    return Options(options.seed, options.device, options.quick)
+
+
+def _bundle(options: argparse.Namespace, name: str) -> Path:
+    options.work.mkdir(parents=True, exist_ok=True)
+    return options.work / f"{name}.h5"
+
+
+def _say_unknown(pairs: pd.MultiIndex, cell_types: pd.Index, compounds: pd.Index) -> None:
+    for sentence in data.unknown_labels(pairs, cell_types, compounds):
+        print(f"warning: {sentence}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The door: Kaggle's files in, tables with names out, and submissions back.
+
+In: `de_train.parquet` (`cell_type, sm_name`, other columns about the row, then genes), `id_map.csv`, and where present
+`sample_submission.csv`. Out: responses (rows x genes, float32, sorted by cell type and compound, so that the order of
+the file does not matter), queries (rows of `id_map.csv`), and a submission written beside and renamed. Next: `folds`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from helpers import DataError, replacing, some
+
+KEYS = ["cell_type", "sm_name"]
+ABOUT = [*KEYS, "sm_lincs_id", "SMILES", "control"]  # every other column of de_train.parquet is a gene
+TRAIN_FILE, QUERY_FILE, SAMPLE_FILE = "de_train.parquet", "id_map.csv", "sample_submission.csv"
+
+
+def read_responses(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """Responses, rows (`cell_type`, `sm_name`) x genes, float32, sign(logFC) x -log10(p) or a score like it.
+
+    Raises DataError for a missing file or column, genes that are not numbers or come twice, rows that come twice, NaN.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: no such file; put Kaggle's {path.name} there")
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a parquet file, or a broken one ({error})") from error
+    if missing := [name for name in KEYS if name not in table]:
+        raise DataError(f"{path}: no column {some(missing)}")
+    genes = table.columns.difference(ABOUT, sort=False)
+    if genes.empty:
+        raise DataError(f"{path}: no gene columns beside {some(ABOUT)}")
+    if genes.has_duplicates:
+        raise DataError(f"{path}: genes that come twice: {some(genes[genes.duplicated()].unique())}")
+    if texts := [name for name in genes if not pd.api.types.is_numeric_dtype(table[name])]:
+        raise DataError(f"{path}: gene columns that are not numbers: {some(texts)}")
+    labels = _labels(table, path)
+    if labels.has_duplicates:
+        raise DataError(f"{path}: rows that come twice: {some(_pairs(labels[labels.duplicated()].unique()))}")
+    values = table[genes].to_numpy(np.float32)
+    if not np.isfinite(values).all():
+        rows, columns = ~np.isfinite(values).all(axis=1), ~np.isfinite(values).all(axis=0)
+        raise DataError(
+            f"{path}: NaN or infinite targets in rows {some(_pairs(labels[rows]))}, genes {some(genes[columns])}"
+        )
+    return pd.DataFrame(values, labels, genes).sort_index()
+
+
+def read_queries(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """`id_map.csv`: index `id`, columns `cell_type` and `sm_name`, in the file's order.
+
+    Raises DataError for a missing file or column, empty labels, and ids or rows that come twice.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: no such file; it says which rows to predict (id, cell_type, sm_name)")
+    table = pd.read_csv(path, dtype={"cell_type": str, "sm_name": str}, keep_default_na=False)
+    if missing := [name for name in ("id", *KEYS) if name not in table]:
+        raise DataError(f"{path}: no column {some(missing)}")
+    if table.empty:
+        raise DataError(f"{path}: no rows to predict")
+    labels = _labels(table, path)
+    if labels.has_duplicates:
+        raise DataError(f"{path}: rows that come twice: {some(_pairs(labels[labels.duplicated()].unique()))}")
+    if table["id"].duplicated().any():
+        raise DataError(f"{path}: ids that come twice: {some(table['id'][table['id'].duplicated()].unique())}")
+    return table.set_index("id")[KEYS]
+
+
+def pairs_of(queries: pd.DataFrame) -> pd.MultiIndex:
+    """The rows of `queries` as (cell type, compound)."""
+    return pd.MultiIndex.from_frame(queries[KEYS])
+
+
+def unknown_labels(pairs: pd.MultiIndex, cell_types: pd.Index, compounds: pd.Index) -> list[str]:
+    """One sentence for each kind of label that training did not have."""
+    said = []
+    for name, known in (("cell_type", cell_types), ("sm_name", compounds)):
+        unknown = pairs.unique(name).difference(known)
+        if len(unknown):
+            word = "cell types" if name == "cell_type" else "compounds"
+            said.append(
+                f"{len(unknown)} {word} unknown to training, predicted with the mean of the known: {some(unknown)}"
+            )
+    return said
+
+
+def check_trainable(responses: pd.DataFrame) -> None:
+    """Raises DataError where there is nothing to learn a transfer from."""
+    if len(cell_types := responses.index.unique("cell_type")) < 2:
+        raise DataError(
+            f"{TRAIN_FILE}: one cell type only ({some(cell_types)}); a response is carried over from other types"
+        )
+    if responses.index.unique("sm_name").size < 3:
+        raise DataError(f"{TRAIN_FILE}: {responses.index.unique('sm_name').size} compounds; at least 3 are needed")
+
+
+def fingerprint(responses: pd.DataFrame) -> str:
+    """What names this training table: a hash of its rows, genes and values."""
+    digest = hashlib.sha256()
+    for text in (*responses.columns, *_pairs(responses.index)):
+        digest.update(str(text).encode() + b"\0")
+    digest.update(np.ascontiguousarray(responses.to_numpy(np.float32)).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_sample(path: str | os.PathLike[str], queries: pd.DataFrame, genes: pd.Index) -> None:
+    """Raises DataError unless `sample_submission.csv` has the ids of `id_map.csv` and the genes of training.
+
+    Their order may differ: a submission is written in the order of `id_map.csv` and of the training genes.
+    """
+    sample = pd.read_csv(path)
+    if sample.columns[0] != "id":
+        raise DataError(f"{path}: the first column is {sample.columns[0]!r}, not 'id'")
+    for what, theirs, ours in (("genes", sample.columns[1:], genes), ("ids", pd.Index(sample["id"]), queries.index)):
+        if len(odd := theirs.symmetric_difference(ours)):
+            raise DataError(f"{path}: {what} that do not agree with {TRAIN_FILE} and {QUERY_FILE}: {some(odd)}")
+
+
+def write_submission(path: str | os.PathLike[str], queries: pd.DataFrame, prediction: pd.DataFrame) -> None:
+    """Write `id` and the genes in their training order; raises DataError for values that are not finite."""
+    values = prediction.to_numpy()
+    if not np.isfinite(values).all():
+        raise DataError(f"{path}: not written, the prediction holds values that are not finite")
+    with replacing(Path(path)) as temporary:
+        pd.DataFrame(values, pd.Index(queries.index, name="id"), prediction.columns).to_csv(
+            temporary, float_format="%.6g"
+        )
+
+
+def _labels(table: pd.DataFrame, path: Path) -> pd.MultiIndex:
+    labels = table[KEYS].astype(object)
+    empty = labels.isna() | (labels == "")
+    if empty.to_numpy().any():
+        raise DataError(f"{path}: empty labels in column {some(empty.columns[empty.any()])}")
+    return pd.MultiIndex.from_frame(labels.astype(str))
+
+
+def _pairs(labels: pd.MultiIndex) -> list[str]:
+    return [f"{compound} in {cell_type}" for cell_type, compound in labels]

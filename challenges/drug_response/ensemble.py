@@ -1,0 +1,167 @@
+"""A stage: many networks, each several times, as one estimator.
+
+In: responses (and, for stage 2, pseudo-labels). Out: predictions: median over repeats, weighted mean over models, a
+scale tuned in validation, clipped to what training saw of each gene; and a bundle that predicts new rows. Next: `evaluate`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator
+from tqdm.auto import tqdm
+
+from challenges.drug_response.baselines import row_rmse
+from challenges.drug_response.folds import held_out
+from challenges.drug_response.networks import Problem, Spec, apply_network, fit_network
+from helpers import text_size
+
+SCALES = np.round(np.arange(0.3, 1.31, 0.05), 2)
+TUNING_REPEATS = 2  # of each network on each inner fold
+
+
+class Ensemble(BaseEstimator):
+    """The networks of a stage. `scale` multiplies the prediction; None: the best on the inner folds.
+
+    `epoch_share` shortens the training (quick looks). Fitted: `cell_types_`, `compounds_`, `genes_`, `components_`
+    (dims x genes, of the SVD), `networks_` (weights by model and repeat), `scale_`, `lowest_`, `highest_` (per gene).
+    """
+
+    def __init__(
+        self, specs: Sequence[Spec], repeats: int = 10, *, scale: float | None = None, epoch_share: float = 1.0,
+        seed: int = 0, device: str = "cpu",
+    ) -> None:  # fmt: skip
+        self.specs = specs
+        self.repeats = repeats
+        self.scale = scale
+        self.epoch_share = epoch_share
+        self.seed = seed
+        self.device = device
+
+    def fit(self, responses: pd.DataFrame, pseudo: pd.DataFrame | None = None) -> Ensemble:
+        """Train on the rows of `responses`, and on those of `pseudo` (same genes), which count as known."""
+        rows = responses if pseudo is None else pd.concat([responses, pseudo[responses.columns]])
+        self.genes_ = responses.columns
+        self.cell_types_, self.compounds_ = (rows.index.unique(name).sort_values() for name in ("cell_type", "sm_name"))
+        self.lowest_, self.highest_ = responses.to_numpy().min(axis=0), responses.to_numpy().max(axis=0)
+        coordinates, self.components_ = truncated_svd(rows.to_numpy(np.float64), max(spec.n_dim for spec in self.specs))
+        self.problem_ = Problem(*self._codes(rows.index), len(self.cell_types_), len(self.compounds_), coordinates)
+        self.scale_ = self._tuned_scale(responses) if self.scale is None else self.scale
+        self.networks_ = self._fit_all()
+        return self
+
+    def predict(self, pairs: pd.MultiIndex) -> pd.DataFrame:
+        """Responses, pairs x genes, float32."""
+        codes = self._codes(pairs)
+        total = np.zeros((len(pairs), len(self.genes_)))
+        shares = np.array([spec.weight for spec in self.specs]) / sum(spec.weight for spec in self.specs)
+        for i, (spec, share) in enumerate(zip(self.specs, shares, strict=True)):
+            repeats = []
+            for arrays in self.networks_[i]:
+                found = apply_network(spec, self.problem_, arrays, *codes)
+                repeats.append(found @ self.components_[: found.shape[1]])
+            total += share * np.median(repeats, axis=0)
+        values = np.clip(self.scale_ * total, self.lowest_, self.highest_)
+        return pd.DataFrame(values.astype(np.float32), pairs, self.genes_)
+
+    def to_bundle(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Settings and arrays of a bundle."""
+        settings = {"specs": [asdict(spec) for spec in self.specs], "scale": float(self.scale_), "seed": self.seed,
+                    "repeats": self.repeats, "epoch_share": self.epoch_share}  # fmt: skip
+        arrays = {"genes": _texts(self.genes_), "cell_types": _texts(self.cell_types_), "compounds": _texts(self.compounds_),
+                  "components": self.components_, "lowest": self.lowest_, "highest": self.highest_,
+                  "cell_type": self.problem_.cell_type, "compound": self.problem_.compound,
+                  "coordinates": self.problem_.coordinates}  # fmt: skip
+        for spec, repeats in zip(self.specs, self.networks_, strict=True):
+            for repeat, network in enumerate(repeats):
+                arrays |= {f"models/{spec.model}/{repeat}/{name}": array for name, array in network.items()}
+        return settings, arrays
+
+    @classmethod
+    def from_bundle(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Ensemble:
+        """The fitted estimator again."""
+        specs = [Spec(**{**spec, "hidden": tuple(spec["hidden"]), "dropout": tuple(spec["dropout"])})
+                 for spec in settings["specs"]]  # fmt: skip
+        self = cls(specs, settings["repeats"], epoch_share=settings["epoch_share"], seed=settings["seed"])
+        self.scale_ = settings["scale"]
+        self.genes_ = pd.Index(arrays["genes"])
+        self.cell_types_ = pd.Index(arrays["cell_types"], name="cell_type")
+        self.compounds_ = pd.Index(arrays["compounds"], name="sm_name")
+        self.components_, self.lowest_, self.highest_ = (arrays[name] for name in ("components", "lowest", "highest"))
+        self.problem_ = Problem(arrays["cell_type"], arrays["compound"], len(self.cell_types_), len(self.compounds_),
+                                arrays["coordinates"])  # fmt: skip
+        self.networks_ = [
+            [{name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+             for prefix in (f"models/{spec.model}/{repeat}/" for repeat in range(self.repeats))]
+            for spec in specs
+        ]  # fmt: skip
+        return self
+
+    def _codes(self, pairs: pd.MultiIndex) -> tuple[np.ndarray, np.ndarray]:
+        return (self.cell_types_.get_indexer(pairs.get_level_values("cell_type")).astype(np.int64),
+                self.compounds_.get_indexer(pairs.get_level_values("sm_name")).astype(np.int64))  # fmt: skip
+
+    def _tuned_scale(self, responses: pd.DataFrame) -> float:
+        errors = np.zeros(len(SCALES))
+        for _, train, test in held_out(responses, self.seed):
+            inner = Ensemble(self.specs, min(self.repeats, TUNING_REPEATS), scale=1.0, epoch_share=self.epoch_share,
+                             seed=self.seed, device=self.device).fit(train)  # fmt: skip
+            found = inner.predict(test.index)
+            errors += [row_rmse(scale * found, test).mean() for scale in SCALES]
+        return float(SCALES[errors.argmin()]) if errors.any() else 1.0
+
+    def _fit_all(self) -> list[list[dict[str, np.ndarray]]]:
+        """Every repeat of every network, one process a core (a GPU: one after the other); the order does not matter."""
+        specs = [replace(spec, epochs=max(1, round(self.epoch_share * spec.epochs))) for spec in self.specs]
+        tasks = [
+            (spec, self.problem_, self.seed, repeat, self.device) for spec in specs for repeat in range(self.repeats)
+        ]
+        said = (
+            f"Training {len(tasks)} networks on {len(self.problem_.cell_type)} rows, {text_size(self._memory())} each"
+        )
+        if self.device != "cpu" or len(tasks) == 1:
+            fitted = [fit_network(*task) for task in tqdm(tasks, said, unit="network")]
+        else:
+            fitted = list(tqdm(_workers().map(_fit_task, tasks), said, len(tasks), unit="network"))
+        return [fitted[i : i + self.repeats] for i in range(0, len(tasks), self.repeats)]
+
+    def _memory(self) -> float:
+        """Bytes of a network's weights, gradients and moments, and of the rows; torch itself takes 0.3 GB a process."""
+        widths = max(self.specs, key=lambda spec: sum(spec.hidden))
+        sizes = [2 * widths.embedding, *widths.hidden, self.components_.shape[0]]
+        return 16 * sum(a * b for a, b in itertools.pairwise(sizes)) + self.problem_.coordinates.nbytes
+
+
+def truncated_svd(Y: np.ndarray, n_dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates (rows x dims) and components (dims x genes), float32, of the leading singular vectors of `Y`.
+
+    Exact and with fixed signs, from the rows' Gram matrix: there are far fewer rows than genes.
+    """
+    values, U = np.linalg.eigh(Y @ Y.T)
+    keep = np.flatnonzero(values > values[-1] * 1e-10)[::-1][:n_dim]
+    U, sizes = U[:, keep], np.sqrt(values[keep])
+    U *= np.sign(U[np.abs(U).argmax(axis=0), np.arange(U.shape[1])])
+    return (U * sizes).astype(np.float32), (U.T @ Y / sizes[:, None]).astype(np.float32)
+
+
+@cache
+def _workers() -> ProcessPoolExecutor:
+    """One process a core, for the whole command: each takes seconds to start."""
+    return ProcessPoolExecutor(os.cpu_count() or 1, multiprocessing.get_context("spawn"))
+
+
+def _fit_task(task: tuple[Spec, Problem, int, int, str]) -> dict[str, np.ndarray]:
+    return fit_network(*task)
+
+
+def _texts(index: pd.Index) -> np.ndarray:
+    return index.to_numpy().astype(str)

@@ -1,0 +1,260 @@
+"""One network, from labels to the coordinates of a response: training, weights in and out, prediction.
+
+In: a row of `networks.tsv` (the hyper-parameters, published where known) and a `Problem`: codes of the labels, and the
+responses as coordinates in a truncated SVD. Out: weights as arrays. Three kinds: `dense` (3rd place of OP2: learned
+embeddings, dense blocks with batch norm and dropout), `transformer` and `autoencoder` (a student team's entry as it was
+meant: no target in the input, attention over a sequence that describes ONE row, statistics without the row itself).
+Next: `ensemble`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own custom
+
+from challenges.common import load_module, module_arrays, reproducible
+
+TABLE = Path(__file__).with_name("networks.tsv")
+HEADS = 8  # of the transformer, as published
+LATENT_SHARE = 0.5  # of the autoencoder's epochs that its second network gets
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A row of `networks.tsv`. `weight` is the model's share in its stage (they need not add up to 1)."""
+
+    stage: str
+    model: str
+    kind: str
+    weight: float
+    embedding: int
+    hidden: tuple[int, ...]
+    dropout: tuple[float, ...]
+    n_dim: int
+    batch: int
+    learning_rate: float
+    epochs: int
+    loss: str
+
+
+def specs_of(stage: str) -> list[Spec]:
+    """The networks of a stage: `simple`, `stage_1`, `stage_2`, `transformer` or `autoencoder`."""
+    table = pd.read_csv(TABLE, sep="\t", dtype={"model": str, "hidden": str, "dropout": str})
+    rows = table[table["stage"] == stage].drop(columns="source").to_dict("records")
+    return [Spec(**{**row, "hidden": tuple(int(n) for n in row["hidden"].split(",")),
+                    "dropout": tuple(float(n) for n in row["dropout"].split(","))}) for row in rows]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Training rows as numbers: codes of the labels (rows,), how many labels there are, coordinates (rows x dims)."""
+
+    cell_type: np.ndarray
+    compound: np.ndarray
+    n_cell_types: int
+    n_compounds: int
+    coordinates: np.ndarray
+
+
+class LabelEmbedding(nn.Embedding):
+    """An embedding in which the code -1 (a label that training did not have) is the mean of the learned ones."""
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Codes (n,) to vectors (n, width)."""
+        known = self.weight[codes.clamp(min=0)]
+        return torch.where((codes >= 0)[:, None], known, self.weight.mean(0))
+
+
+class Dense(nn.Module):
+    """Embeddings of cell type and compound -> dense blocks -> `n_dim` coordinates."""
+
+    def __init__(self, spec: Spec, problem: Problem, n_out: int) -> None:
+        super().__init__()
+        self.cell_type = LabelEmbedding(problem.n_cell_types, spec.embedding)
+        self.compound = LabelEmbedding(problem.n_compounds, spec.embedding)
+        for table in (self.cell_type, self.compound):
+            nn.init.uniform_(table.weight, -0.05, 0.05)  # what the published models started from
+        widths = [2 * spec.embedding, *spec.hidden]
+        blocks = [
+            nn.Sequential(nn.Linear(n_in, n), nn.BatchNorm1d(n), nn.ReLU(), nn.Dropout(share))
+            for n_in, n, share in zip(widths, widths[1:], spec.dropout, strict=False)
+        ]
+        self.layers = nn.Sequential(*blocks, nn.Linear(widths[-1], n_out))
+
+    def forward(self, cell_type: Tensor, compound: Tensor, own: Tensor | None = None) -> Tensor:
+        """Codes (n,), (n,) to coordinates (n, n_dim)."""
+        return self.layers(torch.cat([self.cell_type(cell_type), self.compound(compound)], dim=1))
+
+
+class Transformer(nn.Module):
+    """Attention over what is known of one row: its labels, its cell type's mean and its compound's mean.
+
+    The means are of the training rows; a training row is taken out of its own (`own`), so no target is in the input.
+    """
+
+    def __init__(self, spec: Spec, problem: Problem, n_out: int) -> None:
+        super().__init__()
+        width = spec.embedding
+        self.cell_type = LabelEmbedding(problem.n_cell_types, width)
+        self.compound = LabelEmbedding(problem.n_compounds, width)
+        coordinates = torch.as_tensor(problem.coordinates[:, :n_out])
+        self.register_buffer("level", coordinates.square().mean().sqrt() + 1e-12)
+        for name, codes, n in (("cell_type", problem.cell_type, problem.n_cell_types),
+                               ("compound", problem.compound, problem.n_compounds)):  # fmt: skip
+            total = torch.zeros(n, n_out).index_add(0, torch.as_tensor(codes), coordinates)
+            self.register_buffer(f"{name}_total", total)
+            self.register_buffer(f"{name}_count", torch.bincount(torch.as_tensor(codes), minlength=n).float())
+        self.from_mean = nn.ModuleList([nn.Linear(n_out, width) for _ in range(2)])
+        self.nothing = nn.Parameter(torch.zeros(2, width))  # in the place of a mean of no rows
+        layer = nn.TransformerEncoderLayer(
+            width, HEADS, 2 * width, spec.dropout[0], "gelu", batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, len(spec.hidden), nn.LayerNorm(width), enable_nested_tensor=False)
+        self.out = nn.Linear(width, n_out)
+
+    def forward(self, cell_type: Tensor, compound: Tensor, own: Tensor | None = None) -> Tensor:
+        """Codes (n,), (n,) and, in training, the rows' own coordinates (n, n_dim) to coordinates (n, n_dim)."""
+        tokens = [self.cell_type(cell_type), self.compound(compound)]
+        for i, (name, codes) in enumerate((("cell_type", cell_type), ("compound", compound))):
+            total, count = getattr(self, f"{name}_total")[codes], getattr(self, f"{name}_count")[codes]
+            if own is not None:
+                total, count = total - own, count - 1
+            known = ((count > 0) & (codes >= 0))[:, None]
+            mean = total / count.clamp(min=1)[:, None] / self.level
+            tokens.append(torch.where(known, self.from_mean[i](mean), self.nothing[i]))
+        return self.out(self.encoder(torch.stack(tokens, dim=1)).mean(dim=1)) * self.level
+
+
+class Autoencoder(nn.Module):
+    """An autoencoder of responses, and a network from the labels to its code; only the latter sees a new row.
+
+    It works on all coordinates of the SVD, which is the same as on all genes (a rotation of the training rows), so no
+    gene can slip out of its column.
+    """
+
+    def __init__(self, spec: Spec, problem: Problem, n_out: int) -> None:
+        super().__init__()
+        coordinates = torch.as_tensor(problem.coordinates[:, :n_out])
+        self.register_buffer("level", coordinates.square().mean().sqrt() + 1e-12)
+        share = spec.dropout[0]
+        self.encode = _chain([n_out, *spec.hidden], share)
+        self.decode = _chain([*reversed(spec.hidden), n_out], share)
+        self.cell_type = LabelEmbedding(problem.n_cell_types, spec.embedding)
+        self.compound = LabelEmbedding(problem.n_compounds, spec.embedding)
+        self.latent = _chain([2 * spec.embedding, *spec.hidden], share)
+
+    def forward(self, cell_type: Tensor, compound: Tensor, own: Tensor | None = None) -> Tensor:
+        """Codes (n,), (n,) to coordinates (n, n_dim)."""
+        labels = torch.cat([self.cell_type(cell_type), self.compound(compound)], dim=1)
+        return self.decode(self.latent(labels)) * self.level
+
+
+KINDS = {"dense": Dense, "transformer": Transformer, "autoencoder": Autoencoder}
+
+
+def _chain(widths: list[int], dropout: float) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for n_in, n in itertools.pairwise(widths):
+        layers += [nn.Linear(n_in, n), nn.ReLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers[:-2])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def fit_network(spec: Spec, problem: Problem, seed: int, repeat: int, device: str) -> dict[str, np.ndarray]:
+    """The weights of one repeat of one network; the same for the same arguments, whatever else runs."""
+    with reproducible(seed, spec.stage, spec.model, repeat) as generator:
+        module = _module(spec, problem).to(device)
+        cell_type, compound = (torch.as_tensor(codes, device=device) for codes in (problem.cell_type, problem.compound))
+        target = torch.as_tensor(problem.coordinates[:, : n_out(spec, problem)], device=device)
+
+        def error(rows: Tensor) -> Tensor:
+            return LOSSES[spec.loss](module(cell_type[rows], compound[rows], target[rows]), target[rows])
+
+        if isinstance(module, Autoencoder):
+            _fit_autoencoder(module, spec, (cell_type, compound), target, generator)
+        else:
+            _optimise(module.parameters(), error, spec, len(target), spec.epochs, generator)
+        return module_arrays(module, "net")
+
+
+def apply_network(
+    spec: Spec, problem: Problem, arrays: dict[str, np.ndarray], cell_type: np.ndarray, compound: np.ndarray
+) -> np.ndarray:
+    """Coordinates (rows x n_dim) of labels by their codes, -1 where unknown."""
+    with reproducible(0, "predict"), torch.no_grad():
+        module = load_module(
+            _module(spec, problem), {name.removeprefix("net/"): array for name, array in arrays.items()}
+        )
+        return module(torch.as_tensor(cell_type), torch.as_tensor(compound)).numpy()
+
+
+def n_out(spec: Spec, problem: Problem) -> int:
+    """How many coordinates the network gives: `n_dim`, or all that the training rows have."""
+    return min(spec.n_dim, problem.coordinates.shape[1])
+
+
+def batches(n_rows: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """The rows of one epoch in random order; a last batch of one, which batch norm cannot use, joins the one before."""
+    order = torch.randperm(n_rows, generator=generator)
+    cuts = list(range(size, n_rows, size))
+    if cuts and n_rows - cuts[-1] == 1:
+        cuts.pop()
+    yield from torch.tensor_split(order, cuts)
+
+
+def _mean_row_rmse(output: Tensor, target: Tensor) -> Tensor:
+    return ((output - target).square().mean(dim=1) + 1e-12).sqrt().mean()
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mae": F.l1_loss, "mrrmse": _mean_row_rmse, "huber": F.huber_loss, "mse": F.mse_loss,
+}  # fmt: skip
+
+
+def _module(spec: Spec, problem: Problem) -> nn.Module:
+    return KINDS[spec.kind](spec, problem, n_out(spec, problem))
+
+
+def _optimise(
+    parameters: Iterable[nn.Parameter], error: Callable[[Tensor], Tensor], spec: Spec, n_rows: int, epochs: int,
+    generator: torch.Generator,
+) -> None:  # fmt: skip
+    optimiser = torch.optim.Adam(parameters, lr=spec.learning_rate, eps=1e-7)  # eps of the published framework
+    for _ in range(epochs):
+        for rows in batches(n_rows, spec.batch, generator):
+            optimiser.zero_grad()
+            error(rows).backward()
+            optimiser.step()
+
+
+def _fit_autoencoder(
+    module: Autoencoder, spec: Spec, labels: tuple[Tensor, Tensor], target: Tensor, generator: torch.Generator
+) -> None:
+    """First responses to themselves, then labels to the codes of the responses; the codes stay as they are."""
+    scaled = target / module.get_buffer("level")
+    _optimise([*module.encode.parameters(), *module.decode.parameters()],
+              lambda rows: F.mse_loss(module.decode(module.encode(scaled[rows])), scaled[rows]),
+              spec, len(target), spec.epochs, generator)  # fmt: skip
+    with torch.no_grad():
+        codes = module.encode.eval()(scaled)
+
+    def error(rows: Tensor) -> Tensor:
+        cell_type, compound = (codes[rows] for codes in labels)
+        return F.mse_loss(
+            module.latent(torch.cat([module.cell_type(cell_type), module.compound(compound)], dim=1)), codes[rows]
+        )
+
+    parameters = [*module.cell_type.parameters(), *module.compound.parameters(), *module.latent.parameters()]
+    _optimise(parameters, error, spec, len(target), round(spec.epochs * LATENT_SHARE), generator)
