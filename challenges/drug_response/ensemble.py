@@ -1,7 +1,8 @@
 """A stage: many networks, each several times, as one estimator.
 
 In: responses (and, for stage 2, pseudo-labels). Out: predictions: median over repeats, weighted mean over models, a
-scale tuned in validation, clipped to what training saw of each gene; and a bundle that predicts new rows. Next: `evaluate`.
+scale tuned in validation, clipped to what training saw of each gene; and a bundle that predicts new rows.
+Next: `evaluate`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tqdm.auto import tqdm
 from challenges.drug_response.baselines import row_rmse
 from challenges.drug_response.folds import held_out
 from challenges.drug_response.networks import Problem, Spec, apply_network, fit_network
-from helpers import text_size
+from helpers import some, text_size
 
 SCALES = np.round(np.arange(0.3, 1.31, 0.05), 2)
 TUNING_REPEATS = 2  # of each network on each inner fold
@@ -77,8 +78,9 @@ class Ensemble(BaseEstimator):
         """Settings and arrays of a bundle."""
         settings = {"specs": [asdict(spec) for spec in self.specs], "scale": float(self.scale_), "seed": self.seed,
                     "repeats": self.repeats, "epoch_share": self.epoch_share}  # fmt: skip
-        arrays = {"genes": _texts(self.genes_), "cell_types": _texts(self.cell_types_), "compounds": _texts(self.compounds_),
-                  "components": self.components_, "lowest": self.lowest_, "highest": self.highest_,
+        arrays = {"genes": _texts(self.genes_), "cell_types": _texts(self.cell_types_),
+                  "compounds": _texts(self.compounds_), "components": self.components_,
+                  "lowest": self.lowest_, "highest": self.highest_,
                   "cell_type": self.problem_.cell_type, "compound": self.problem_.compound,
                   "coordinates": self.problem_.coordinates}  # fmt: skip
         for spec, repeats in zip(self.specs, self.networks_, strict=True):
@@ -125,9 +127,10 @@ class Ensemble(BaseEstimator):
         tasks = [
             (spec, self.problem_, self.seed, repeat, self.device) for spec in specs for repeat in range(self.repeats)
         ]
-        said = (
-            f"Training {len(tasks)} networks on {len(self.problem_.cell_type)} rows, {text_size(self._memory())} each"
-        )
+        n_rows = len(self.problem_.cell_type)
+        if large := [spec.model for spec in specs if spec.batch > n_rows]:
+            print(f"{n_rows} rows, fewer than a batch of {some(large)}: there an epoch is one batch")
+        said = f"Training {len(tasks)} networks on {n_rows} rows, {text_size(self._memory())} each"
         if self.device != "cpu" or len(tasks) == 1:
             fitted = [fit_network(*task) for task in tqdm(tasks, said, unit="network")]
         else:

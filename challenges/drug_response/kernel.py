@@ -6,8 +6,8 @@ Gaussian process with coregionalisation: Bonilla, Chai, Williams, NIPS 2007), so
     K((c, d), (c', d')) = A[c, c'] + B[c, c'] [d = d'] + C[c, c'] S[d, d'] + noise[c] [same row]
 
 A, B and C (cell types x cell types, positive semidefinite) say how much of the mean response, of a compound's own
-effect and of the effect it shares with similar compounds one cell type takes over from another. S compares compounds by their
-denoised effects. Next: `networks`.
+effect and of the effect it shares with similar compounds one cell type takes over from another. S compares compounds
+by their denoised effects. Next: `networks`.
 """
 
 from __future__ import annotations
