@@ -1,0 +1,230 @@
+"""The door: paired `.h5ad` files in, aligned by name; a predicted modality out, block by block.
+
+In: a folder or the common beginning of files: `*train_mod1.h5ad`, `*train_mod2.h5ad`, `*test_mod1.h5ad` and where known
+`*test_mod2.h5ad`, or just two paired files. Out: `Pair`, sparse throughout, and a prediction file that anndata reads.
+Next: `reduce`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from tqdm.auto import tqdm
+
+from helpers import DataError, replacing, some, text_size
+
+MODALITIES = ("GEX", "ATAC", "ADT")
+ALIASES = {"gex": "GEX", "rna": "GEX", "gene expression": "GEX", "atac": "ATAC", "peaks": "ATAC",
+           "adt": "ADT", "prot": "ADT", "protein": "ADT", "antibody capture": "ADT"}  # fmt: skip
+LAYERS = ("normalized", "log_norm")  # in this order, then X
+MOST_PEAKS = 10_000  # as the challenge: of accessibility, the most accessible peaks of training are predicted
+BLOCK = 2_000_000  # values of a prediction in memory
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Cells with both modalities, and cells with the first. AnnData with a CSR float32 `X`, `obs["batch"]` where known.
+
+    `test_target` is None where the answers are not there; `test_source` where no test cells are.
+    """
+
+    mod1: str
+    mod2: str
+    dataset_id: str
+    train_source: ad.AnnData
+    train_target: ad.AnnData
+    test_source: ad.AnnData | None
+    test_target: ad.AnnData | None
+
+
+def read_pair(data: str | os.PathLike[str], mod1: str | None = None, mod2: str | None = None) -> Pair:
+    """Read and check the files of `data`; `mod1` to `mod2` is the direction, by default that of the files.
+
+    Raises DataError for missing or unpaired files, an unknown modality, other cells, other features, NaN.
+    """
+    found = _find(Path(data))
+    train = [_read(found[f"train_{mod}"]) for mod in ("mod1", "mod2")]
+    test = [_read(found[name]) if (name := f"test_{mod}") in found else None for mod in ("mod1", "mod2")]
+    names = [_modality(cells, found[f"train_{mod}"]) for cells, mod in zip(train, ("mod1", "mod2"), strict=True)]
+    names = _named(names, mod1, mod2, found)
+    if (mod1 or names[0], mod2 or names[1]) == (names[1], names[0]):
+        train, test, names = train[::-1], test[::-1], names[::-1]
+    elif (mod1 or names[0], mod2 or names[1]) != (names[0], names[1]):
+        raise DataError(f"{data}: holds {names[0]} and {names[1]}, not {mod1} to {mod2}")
+    source, target = train
+    target = _same_cells(source, target, "the training files")
+    if test[0] is not None:
+        test[0] = same_features(test[0], source.var_names, names[0])
+    if test[1] is not None:
+        test[1] = same_features(test[1], target.var_names, names[1])
+        if test[0] is not None:
+            test[1] = _same_cells(test[0], test[1], "the test files")
+    if names[1] == "ATAC" and target.n_vars > MOST_PEAKS:
+        open_in = np.asarray((target.X > 0).sum(axis=0)).ravel()
+        kept = np.sort(np.argsort(-open_in, kind="stable")[:MOST_PEAKS])
+        print(f"{names[1]}: the {MOST_PEAKS:,} most accessible of {target.n_vars:,} peaks are predicted")
+        target, test[1] = target[:, kept].copy(), test[1][:, kept].copy() if test[1] is not None else None
+    _say_oddities(source, target, names)
+    dataset = next((str(cells.uns["dataset_id"]) for cells in train if "dataset_id" in cells.uns), Path(data).name)
+    return Pair(names[0], names[1], dataset, source, target, test[0], test[1])
+
+
+def same_features(cells: ad.AnnData, features: pd.Index, modality: str) -> ad.AnnData:
+    """The cells with the features of training, in their order. Raises DataError where one is missing."""
+    if len(missing := features.difference(cells.var_names)):
+        raise DataError(f"{modality}: {len(missing)} features of training are missing: {some(missing)}")
+    if len(extra := cells.var_names.difference(features)):
+        print(f"warning: {modality}: {len(extra)} features that training did not have are left out: {some(extra)}")
+    return cells if cells.var_names.equals(features) else cells[:, features].copy()
+
+
+def batches_of(cells: ad.AnnData) -> np.ndarray:
+    """The batch of each cell; one batch where `obs["batch"]` is missing."""
+    if "batch" not in cells.obs:
+        return np.zeros(cells.n_obs, int)
+    return pd.factorize(cells.obs["batch"].astype(str), sort=True)[0]
+
+
+def held_out(pair: Pair, seed: int = 0) -> tuple[list[Pair], str]:
+    """Pairs with known answers, and how they came about: the test files' answers, else whole batches, else cells."""
+    if pair.test_source is not None and pair.test_target is not None:
+        return [pair], f"the {pair.test_source.n_obs} cells of the test files"
+    batch = batches_of(pair.train_source)
+    n_batches = batch.max() + 1
+    if n_batches > 1:
+        fold, how = batch % 4, f"whole batches, in {min(n_batches, 4)} folds"
+    else:
+        generator = np.random.default_rng(seed)
+        fold = np.where(generator.permutation(len(batch)) < len(batch) // 4, 0, -1)
+        how = "a quarter of the cells, drawn at random: there is one batch, so what a new batch costs is not seen"
+    splits = []
+    for i in np.unique(fold[fold >= 0]):
+        source, target = pair.train_source, pair.train_target
+        splits.append(replace(pair, train_source=source[fold != i].copy(), train_target=target[fold != i].copy(),
+                              test_source=source[fold == i].copy(), test_target=target[fold == i].copy()))  # fmt: skip
+    return splits, how
+
+
+def write_prediction(
+    path: str | os.PathLike[str], cells: ad.AnnData, features: pd.Index, block: Callable[[slice], np.ndarray],
+    uns: dict[str, str],
+) -> None:  # fmt: skip
+    """Write `X` and `layers["normalized"]`, cells x features, float32, by blocks of rows; beside, then renamed."""
+    shape = (cells.n_obs, len(features))
+    print(f"{path}: {shape[0]:,} cells x {shape[1]:,} features, {text_size(8 * shape[0] * shape[1])} on disk")
+    with replacing(Path(path)) as temporary:
+        ad.AnnData(obs=cells.obs, var=pd.DataFrame(index=features), uns=dict(uns)).write_h5ad(temporary)
+        with h5py.File(temporary, "a") as file:
+            file.pop("X", None)
+            datasets = [file.create_dataset(name, shape, np.float32) for name in ("X", "layers/normalized")]
+            for dataset in datasets:
+                dataset.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+            step = max(1, BLOCK // max(shape[1], 1))
+            for start in tqdm(range(0, shape[0], step), "Predicting", unit="block"):
+                rows = slice(start, min(start + step, shape[0]))
+                values = block(rows)
+                for dataset in datasets:
+                    dataset[rows] = values
+
+
+def _find(data: Path) -> dict[str, Path]:
+    """train_mod1, train_mod2 and where there are any test_mod1, test_mod2."""
+    folder, start = (data, "") if data.is_dir() else (data.parent, data.name)
+    files = sorted(folder.glob(f"{start}*.h5ad"))
+    if not files:
+        raise DataError(f"{data}: no .h5ad files; give the folder, or the common beginning of the files' names")
+    found: dict[str, Path] = {}
+    for part in ("train_mod1", "train_mod2", "test_mod1", "test_mod2"):
+        if len(these := [path for path in files if path.stem.endswith(part)]) > 1:
+            raise DataError(
+                f"{data}: several data sets: {some(path.name for path in these)}; give the beginning of a name"
+            )
+        found |= {part: these[0]} if these else {}
+    if "train_mod1" in found and "train_mod2" in found:
+        return found
+    if not found and len(files) == 2:
+        return {"train_mod1": files[0], "train_mod2": files[1]}
+    raise DataError(f"{data}: neither *train_mod1.h5ad and *train_mod2.h5ad nor two paired files, but "
+                    f"{some(path.name for path in files)}")  # fmt: skip
+
+
+def _read(path: Path) -> ad.AnnData:
+    """Normalised values as CSR float32 in `X`; everything else that is large is left out."""
+    try:
+        cells = ad.read_h5ad(path)
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"{path}: not an h5ad file, or a broken one ({error})") from error
+    values = next((cells.layers[name] for name in LAYERS if name in cells.layers), cells.X)
+    if values is None:
+        raise DataError(f"{path}: no X, and none of the layers {some(LAYERS)}")
+    values = sp.csr_matrix(values, dtype=np.float32)
+    for what, names in (("cells", cells.obs_names), ("features", cells.var_names)):
+        if names.has_duplicates:
+            raise DataError(f"{path}: {what} that come twice: {some(names[names.duplicated()].unique())}")
+    if not np.isfinite(values.data).all():
+        rows = np.repeat(np.arange(values.shape[0]), np.diff(values.indptr))
+        odd = cells.obs_names[np.unique(rows[~np.isfinite(values.data)])]
+        raise DataError(f"{path}: NaN or infinite values in cells {some(odd)}")
+    kept = cells.obs[[name for name in ("batch",) if name in cells.obs]]
+    uns = {name: cells.uns[name] for name in ("dataset_id",) if name in cells.uns}
+    about = cells.var[[name for name in ("feature_types",) if name in cells.var]]
+    return ad.AnnData(values, obs=kept, var=about, uns=uns)
+
+
+def _modality(cells: ad.AnnData, path: Path) -> str | None:
+    """What the file says of itself: `var["feature_types"]`, or the last word of its name."""
+    if "feature_types" in cells.var:
+        types = cells.var["feature_types"].astype(str).unique()
+        if len(types) > 1:
+            raise DataError(f"{path}: several feature types in one file: {some(types)}; split it by modality")
+        if types[0].lower() not in ALIASES:
+            raise DataError(f"{path}: unknown feature type {types[0]!r}; known: {some(MODALITIES)}")
+        return ALIASES[types[0].lower()]
+    return ALIASES.get(path.stem.lower().rpartition("_")[2])
+
+
+def _named(names: list[str | None], mod1: str | None, mod2: str | None, found: dict[str, Path]) -> list[str]:
+    """Both modalities; what a file does not say is taken from the direction that was asked for."""
+    if names == [None, None]:
+        names = [mod1, mod2]
+    elif None in names:
+        known = names[1] or names[0]
+        other = mod2 if known == mod1 else mod1
+        names = [name or other for name in names]
+    if None in names or names[0] == names[1]:
+        raise DataError(f"{found['train_mod1'].name} and {found['train_mod2'].name}: modalities {names[0]} and {names[1]}; "
+                        "say --mod1 and --mod2, two different ones")  # fmt: skip
+    return [str(name) for name in names]
+
+
+def _same_cells(source: ad.AnnData, target: ad.AnnData, where: str) -> ad.AnnData:
+    """`target` with the cells of `source`, in their order."""
+    if len(odd := source.obs_names.symmetric_difference(target.obs_names)):
+        raise DataError(f"{where}: {len(odd)} cells are in one of the two only, for instance {some(odd, 3)}")
+    if source.obs_names.equals(target.obs_names):
+        return target
+    print(f"{where}: cells stand in another order; aligned by name")
+    return target[source.obs_names].copy()
+
+
+def _say_oddities(source: ad.AnnData, target: ad.AnnData, names: list[str]) -> None:
+    for cells, name in ((source, names[0]), (target, names[1])):
+        empty = np.diff(cells.X.indptr) == 0
+        if empty.any():
+            print(f"warning: {name}: {empty.sum()} empty cells: {some(cells.obs_names[empty], 3)}")
+        highest, lowest = cells.X.max(axis=0).toarray().ravel(), cells.X.min(axis=0).toarray().ravel()
+        if (flat := highest == lowest).any():
+            print(
+                f"warning: {name}: {flat.sum()} constant features, predicted as they are: {some(cells.var_names[flat], 3)}"
+            )
+    n_batches = int(batches_of(source).max()) + 1
+    print(f"{names[0]} to {names[1]}: {source.n_obs:,} training cells in {n_batches} batch{'es' * (n_batches > 1)}, "
+          f"{source.n_vars:,} to {target.n_vars:,} features")  # fmt: skip
