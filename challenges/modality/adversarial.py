@@ -22,7 +22,7 @@ PENALTY = 10.0  # lambda of the gradient penalty
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. `paired_weight` 0 is the source's own design: nothing but the critic ties the output to the cell."""
+    """How to train. `paired_weight` 0 is the source's own design: only the critic ties the output to the cell."""
 
     paired_weight: float = 1.0
     adversarial_weight: float = 0.1
@@ -61,8 +61,10 @@ class Critic(nn.Module):
 
     def __init__(self, n_source: int, n_target: int, width: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(n_source + n_target, width), nn.GELU(), nn.Linear(width, width), nn.GELU(),
-                                    nn.Linear(width, 1))  # fmt: skip
+        widths = n_source + n_target, width, width
+        self.layers = nn.Sequential(
+            nn.Linear(*widths[:2]), nn.GELU(), nn.Linear(*widths[1:]), nn.GELU(), nn.Linear(width, 1)
+        )
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """The score of each pair."""

@@ -44,6 +44,20 @@ class Pair:
     test_source: ad.AnnData | None
     test_target: ad.AnnData | None
 
+    @property
+    def asked(self) -> ad.AnnData:
+        """The cells to predict. Raises DataError where there are none."""
+        if self.test_source is None:
+            raise DataError(f"{self.dataset_id}: no *test_mod1.h5ad, so there are no cells to predict")
+        return self.test_source
+
+    @property
+    def answers(self) -> ad.AnnData:
+        """The second modality of those cells. Raises DataError where it is not known."""
+        if self.test_target is None:
+            raise DataError(f"{self.dataset_id}: no *test_mod2.h5ad, so predictions cannot be scored")
+        return self.test_target
+
 
 def read_pair(data: str | os.PathLike[str], mod1: str | None = None, mod2: str | None = None) -> Pair:
     """Read and check the files of `data`; `mod1` to `mod2` is the direction, by default that of the files.
@@ -53,8 +67,8 @@ def read_pair(data: str | os.PathLike[str], mod1: str | None = None, mod2: str |
     found = _find(Path(data))
     train = [_read(found[f"train_{mod}"]) for mod in ("mod1", "mod2")]
     test = [_read(found[name]) if (name := f"test_{mod}") in found else None for mod in ("mod1", "mod2")]
-    names = [_modality(cells, found[f"train_{mod}"]) for cells, mod in zip(train, ("mod1", "mod2"), strict=True)]
-    names = _named(names, mod1, mod2, found)
+    said = [_modality(cells, found[f"train_{mod}"]) for cells, mod in zip(train, ("mod1", "mod2"), strict=True)]
+    names = _named(said, mod1, mod2, found)
     if (mod1 or names[0], mod2 or names[1]) == (names[1], names[0]):
         train, test, names = train[::-1], test[::-1], names[::-1]
     elif (mod1 or names[0], mod2 or names[1]) != (names[0], names[1]):
@@ -200,7 +214,8 @@ def _named(names: list[str | None], mod1: str | None, mod2: str | None, found: d
         other = mod2 if known == mod1 else mod1
         names = [name or other for name in names]
     if None in names or names[0] == names[1]:
-        raise DataError(f"{found['train_mod1'].name} and {found['train_mod2'].name}: modalities {names[0]} and {names[1]}; "
+        files = some(found[f"train_{mod}"].name for mod in ("mod1", "mod2"))
+        raise DataError(f"{files}: modalities {names[0]} and {names[1]}; "
                         "say --mod1 and --mod2, two different ones")  # fmt: skip
     return [str(name) for name in names]
 
@@ -222,9 +237,7 @@ def _say_oddities(source: ad.AnnData, target: ad.AnnData, names: list[str]) -> N
             print(f"warning: {name}: {empty.sum()} empty cells: {some(cells.obs_names[empty], 3)}")
         highest, lowest = cells.X.max(axis=0).toarray().ravel(), cells.X.min(axis=0).toarray().ravel()
         if (flat := highest == lowest).any():
-            print(
-                f"warning: {name}: {flat.sum()} constant features, predicted as they are: {some(cells.var_names[flat], 3)}"
-            )
+            print(f"warning: {name}: {flat.sum()} constant features: {some(cells.var_names[flat], 3)}")
     n_batches = int(batches_of(source).max()) + 1
     print(f"{names[0]} to {names[1]}: {source.n_obs:,} training cells in {n_batches} batch{'es' * (n_batches > 1)}, "
           f"{source.n_vars:,} to {target.n_vars:,} features")  # fmt: skip

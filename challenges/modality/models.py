@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -154,8 +154,8 @@ class ReducedModel(BaseEstimator):
 
     def save(self, path: str | os.PathLike[str], about: dict[str, Any], names: dict[str, pd.Index]) -> None:
         """Write the bundle: reductions, map, what `about` says, and the feature names."""
-        settings = {"name": self.name, "accessibility": self.accessibility, "seed": self.seed, "value": float(self.value_),
-                    "shrink": float(self.shrink_), "recipe": asdict(Recipe()), "about": about}  # fmt: skip
+        settings = {"name": self.name, "accessibility": self.accessibility, "seed": self.seed,
+                    "value": float(self.value_), "shrink": float(self.shrink_), "about": about}  # fmt: skip
         arrays = {**self.source_.arrays("source"), **self.target_.arrays("target"),
                   **{f"map/{name}": array for name, array in self.arrays_.items()},
                   **{f"names/{name}": index.to_numpy().astype(str) for name, index in names.items()}}  # fmt: skip
