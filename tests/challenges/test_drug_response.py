@@ -172,6 +172,14 @@ def test_full_rank_denoising_changes_nothing(table):
     assert np.linalg.matrix_rank(baselines.denoised_effects(train, 2), tol=1e-4) == 2
 
 
+def test_a_sparse_type_with_other_compounds_leaves_some_known(table):
+    train, _ = table
+    names = train.index.get_level_values(1)
+    foreign = train.rename(index=lambda name: f"X{name[1:]}", level=1)[train.index.get_level_values(0) == "B cells"]
+    for cell_type, inner, _ in folds.held_out(pd.concat([train[names >= "D04"], foreign]).sort_index()):
+        assert len(inner.xs(cell_type)) == 2
+
+
 # Models
 
 
@@ -199,7 +207,7 @@ def test_the_process_learns_which_cell_type_takes_over_more(table):
 def test_a_network_learns_more_than_the_cell_types_mean(table, stage):
     train, test = table
     spec = networks.specs_of(stage)[0]
-    small = replace(spec, hidden=tuple(min(n, 48) for n in spec.hidden), epochs=80, n_dim=12, batch=16)
+    small = replace(spec, hidden=tuple(min(n, 48) for n in spec.hidden), embedding=16, epochs=60, n_dim=12, batch=16)
     found = Ensemble([small], 2, scale=1.0).fit(train).predict(test.index)
     assert rmse(found, test) < rmse(baselines.MeanOf("cell_type").fit(train).predict(test.index), test)
 
@@ -292,10 +300,18 @@ def test_the_scale_is_tuned_where_answers_are_too_large(table):
 def test_published_hyper_parameters_are_read_whole():
     assert [len(networks.specs_of(stage)) for stage in models.STAGES] == [1, 7, 20]
     seven = networks.specs_of("simple")[0]
-    assert (seven.hidden, seven.dropout) == ((712, 400, 232, 216), (0.49, 0.03, 0.11, 0.02))
-    assert (seven.embedding, seven.n_dim, seven.batch, seven.learning_rate, seven.epochs) == (48, 100, 128, 0.0055, 141)
-    shares = [spec.weight for spec in networks.specs_of("stage_1")]
+    assert (seven.hidden, seven.dropout) == ((712, 400, 232, 216), (0.4904, 0.032372, 0.111383, 0.019885))
+    assert (seven.embedding, seven.n_dim, seven.batch, seven.learning_rate, seven.epochs) == (
+        48, 100, 128, 0.00553, 141,
+    )  # fmt: skip
+    shares = [round(spec.weight, 3) for spec in networks.specs_of("stage_1")]
     assert shares == [0.152, 0.715, 0.755, 0.058, 0.96, 0.497, 0.988]
+    twenty = networks.specs_of("stage_2")
+    assert {spec.epochs for spec in twenty} == {200}
+    assert (min(spec.n_dim for spec in twenty), max(spec.n_dim for spec in twenty)) == (50, 246)
+    assert [spec.loss for spec in twenty] == ["mae"] * 8 + ["mrrmse"] * 12
+    for spec in (*twenty, *networks.specs_of("stage_1")):
+        assert len(spec.hidden) == len(spec.dropout)
 
 
 # Evaluation and command line
@@ -331,14 +347,90 @@ def test_train_predict_evaluate_from_the_command_line(files, table, capsys):
     written = pd.read_csv(files / "submissions/kernel_submission.csv")
     assert list(written.columns) == ["id", *GENES]
     np.testing.assert_allclose(written[GENES], ResponseProcess().fit(train.sort_index()).predict(test.index), atol=1e-3)
-    run("evaluate", "--data", files, "--truth", files / "de_test.parquet", "--methods", "kernel", "--out", "table.csv")
+    run("evaluate", "--data", files, "--truth", files / "de_test.parquet", "--model", "kernel", "--out", "table.csv")
     found = pd.read_csv("table.csv")
     assert list(found.columns[:6]) == ["method", "metric", "value", "low", "high", "n"]
     assert set(found["method"]) == {*models.BASELINES, "kernel"}
     assert (found["n"] == len(test)).all()
     assert (files / "build/drug_response/by_compound.png").stat().st_size > 10_000
-    run("evaluate", "--data", files, "--methods", "kernel", "--out", "folds.csv")
+    run("evaluate", "--data", files, "--model", "kernel", "--out", "folds.csv")
     assert (pd.read_csv("folds.csv")["n"] == 20).all()
+
+
+@pytest.fixture
+def small_table(tmp_path, monkeypatch):
+    """The table of hyper-parameters, with small networks."""
+    table = pd.read_csv(networks.TABLE, sep="\t")
+    dense = table["kind"] == "dense"
+    table.loc[dense, ["hidden", "dropout", "embedding", "n_dim", "epochs"]] = ["8,8", "0.1,0.1", 4, 10, 6]
+    table.loc[~dense, ["hidden", "embedding", "n_dim", "epochs"]] = ["16,8", 16, 10, 4]
+    table.to_csv(tmp_path / "networks.tsv", sep="\t", index=False)
+    monkeypatch.setattr(networks, "TABLE", tmp_path / "networks.tsv")
+    return tmp_path / "networks.tsv"
+
+
+def test_repro_chains_both_stages_and_is_the_same_twice(files, small_table, capsys):
+    (files / data.SAMPLE_FILE).write_text((files / data.QUERY_FILE).read_text())
+    with pytest.raises(SystemExit, match=r"sample_submission.csv: genes that do not agree"):
+        run("repro", "--data", files, "--stage", "stage_2", "--quick")
+    (files / data.SAMPLE_FILE).unlink()
+    written = []
+    for _ in range(2):
+        run("repro", "--data", files, "--stage", "stage_2", "--quick")
+        written.append([(files / f"submissions/{stage}_submission.csv").read_bytes() for stage in models.STAGES[1:]])
+    assert written[0] == written[1]
+    assert written[0][0] != written[0][1]
+    assert "stage_2: 20 x 1 networks, 3 epochs each" in capsys.readouterr().out
+    second, about = models.load_model(files / "build/drug_response/stage_2.h5")
+    assert (second.scale_, about["quick"], len(second.networks_)) == (1.0, True, 20)
+    queries = data.read_queries(files / data.QUERY_FILE)
+    found = pd.read_csv(files / "submissions/stage_2_submission.csv", index_col="id")
+    np.testing.assert_allclose(second.predict(data.pairs_of(queries)), found, atol=1e-3)
+    with pytest.raises(SystemExit, match=r"stage_1.h5: trained with --quick, unlike stage_2 now"):
+        run("train", "--data", files, "--stage", "stage_2")
+
+
+def test_evaluate_trains_again_when_hyper_parameters_changed(files, small_table):
+    arguments = ("evaluate", "--data", files, "--truth", files / "de_test.parquet", "--stage", "simple", "--quick")
+    times = []
+    for learning_rate in (None, None, 0.001):
+        if learning_rate is not None:
+            table = pd.read_csv(small_table, sep="\t").assign(learning_rate=learning_rate)
+            table.to_csv(small_table, sep="\t", index=False)
+        run(*arguments)
+        times.append((files / "build/drug_response/simple.h5").stat().st_mtime_ns)
+    assert times[0] == times[1] < times[2]
+
+
+def test_every_model_is_scored_beside_every_baseline(files, table, small_table):
+    run("evaluate", "--data", files, "--truth", files / "de_test.parquet", "--quick", "--out", "table.csv")
+    found = pd.read_csv("table.csv")
+    assert set(found["method"]) == {*models.BASELINES, *models.MODELS}
+    assert found[["value", "low", "high", "difference", "win_rate"]].notna().all(axis=None)
+
+
+def test_answers_that_do_not_fit_are_refused(files, table):
+    train, test = table
+    with pytest.raises(DataError, match=r"genes that do not agree .* G4"):
+        evaluate.on_truth(train, test.drop(columns="G4"), {})
+    with pytest.raises(DataError, match=r"rows that are in de_train.parquet too: D00 in B cells"):
+        evaluate.on_truth(train, pd.concat([test, train.iloc[:1]]), {})
+
+
+def test_fewer_rows_than_a_batch_are_said_and_a_last_batch_of_one_trains(table, capsys):
+    train, test = table
+    spec = tiny_specs(n=1)[0]
+    model = Ensemble([replace(spec, batch=999)], 1, scale=1.0).fit(train)
+    assert "52 rows, fewer than a batch of 1" in capsys.readouterr().out
+    assert np.isfinite(model.predict(test.index)).all(axis=None)
+    Ensemble([replace(spec, batch=len(train) - 1)], 1, scale=1.0).fit(train)
+
+
+def test_n_dim_is_cut_to_what_the_rows_have(table):
+    train, _ = table
+    few = train[train.index.get_level_values(1) < "D03"]
+    model = Ensemble([replace(tiny_specs(n=1)[0], n_dim=500)], 1, scale=1.0).fit(few)
+    assert model.components_.shape == (9, len(GENES))
 
 
 def test_unknown_labels_get_the_mean_and_are_named(files, capsys):

@@ -1,0 +1,148 @@
+"""The three networks: conditional generator, class discriminator, adversarial discriminator.
+
+In: noise, label weights (cells x types, rows sum to 1; a mixture is any such row), levels of the conditions (cells x
+levels, 0 or 1) and library sizes (cells). Out: cells with exact zeros and a gradient, logits of the type, and the
+critic's score. Next: `gan`, which trains them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from challenges.synthesis.start import Start  # noqa: TC001 - names a type, as elsewhere
+
+HIDDEN = 128
+EXTRA_NOISE = 16  # dimensions beside the loadings', for what the start did not see
+LEAST, MOST = -15.0, 20.0  # log rates
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A batch from the generator, all cells x genes: values, probability that one is above 0, expected values."""
+
+    cells: torch.Tensor
+    open_share: torch.Tensor
+    mean: torch.Tensor
+
+
+class ConditionalGenerator(nn.Module):
+    """Library size x share of each gene, then a hurdle: a gate that opens, and the value behind it.
+
+    Noise is modulated by its type, z' = mean + noise * deviation (types x noise dimensions), and moves the log rates by
+    linear loadings and a small network. The gate opens with probability 1 - exp(-rate * exp(offset)), with an offset by
+    type and gene: at 0, the zeros of a Poisson count. Behind it, a count >= 1 (zero-truncated Poisson), or the rate
+    itself where the data hold no counts. Forward draws whole counts and exact zeros; backward passes straight through
+    to the probability of the gate and the mean behind it (Bengio et al. 2013).
+    """
+
+    def __init__(self, start: Start, *, counting: bool) -> None:
+        super().__init__()
+        (n_types, n_genes), known = start.log_rates.shape, len(start.loadings)
+        self.counting, self.n_noise = counting, known + EXTRA_NOISE
+        self.baseline = _parameter(start.log_rates)
+        self.levels = _parameter(start.level_rates)
+        self.loadings = nn.Parameter(torch.zeros(self.n_noise, n_genes))
+        self.mean = nn.Parameter(torch.zeros(n_types, self.n_noise))
+        self.deviation = nn.Parameter(torch.ones(n_types, self.n_noise))
+        self.own_sd = _parameter(start.own_sd)
+        self.offset = nn.Parameter(torch.zeros(n_types, n_genes))
+        self.lift = nn.Parameter(torch.zeros(n_genes))
+        self.residual = nn.Sequential(
+            nn.Linear(self.n_noise + n_types, HIDDEN), nn.LayerNorm(HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, n_genes)
+        )
+        with torch.no_grad():
+            self.loadings[:known] = torch.as_tensor(start.loadings)
+            self.deviation[:, :known] = torch.as_tensor(start.deviations)
+            for parameter in self.residual[3].parameters():
+                parameter.zero_()
+
+    def log_rates(
+        self, noise: torch.Tensor, weights: torch.Tensor, levels: torch.Tensor, library: torch.Tensor
+    ) -> torch.Tensor:
+        """Log expected counts (cells x genes), without each gene's own variation."""
+        modulated = weights @ self.mean + noise * (weights @ self.deviation)
+        moved = modulated @ self.loadings + self.residual(torch.cat([modulated, weights], dim=1))
+        shares = torch.log_softmax(weights @ self.baseline + levels @ self.levels + moved, dim=1)
+        return shares + self.lift + library.log()[:, None]
+
+    def forward(self, noise: torch.Tensor, weights: torch.Tensor, levels: torch.Tensor, library: torch.Tensor) -> Drawn:
+        """Draw cells; `noise` is cells x n_noise, standard normal."""
+        own = self.own_sd * torch.randn(len(noise), self.baseline.shape[1], device=noise.device)
+        log_rate = (self.log_rates(noise, weights, levels, library) + own - self.own_sd**2 / 2).clamp(LEAST, MOST)
+        rate = log_rate.exp()
+        open_share = -torch.expm1(-(log_rate + weights @ self.offset).clamp(LEAST, MOST).exp())
+        gate = open_share + (torch.bernoulli(open_share.detach()) - open_share).detach()
+        behind = rate / -torch.expm1(-rate) if self.counting else rate  # its mean
+        mean = open_share * behind
+        if self.counting:
+            behind = behind + (_truncated_poisson(rate.detach()) - behind).detach()
+        return Drawn(gate * behind, open_share, mean)
+
+    @torch.no_grad()
+    def draw(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Cells x genes alone, whole counts where the data hold counts."""
+        cells = self(*inputs).cells
+        return cells.round() if self.counting else cells
+
+
+def _parameter(values: object) -> nn.Parameter:
+    return nn.Parameter(torch.as_tensor(values, dtype=torch.float32).clone())
+
+
+def _truncated_poisson(rate: torch.Tensor) -> torch.Tensor:
+    """Poisson counts given that they are not 0: a first arrival within the interval, and those after it."""
+    first = -torch.log1p(torch.rand_like(rate) * torch.expm1(-rate))
+    return 1 + torch.poisson((rate - first).clamp_min(0.0))
+
+
+class ClassDiscriminator(nn.Module):
+    """Logits of the type (cells x types), for a cross-entropy: no softmax here, no batch norm anywhere."""
+
+    def __init__(self, n_genes: int, n_types: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(n_genes, HIDDEN), nn.LayerNorm(HIDDEN), nn.ReLU(), nn.Dropout(0.2), nn.Linear(HIDDEN, n_types)
+        )
+
+    def forward(self, cells: torch.Tensor) -> torch.Tensor:
+        """Take scaled cells x genes."""
+        return self.layers(cells)
+
+
+class AdversarialDiscriminator(nn.Module):
+    """Wasserstein critic: one score a cell, conditioned by projection (Miyato and Koyama 2018).
+
+    No batch norm: the gradient penalty is of single cells, and a batch of one works.
+    """
+
+    def __init__(self, n_genes: int, n_conditions: int) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Linear(n_genes, 2 * HIDDEN), nn.LeakyReLU(0.2), nn.Linear(2 * HIDDEN, HIDDEN), nn.LeakyReLU(0.2)
+        )
+        self.score = nn.Linear(HIDDEN, 1)
+        self.conditions = nn.Parameter(0.02 * torch.randn(n_conditions, HIDDEN))
+
+    def forward(self, cells: torch.Tensor, conditions: torch.Tensor) -> torch.Tensor:
+        """Take scaled cells x genes and cells x (types + levels)."""
+        features = self.trunk(cells)
+        return self.score(features).squeeze(1) + (features * (conditions @ self.conditions)).sum(dim=1)
+
+
+def gradient_penalty(
+    critic: AdversarialDiscriminator, real: torch.Tensor, fake: torch.Tensor, conditions: torch.Tensor
+) -> torch.Tensor:
+    """Mean squared distance to 1 of the critic's slope between real and fake cells (Gulrajani et al. 2017)."""
+    share = torch.rand(len(real), 1, device=real.device)
+    between = (share * real + (1 - share) * fake).detach().requires_grad_()
+    (slope,) = torch.autograd.grad(critic(between, conditions).sum(), between, create_graph=True)
+    return ((slope.norm(dim=1) - 1) ** 2).mean()
+
+
+def soft_cross_entropy(logits: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy (cells) against label weights; for one-hot weights the usual one."""
+    return -(weights * functional.log_softmax(logits, dim=1)).sum(dim=1)

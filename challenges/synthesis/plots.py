@@ -1,0 +1,115 @@
+"""Pictures of real and synthetic cells.
+
+In: held-out real cells, and the cells of other generators with the same labels. Out: matplotlib figures: joint
+principal components, mean and variance, zero rates, the last one by type as well. The independent genes are drawn
+beside the GAN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.decomposition import PCA
+
+from challenges.synthesis.data import Cells  # noqa: TC001 - names a type, as elsewhere
+from challenges.synthesis.evaluate import GAN, INDEPENDENT, REAL, analysis
+
+COLOURS = {GAN: "#2b6cb0", INDEPENDENT: "#dd6b20", REAL: "#718096"}
+MOST_TYPES = 12  # panels of the picture by type: the most frequent
+
+
+def joint_pca(sets: Mapping[str, Cells]) -> Figure:
+    """Real cells and each synthetic set on the principal components of all together, coloured by type."""
+    values = {name: analysis(cells) for name, cells in sets.items()}
+    plane = PCA(2, svd_solver="full").fit(np.concatenate([*values.values()]))
+    types = list(pd.Series(next(iter(sets.values())).labels).value_counts().index)
+    colours = plt.colormaps["tab20"](np.arange(len(types)) % 20)
+    figure, axes = plt.subplots(1, len(sets), figsize=(4.2 * len(sets) + 2.2, 4.4), sharex=True, sharey=True,
+                                layout="constrained", squeeze=False)  # fmt: skip
+    for axis, (name, cells) in zip(axes[0], sets.items(), strict=True):
+        points = plane.transform(values[name])
+        for label, colour in zip(types, colours, strict=True):
+            axis.scatter(*points[cells.labels == label].T, s=9, color=colour, label=label, rasterized=True)
+        axis.set(title=f"{name} (n = {len(cells):,})", xlabel=_component(plane, 0))
+    axes[0, 0].set_ylabel(_component(plane, 1))
+    if len(types) <= 25:
+        axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=1.5)
+    return figure
+
+
+def _component(plane: PCA, i: int) -> str:
+    return f"principal component {i + 1} ({plane.explained_variance_ratio_[i]:.0%} of variance)"
+
+
+def moments(sets: Mapping[str, Cells]) -> Figure:
+    """Mean against variance, then zero rate and mean of each gene against the held-out real cells'."""
+    values = {name: analysis(cells) for name, cells in sets.items()}
+    real = values.pop(REAL)
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+    for name, cells in {REAL: real, **values}.items():
+        shown = cells.mean(axis=0) > 0
+        axes[0].scatter(cells.mean(axis=0)[shown], cells.var(axis=0)[shown], s=6, color=COLOURS[name], alpha=0.6,
+                        label=name, rasterized=True)  # fmt: skip
+    for name, cells in values.items():
+        _against(axes[1], (real == 0).mean(axis=0), (cells == 0).mean(axis=0), name)
+        _against(axes[2], real.mean(axis=0), cells.mean(axis=0), name)
+    axes[0].set(xscale="log", yscale="log", xlabel="mean of a gene (log units)", ylabel="its variance (log units²)",
+                title="Mean and variance")  # fmt: skip
+    axes[1].set(xlabel="zero rate of a gene in held-out real cells", ylabel="in synthetic cells", title="Zero rate")
+    axes[2].set(xlabel="mean of a gene in held-out real cells (log units)", ylabel="in synthetic cells", title="Mean")
+    for axis in axes:
+        axis.legend(fontsize=8)
+    return figure
+
+
+def zero_rates_by_type(sets: Mapping[str, Cells]) -> Figure:
+    """Zero rate of each gene, a panel a type: synthetic against held-out real cells."""
+    real = sets[REAL]
+    types = list(pd.Series(real.labels).value_counts().index[:MOST_TYPES])
+    columns = min(4, len(types))
+    rows = -(-len(types) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns, 3.0 * rows), sharex=True, sharey=True,
+                                layout="constrained", squeeze=False)  # fmt: skip
+    for axis, label in zip(axes.ravel(), types, strict=False):
+        for name in (INDEPENDENT, GAN):
+            parts = [1 - cells.counts[cells.labels == label].getnnz(axis=0) / max((cells.labels == label).sum(), 1)
+                     for cells in (real, sets[name])]  # fmt: skip
+            _against(axis, parts[0], parts[1], name)
+        axis.set_title(f"{label} (n = {(real.labels == label).sum()})", fontsize=9)
+    for axis in axes.ravel()[len(types) :]:
+        axis.set_visible(False)
+    axes[0, 0].legend(fontsize=7)
+    figure.supxlabel("zero rate of a gene in held-out real cells of the type")
+    figure.supylabel("zero rate in synthetic cells of the type")
+    return figure
+
+
+def mixing_path(positions: pd.DataFrame, ends: tuple[str, str], title: str) -> Figure:
+    """Mixtures on the axis that separates two types: `positions` has `share`, `mean`, `low` and `high` (quartiles)."""
+    figure, axis = plt.subplots(figsize=(5.6, 4.0), layout="constrained")
+    axis.fill_between(positions["share"], positions["low"], positions["high"], color=COLOURS[GAN], alpha=0.2,
+                      label="quartiles of the cells")  # fmt: skip
+    axis.plot(positions["share"], positions["mean"], "o-", color=COLOURS[GAN], label="mean of the synthetic cells")
+    for level, label in zip((0, 1), ends, strict=True):
+        axis.axhline(level, color=COLOURS[REAL], ls="--", lw=1)
+        axis.text(0.5, level, f"real {label}", va="bottom", ha="center", fontsize=8)
+    axis.set(
+        xlabel=f"share of {ends[1]} in the label",
+        ylabel="position between the real types' means\n(0 and 1)",
+        title=title,
+    )
+    axis.legend(fontsize=8)
+    return figure
+
+
+def _against(axis: Axes, x: np.ndarray, y: np.ndarray, name: str) -> None:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        label = f"{name}: r = {np.corrcoef(x, y)[0, 1]:.3f}"
+    axis.scatter(x, y, s=5, color=COLOURS[name], alpha=0.5, label=label, rasterized=True)
+    ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+    axis.plot(ends, ends, color="black", lw=0.8, ls=":")
