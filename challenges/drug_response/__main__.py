@@ -22,7 +22,9 @@ from challenges.drug_response.models import (
     check_genes,
     fit_model,
     load_model,
+    made_as,
     save_model,
+    what_it_takes,
 )  # fmt: skip
 from helpers import DataError
 from workbench.tables import write_table
@@ -34,6 +36,7 @@ VERBS = {
     "repro": "everything a stage needs, from the files to its submission",
     "evaluate": "score models beside the baselines, on folds or on known answers",
 }
+PEERS = [name for name in MODELS if name not in STAGES]
 SUBMISSIONS = Path("submissions")
 
 
@@ -47,6 +50,9 @@ def prepare(options: argparse.Namespace) -> None:
     print(f"{len(queries)} rows to predict: "
           + ", ".join(f"{name} {n}" for name, n in queries["cell_type"].value_counts().items()))  # fmt: skip
     _say_unknown(data.pairs_of(queries), responses.index.unique("cell_type"), responses.index.unique("sm_name"))
+    stages = ("stage_1", "stage_2") if _name(options) == "stage_2" else (_name(options),)
+    for name in stages:
+        print(f"{name}: {what_it_takes(name, _how(options))}")
 
 
 def train(options: argparse.Namespace) -> None:
@@ -60,8 +66,13 @@ def train(options: argparse.Namespace) -> None:
             raise DataError(
                 f"{_bundle(options, 'stage_1')}: trained on other data than {options.data}; train stage_1 again"
             )
+        if about["quick"] != how.quick:
+            raise DataError(
+                f"{_bundle(options, 'stage_1')}: trained with{'' if about['quick'] else 'out'} --quick, "
+                "unlike stage_2 now; train stage_1 again"
+            )
     model = fit_model(name, responses, data.pairs_of(queries), how, first)
-    save_model(_bundle(options, name), name, model, data.fingerprint(responses), how)
+    save_model(_bundle(options, name), name, model, _mark(name, responses, queries), how)
     print(f"{_bundle(options, name)} written")
 
 
@@ -100,18 +111,18 @@ def score(options: argparse.Namespace) -> None:
     """Print the table, write it, draw the picture."""
     responses, queries = _read(options)
     how = _how(options)
+    chosen = [name for name in MODELS if name in (*options.stage, *options.model)] or list(MODELS)
     if options.truth:
-        pairs = data.pairs_of(queries)
-        fitted = {name: _trained(options, name, responses, pairs, how) for name in options.methods}
+        fitted = {name: _trained(options, name, responses, queries, how) for name in chosen}
         table = evaluate.on_truth(responses, data.read_responses(options.truth), fitted)
     else:
-        table = evaluate.on_folds(responses, options.methods, how)
+        table = evaluate.on_folds(responses, chosen, how)
     found = evaluate.summary(table)
     print(evaluate.printed(found))
     if options.out:
         write_table(options.out, found)
     options.picture.parent.mkdir(parents=True, exist_ok=True)
-    plots.by_compound(table, options.methods, options.picture)
+    plots.by_compound(table, chosen, options.picture)
     print(f"{options.picture} written")
 
 
@@ -124,13 +135,14 @@ def main(arguments: list[str] | None = None) -> None:
         )
         verb.add_argument("--work", type=Path, default=Path("build/drug_response"), help="where bundles are kept")
         verb.add_argument("--quick", action="store_true", help="one repeat and half of the epochs, to see it run")
-        if name in ("train", "predict", "repro"):
+        stage_help = "simple: one network; stage_1: seven; stage_2: twenty on pseudo-labels"
+        if name == "evaluate":
+            verb.add_argument("--stage", choices=STAGES, nargs="+", default=[], help=stage_help)
+            verb.add_argument("--model", choices=PEERS, nargs="+", default=[], help="default: all stages and models")
+        else:
             chosen = verb.add_mutually_exclusive_group()
-            chosen.add_argument(
-                "--stage", choices=STAGES, help="simple: one network; stage_1: seven; stage_2: twenty on pseudo-labels"
-            )
-            chosen.add_argument("--model", choices=[model for model in MODELS if model not in STAGES])
-    verbs["evaluate"].add_argument("--methods", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
+            chosen.add_argument("--stage", choices=STAGES, help=f"{stage_help}; default simple")
+            chosen.add_argument("--model", choices=PEERS, help="a peer instead of a stage")
     verbs["evaluate"].add_argument("--truth", type=Path, help="answers in the form of de_train.parquet; default: folds")
     verbs["evaluate"].add_argument(
         "--out", type=Path, help="csv: method, metric, value, low, high, n, paired difference"
@@ -151,18 +163,23 @@ def _read(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _trained(
-    options: argparse.Namespace, name: str, responses: pd.DataFrame, pairs: pd.MultiIndex, how: Options
+    options: argparse.Namespace, name: str, responses: pd.DataFrame, queries: pd.DataFrame, how: Options
 ) -> Model:
     """The bundle of that name if it was trained on these data in this way, else a new one, which is saved."""
-    path, mark = _bundle(options, name), data.fingerprint(responses)
+    path, mark = _bundle(options, name), _mark(name, responses, queries)
     if path.exists():
         model, about = load_model(path)
-        if (about["data"], about["quick"], about["train_seed"]) == (mark, how.quick, how.seed):
+        if made_as(about, name, mark, how):
             return model
-    first = _trained(options, "stage_1", responses, pairs, how) if name == "stage_2" else None
-    model = fit_model(name, responses, pairs, how, first)
+    first = _trained(options, "stage_1", responses, queries, how) if name == "stage_2" else None
+    model = fit_model(name, responses, data.pairs_of(queries), how, first)
     save_model(path, name, model, mark, how)
     return model
+
+
+def _mark(name: str, responses: pd.DataFrame, queries: pd.DataFrame) -> str:
+    """What a bundle was trained on; for stage 2 the rows it has pseudo-labels of too."""
+    return data.fingerprint(responses, data.pairs_of(queries) if name == "stage_2" else None)
 
 
 def _name(options: argparse.Namespace) -> str:

@@ -103,10 +103,10 @@ def check_trainable(responses: pd.DataFrame) -> None:
         raise DataError(f"{TRAIN_FILE}: {responses.index.unique('sm_name').size} compounds; at least 3 are needed")
 
 
-def fingerprint(responses: pd.DataFrame) -> str:
-    """What names this training table: a hash of its rows, genes and values."""
+def fingerprint(responses: pd.DataFrame, pairs: pd.MultiIndex | None = None) -> str:
+    """What names this training table: a hash of its rows, genes and values, and of further `pairs` to learn from."""
     digest = hashlib.sha256()
-    for text in (*responses.columns, *_pairs(responses.index)):
+    for text in (*responses.columns, *_pairs(responses.index), *([] if pairs is None else _pairs(pairs))):
         digest.update(str(text).encode() + b"\0")
     digest.update(np.ascontiguousarray(responses.to_numpy(np.float32)).tobytes())
     return digest.hexdigest()[:16]

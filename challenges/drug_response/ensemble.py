@@ -50,14 +50,11 @@ class Ensemble(BaseEstimator):
 
     def fit(self, responses: pd.DataFrame, pseudo: pd.DataFrame | None = None) -> Ensemble:
         """Train on the rows of `responses`, and on those of `pseudo` (same genes), which count as known."""
-        rows = responses if pseudo is None else pd.concat([responses, pseudo[responses.columns]])
-        self.genes_ = responses.columns
-        self.cell_types_, self.compounds_ = (rows.index.unique(name).sort_values() for name in ("cell_type", "sm_name"))
-        self.lowest_, self.highest_ = responses.to_numpy().min(axis=0), responses.to_numpy().max(axis=0)
-        coordinates, self.components_ = truncated_svd(rows.to_numpy(np.float64), max(spec.n_dim for spec in self.specs))
-        self.problem_ = Problem(*self._codes(rows.index), len(self.cell_types_), len(self.compounds_), coordinates)
-        self.scale_ = self._tuned_scale(responses) if self.scale is None else self.scale
-        self.networks_ = self._fit_all()
+        self.prepare(responses, pseudo)
+        inner = [] if self.scale is not None else [(self._inner().prepare(train), test)
+                                                   for _, train, test in held_out(responses, self.seed)]  # fmt: skip
+        _train([*(fold for fold, _ in inner), self])
+        self.scale_ = _best_scale(inner) if self.scale is None else self.scale
         return self
 
     def predict(self, pairs: pd.MultiIndex) -> pd.DataFrame:
@@ -112,36 +109,61 @@ class Ensemble(BaseEstimator):
         return (self.cell_types_.get_indexer(pairs.get_level_values("cell_type")).astype(np.int64),
                 self.compounds_.get_indexer(pairs.get_level_values("sm_name")).astype(np.int64))  # fmt: skip
 
-    def _tuned_scale(self, responses: pd.DataFrame) -> float:
-        errors = np.zeros(len(SCALES))
-        for _, train, test in held_out(responses, self.seed):
-            inner = Ensemble(self.specs, min(self.repeats, TUNING_REPEATS), scale=1.0, epoch_share=self.epoch_share,
-                             seed=self.seed, device=self.device).fit(train)  # fmt: skip
-            found = inner.predict(test.index)
-            errors += [row_rmse(scale * found, test).mean() for scale in SCALES]
-        return float(SCALES[errors.argmin()]) if errors.any() else 1.0
+    def prepare(self, responses: pd.DataFrame, pseudo: pd.DataFrame | None = None) -> Ensemble:
+        """Fit all but the networks and the scale: labels, range of each gene, SVD."""
+        rows = responses if pseudo is None else pd.concat([responses, pseudo[responses.columns]])
+        self.genes_ = responses.columns
+        self.cell_types_, self.compounds_ = (rows.index.unique(name).sort_values() for name in ("cell_type", "sm_name"))
+        self.lowest_, self.highest_ = responses.to_numpy().min(axis=0), responses.to_numpy().max(axis=0)
+        coordinates, self.components_ = truncated_svd(rows.to_numpy(np.float64), max(spec.n_dim for spec in self.specs))
+        self.problem_ = Problem(*self._codes(rows.index), len(self.cell_types_), len(self.compounds_), coordinates)
+        self.scale_ = 1.0
+        return self
 
-    def _fit_all(self) -> list[list[dict[str, np.ndarray]]]:
-        """Every repeat of every network, one process a core (a GPU: one after the other); the order does not matter."""
-        specs = [replace(spec, epochs=max(1, round(self.epoch_share * spec.epochs))) for spec in self.specs]
-        tasks = [
-            (spec, self.problem_, self.seed, repeat, self.device) for spec in specs for repeat in range(self.repeats)
-        ]
+    def _inner(self) -> Ensemble:
+        return Ensemble(self.specs, min(self.repeats, TUNING_REPEATS), scale=1.0, epoch_share=self.epoch_share,
+                        seed=self.seed, device=self.device)  # fmt: skip
+
+    def tasks(self) -> list[tuple[Spec, Problem, int, int, str]]:
+        """What `fit_network` takes, for every repeat of every network."""
         n_rows = len(self.problem_.cell_type)
-        if large := [spec.model for spec in specs if spec.batch > n_rows]:
+        if large := [spec.model for spec in self.specs if spec.batch > n_rows]:
             print(f"{n_rows} rows, fewer than a batch of {some(large)}: there an epoch is one batch")
-        said = f"Training {len(tasks)} networks on {n_rows} rows, {text_size(self._memory())} each"
-        if self.device != "cpu" or len(tasks) == 1:
-            fitted = [fit_network(*task) for task in tqdm(tasks, said, unit="network")]
-        else:
-            fitted = list(tqdm(_workers().map(_fit_task, tasks), said, len(tasks), unit="network"))
-        return [fitted[i : i + self.repeats] for i in range(0, len(tasks), self.repeats)]
+        specs = [replace(spec, epochs=max(1, round(self.epoch_share * spec.epochs))) for spec in self.specs]
+        return [(spec, self.problem_, self.seed, repeat, self.device)
+                for spec in specs for repeat in range(self.repeats)]  # fmt: skip
 
-    def _memory(self) -> float:
+    def memory(self) -> float:
         """Bytes of a network's weights, gradients and moments, and of the rows; torch itself takes 0.3 GB a process."""
         widths = max(self.specs, key=lambda spec: sum(spec.hidden))
         sizes = [2 * widths.embedding, *widths.hidden, self.components_.shape[0]]
         return 16 * sum(a * b for a, b in itertools.pairwise(sizes)) + self.problem_.coordinates.nbytes
+
+
+def _train(ensembles: Sequence[Ensemble]) -> None:
+    """Train the networks of prepared ensembles, one process a core (a GPU: one after the other); the order is the same.
+
+    One progress bar for all of it, so that the time left is that of the whole.
+    """
+    tasks = [task for ensemble in ensembles for task in ensemble.tasks()]
+    memory = text_size(max(ensemble.memory() for ensemble in ensembles))
+    tuning = f" ({len(ensembles) - 1} inner folds for the scale among them)" if len(ensembles) > 1 else ""
+    said = f"Training {len(tasks)} networks, {memory} each{tuning}"
+    if ensembles[0].device != "cpu" or len(tasks) == 1:
+        fitted = iter([fit_network(*task) for task in tqdm(tasks, said, unit="network")])
+    else:
+        fitted = iter(list(tqdm(_workers().map(_fit_task, tasks), said, len(tasks), unit="network")))
+    for ensemble in ensembles:
+        ensemble.networks_ = [[next(fitted) for _ in range(ensemble.repeats)] for _ in ensemble.specs]
+
+
+def _best_scale(folds: Sequence[tuple[Ensemble, pd.DataFrame]]) -> float:
+    """The scale with the least mean row-wise RMSE, mean over the inner folds; 1 where there are none."""
+    errors = np.zeros(len(SCALES))
+    for fold, test in folds:
+        found = fold.predict(test.index)
+        errors += [row_rmse(scale * found, test).mean() for scale in SCALES]
+    return float(SCALES[errors.argmin()]) if folds else 1.0
 
 
 def truncated_svd(Y: np.ndarray, n_dim: int) -> tuple[np.ndarray, np.ndarray]:

@@ -20,20 +20,21 @@ KNOWN_SHARE = 0.125  # what stays known where the data have no sparse type to co
 def held_out(responses: pd.DataFrame, seed: int = 0) -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame]]:
     """Each well-covered cell type in turn: its name, the rows that remain, and the rows held out.
 
-    What stays known of it are the compounds that the sparse cell types have; where there is no sparse type, a random
-    eighth of the compounds, at least one.
+    What stays known of it are the compounds that the sparse cell types have; where there is no sparse type, or where
+    that would leave nothing known or most of it, a random eighth of the compounds, at least one.
     """
     compounds = responses.index.unique("sm_name")
+    cell_types, names = (responses.index.get_level_values(level) for level in ("cell_type", "sm_name"))
     n_compounds = responses.groupby(level="cell_type").size()
     covered = n_compounds.index[n_compounds >= WELL_COVERED * len(compounds)]
-    sparse = ~responses.index.get_level_values("cell_type").isin(covered)
-    known = responses.index[sparse].unique("sm_name")
+    known = names[~cell_types.isin(covered)].unique()
     for cell_type in covered:
-        kept = known if len(known) else _some_compounds(compounds, derived_seed(seed, "known", cell_type))
-        out = (responses.index.get_level_values("cell_type") == cell_type) & ~responses.index.get_level_values(
-            "sm_name"
-        ).isin(kept)
-        if out.any() and not out.all():
+        own = names[cell_types == cell_type]
+        kept = own[own.isin(known)]
+        if not 0 < len(kept) <= WELL_COVERED * len(own):
+            kept = _some_compounds(own, derived_seed(seed, "known", cell_type))
+        out = (cell_types == cell_type) & ~names.isin(kept)
+        if out.any():
             yield cell_type, responses[~out], responses[out]
 
 

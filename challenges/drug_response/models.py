@@ -6,9 +6,10 @@ estimator, or its bundle. Next: `evaluate`.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol, Self
 
 import pandas as pd
@@ -93,6 +94,22 @@ def load_model(path: str | os.PathLike[str]) -> tuple[Model, dict]:
     bundle = Bundle.load(path, KIND)
     kind = ResponseProcess if bundle.settings["model"] == "kernel" else Ensemble
     return kind.from_bundle(bundle.settings["fitted"], bundle.arrays), bundle.settings
+
+
+def made_as(about: dict, name: str, fingerprint: str, options: Options) -> bool:
+    """Does a bundle that says this of itself come from these data, options and hyper-parameters?"""
+    same = (about["data"], about["quick"], about["train_seed"]) == (fingerprint, options.quick, options.seed)
+    specs = json.loads(json.dumps([asdict(spec) for spec in specs_of(name)]))
+    return same and about["fitted"].get("specs", []) == specs
+
+
+def what_it_takes(name: str, options: Options) -> str:
+    """How many networks training a model takes, in words."""
+    repeats = QUICK_REPEATS if options.quick else REPEATS
+    if not (specs := specs_of(name)):
+        return "no networks, seconds to fit"
+    epochs = sorted({max(1, round(spec.epochs * (QUICK_EPOCHS if options.quick else 1))) for spec in specs})
+    return f"{len(specs)} x {repeats} networks, {epochs[0]}{f' to {epochs[-1]}' if len(epochs) > 1 else ''} epochs each"
 
 
 def check_genes(path: str | os.PathLike[str], model: Model, genes: pd.Index, where: str) -> None:

@@ -1,9 +1,10 @@
 """One network, from labels to the coordinates of a response: training, weights in and out, prediction.
 
-In: a row of `networks.tsv` (the hyper-parameters, published where known) and a `Problem`: codes of the labels, and the
-responses as coordinates in a truncated SVD. Out: weights as arrays. Three kinds: `dense` (3rd place of OP2: learned
-embeddings, dense blocks with batch norm and dropout), `transformer` and `autoencoder` (a student team's entry as it was
-meant: no target in the input, attention over a sequence that describes ONE row, statistics without the row itself).
+In: a row of `networks.tsv` (the published hyper-parameters) and a `Problem`: codes of the labels, and the responses as
+coordinates in a truncated SVD. Out: weights as arrays. Three kinds: `dense` (3rd place of OP2: learned embeddings, then
+blocks of dense layer, batch norm, ReLU and dropout, in this order in every model), `transformer` and `autoencoder` (a
+student team's entry as it was meant: no target in the input, attention over a sequence that describes ONE row,
+statistics without the row itself).
 Next: `ensemble`.
 """
 
@@ -67,10 +68,29 @@ class Problem:
 class LabelEmbedding(nn.Embedding):
     """An embedding in which the code -1 (a label that training did not have) is the mean of the learned ones."""
 
+    def reset_parameters(self) -> None:
+        """Start as the published models did: small, so that labels differ only by what is learned."""
+        nn.init.uniform_(self.weight, -0.05, 0.05)
+
     def forward(self, codes: Tensor) -> Tensor:
         """Codes (n,) to vectors (n, width)."""
         known = self.weight[codes.clamp(min=0)]
         return torch.where((codes >= 0)[:, None], known, self.weight.mean(0))
+
+
+class Dropout(nn.Module):
+    """Dropout of a share of the values, drawn on the CPU on every device, so that a GPU trains the same networks."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Values of any shape; as they are in evaluation mode."""
+        if not self.training:
+            return values
+        kept = torch.empty(values.shape).bernoulli_(1 - self.share).div_(1 - self.share)
+        return values * kept.to(values.device)
 
 
 class Dense(nn.Module):
@@ -80,11 +100,9 @@ class Dense(nn.Module):
         super().__init__()
         self.cell_type = LabelEmbedding(problem.n_cell_types, spec.embedding)
         self.compound = LabelEmbedding(problem.n_compounds, spec.embedding)
-        for table in (self.cell_type, self.compound):
-            nn.init.uniform_(table.weight, -0.05, 0.05)  # what the published models started from
         widths = [2 * spec.embedding, *spec.hidden]
         blocks = [
-            nn.Sequential(nn.Linear(n_in, n), nn.BatchNorm1d(n), nn.ReLU(), nn.Dropout(share))
+            nn.Sequential(nn.Linear(n_in, n), nn.BatchNorm1d(n), nn.ReLU(), Dropout(share))
             for n_in, n, share in zip(widths, widths[1:], spec.dropout, strict=False)
         ]
         self.layers = nn.Sequential(*blocks, nn.Linear(widths[-1], n_out))
@@ -163,7 +181,7 @@ KINDS = {"dense": Dense, "transformer": Transformer, "autoencoder": Autoencoder}
 def _chain(widths: list[int], dropout: float) -> nn.Sequential:
     layers: list[nn.Module] = []
     for n_in, n in itertools.pairwise(widths):
-        layers += [nn.Linear(n_in, n), nn.ReLU(), nn.Dropout(dropout)]
+        layers += [nn.Linear(n_in, n), nn.ReLU(), Dropout(dropout)]
     return nn.Sequential(*layers[:-2])
 
 
@@ -231,7 +249,8 @@ def _optimise(
     parameters: Iterable[nn.Parameter], error: Callable[[Tensor], Tensor], spec: Spec, n_rows: int, epochs: int,
     generator: torch.Generator,
 ) -> None:  # fmt: skip
-    optimiser = torch.optim.Adam(parameters, lr=spec.learning_rate, eps=1e-7)  # eps of the published framework
+    # eps of the published framework
+    optimiser = torch.optim.Adam(parameters, lr=spec.learning_rate, eps=1e-7, fused=True)
     for _ in range(epochs):
         for rows in batches(n_rows, spec.batch, generator):
             optimiser.zero_grad()

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from challenges import common
 from challenges.modality import data, plots
+from challenges.modality.adversarial import LOSSES
 from challenges.modality.evaluate import evaluate, printed
-from challenges.modality.models import BASELINES, MODELS, ReducedModel, make_model
+from challenges.modality.models import MODELS, ReducedModel, make_model
 from helpers import DataError
 from workbench.tables import write_table
 
@@ -53,7 +54,7 @@ def predict(options: argparse.Namespace) -> None:
     out = options.out or Path("build/modality") / f"{pair.dataset_id}_{pair.mod1}_{pair.mod2}_{options.model}.h5ad"
     out.parent.mkdir(parents=True, exist_ok=True)
     uns = {"dataset_id": pair.dataset_id, "method_id": options.model}
-    data.write_prediction(out, cells, names["target"], model.predict(cells.X).block, uns)
+    data.write_prediction(out, cells, names["target"], pair.mod2, model.predict(cells.X).block, uns)
     print(f"{out} written")
 
 
@@ -62,19 +63,19 @@ def score(options: argparse.Namespace) -> None:
     pairs, how = data.held_out(_read(options), options.seed)
     print(f"Held out: {how}")
     device = common.pick_device(options.device).type
-    table, by_feature = evaluate(pairs, options.methods, options.seed, device)
-    print(printed(table))
+    scores = evaluate(pairs, options.model, options.seed, device, options.loss)
+    print(printed(scores.table))
     if options.out:
-        write_table(options.out, table)
-    rmse = table[(table["metric"] == "RMSE") & ~table["method"].isin(list(BASELINES))].set_index("method")["value"]
-    if rmse.empty:
-        return
-    best, last = str(rmse.idxmin()), pairs[-1]
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        write_table(options.out, scores.table)
+    rmse = scores.table[(scores.table["metric"] == "RMSE") & scores.table["method"].isin(options.model)]
+    best = str(rmse.set_index("method")["value"].idxmin())
     options.pictures.mkdir(parents=True, exist_ok=True)
-    prefix = f"{last.mod1}_{last.mod2}"
-    prediction = _model(best, last, options).predict(last.asked.X)
-    plots.predicted_and_measured(last, prediction, by_feature, best, options.pictures / f"{prefix}_cells.png")
-    plots.by_feature_picture(by_feature, options.methods, last, options.pictures / f"{prefix}_features.png")
+    prefix = f"{scores.last.mod1}_{scores.last.mod2}"
+    plots.predicted_and_measured(
+        scores.last, scores.predictions[best], scores.by_feature, best, options.pictures / f"{prefix}_cells.png"
+    )
+    plots.by_feature_picture(scores.by_feature, options.model, scores.last, options.pictures / f"{prefix}_features.png")
     print(f"{options.pictures}/{prefix}_*.png written")
 
 
@@ -90,8 +91,10 @@ def main(arguments: list[str] | None = None) -> None:
         if name in ("train", "predict"):
             verb.add_argument("--model", choices=MODELS, default="kernel_ridge")
             verb.add_argument("--work", type=Path, default=Path("build/modality"), help="where bundles are kept")
+        if name in ("train", "evaluate"):
+            verb.add_argument("--loss", choices=LOSSES, default=LOSSES[0], help="of the adversarial model's critic")
     verbs["predict"].add_argument("--out", type=Path, help="h5ad to write; default: in build/modality")
-    verbs["evaluate"].add_argument("--methods", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
+    verbs["evaluate"].add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
     verbs["evaluate"].add_argument("--out", type=Path, help="csv: method, metric, value, low, high, n")
     verbs["evaluate"].add_argument("--pictures", type=Path, default=Path("build/modality"), help="folder for pictures")
     options = parser.parse_args(arguments)
@@ -104,7 +107,7 @@ def _read(options: argparse.Namespace) -> data.Pair:
 
 def _model(name: str, pair: data.Pair, options: argparse.Namespace) -> ReducedModel:
     model = make_model(name, accessibility=pair.mod1 == "ATAC", seed=options.seed,
-                       device=common.pick_device(options.device).type)  # fmt: skip
+                       device=common.pick_device(options.device).type, loss=options.loss)  # fmt: skip
     return model.fit(pair.train_source.X, pair.train_target.X, data.batches_of(pair.train_source))
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from challenges.common import load_module, module_arrays, reproducible
 from challenges.modality.maps import Arrays, apply_ridge, fit_ridge
 
+LOSSES = ("wgan-gp", "hinge")
 PENALTY = 10.0  # lambda of the gradient penalty
 
 
@@ -26,7 +27,7 @@ class Recipe:
 
     paired_weight: float = 1.0
     adversarial_weight: float = 0.1
-    loss: str = "wgan-gp"  # or "hinge"
+    loss: str = LOSSES[0]
     critic_steps: int = 5
     generator_steps: int = 300
     batch: int = 64
@@ -93,7 +94,7 @@ def fit_adversarial(Z: np.ndarray, T: np.ndarray, recipe: Recipe, seed: int, dev
     target = torch.as_tensor((T - base["centre"]) / arrays["level"], dtype=torch.float32)
     for repeat in range(recipe.repeats):
         with reproducible(seed, "adversarial", repeat):
-            generator = _fit_one(*(tensor.to(device) for tensor in (source, start, target)), recipe)
+            generator = _fit_one(source.to(device), start.to(device), target.to(device), recipe)
             arrays |= module_arrays(generator, str(repeat))
     return arrays
 

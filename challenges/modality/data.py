@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import anndata as ad
 import h5py
@@ -27,6 +28,8 @@ ALIASES = {"gex": "GEX", "rna": "GEX", "gene expression": "GEX", "atac": "ATAC",
 LAYERS = ("normalized", "log_norm")  # in this order, then X
 MOST_PEAKS = 10_000  # as the challenge: of accessibility, the most accessible peaks of training are predicted
 BLOCK = 2_000_000  # values of a prediction in memory
+PARTS = ("train_mod1", "train_mod2", "test_mod1", "test_mod2")
+LEAST_CELLS = 20  # to train on: fewer leave nothing for inner folds
 
 
 @dataclass(frozen=True)
@@ -64,17 +67,17 @@ def read_pair(data: str | os.PathLike[str], mod1: str | None = None, mod2: str |
 
     Raises DataError for missing or unpaired files, an unknown modality, other cells, other features, NaN.
     """
-    found = _find(Path(data))
+    found = _find(Path(data), {name for name in (mod1, mod2) if name})
     train = [_read(found[f"train_{mod}"]) for mod in ("mod1", "mod2")]
     test = [_read(found[name]) if (name := f"test_{mod}") in found else None for mod in ("mod1", "mod2")]
     said = [_modality(cells, found[f"train_{mod}"]) for cells, mod in zip(train, ("mod1", "mod2"), strict=True)]
     names = _named(said, mod1, mod2, found)
-    if (mod1 or names[0], mod2 or names[1]) == (names[1], names[0]):
+    if _direction(names, mod1, mod2, found) != names:
         train, test, names = train[::-1], test[::-1], names[::-1]
-    elif (mod1 or names[0], mod2 or names[1]) != (names[0], names[1]):
-        raise DataError(f"{data}: holds {names[0]} and {names[1]}, not {mod1} to {mod2}")
     source, target = train
     target = _same_cells(source, target, "the training files")
+    if source.n_obs < LEAST_CELLS:
+        raise DataError(f"{data}: {source.n_obs} training cells; at least {LEAST_CELLS} are needed")
     if test[0] is not None:
         test[0] = same_features(test[0], source.var_names, names[0])
     if test[1] is not None:
@@ -86,8 +89,15 @@ def read_pair(data: str | os.PathLike[str], mod1: str | None = None, mod2: str |
         kept = np.sort(np.argsort(-open_in, kind="stable")[:MOST_PEAKS])
         print(f"{names[1]}: the {MOST_PEAKS:,} most accessible of {target.n_vars:,} peaks are predicted")
         target, test[1] = target[:, kept].copy(), test[1][:, kept].copy() if test[1] is not None else None
-    _say_oddities(source, target, names)
-    dataset = next((str(cells.uns["dataset_id"]) for cells in train if "dataset_id" in cells.uns), Path(data).name)
+    _say_oddities(source, names[0], "training")
+    _say_oddities(target, names[1], "training")
+    if test[0] is not None:
+        _say_oddities(test[0], names[0], "test")
+    n_batches = int(batches_of(source).max()) + 1
+    print(f"{names[0]} to {names[1]}: {source.n_obs:,} training cells in {n_batches} batch{'es' * (n_batches > 1)}, "
+          f"{source.n_vars:,} to {target.n_vars:,} features")  # fmt: skip
+    file_name = _beginning(found["train_mod1"])[0].rstrip("._") or Path(data).name
+    dataset = next((str(cells.uns["dataset_id"]) for cells in train if "dataset_id" in cells.uns), file_name)
     return Pair(names[0], names[1], dataset, source, target, test[0], test[1])
 
 
@@ -102,15 +112,21 @@ def same_features(cells: ad.AnnData, features: pd.Index, modality: str) -> ad.An
 
 def batches_of(cells: ad.AnnData) -> np.ndarray:
     """The batch of each cell; one batch where `obs["batch"]` is missing."""
-    if "batch" not in cells.obs:
-        return np.zeros(cells.n_obs, int)
-    return pd.factorize(cells.obs["batch"].astype(str), sort=True)[0]
+    return pd.factorize(batch_names(cells), sort=True)[0]
+
+
+def batch_names(cells: ad.AnnData) -> np.ndarray:
+    """`obs["batch"]` as texts; the same for all where it is missing."""
+    return cells.obs["batch"].astype(str).to_numpy() if "batch" in cells.obs else np.full(cells.n_obs, "one batch")
 
 
 def held_out(pair: Pair, seed: int = 0) -> tuple[list[Pair], str]:
     """Pairs with known answers, and how they came about: the test files' answers, else whole batches, else cells."""
     if pair.test_source is not None and pair.test_target is not None:
-        return [pair], f"the {pair.test_source.n_obs} cells of the test files"
+        known = set(batch_names(pair.train_source))
+        new = [name for name in pd.unique(batch_names(pair.test_source)) if name not in known]
+        seen = f"of batches that training did not have: {some(new)}" if new else "of the batches of training"
+        return [pair], f"the {pair.test_source.n_obs} cells of the test files, {seen}"
     batch = batches_of(pair.train_source)
     n_batches = batch.max() + 1
     if n_batches > 1:
@@ -128,14 +144,15 @@ def held_out(pair: Pair, seed: int = 0) -> tuple[list[Pair], str]:
 
 
 def write_prediction(
-    path: str | os.PathLike[str], cells: ad.AnnData, features: pd.Index, block: Callable[[slice], np.ndarray],
-    uns: dict[str, str],
+    path: str | os.PathLike[str], cells: ad.AnnData, features: pd.Index, modality: str,
+    block: Callable[[slice], np.ndarray], uns: dict[str, str],
 ) -> None:  # fmt: skip
     """Write `X` and `layers["normalized"]`, cells x features, float32, by blocks of rows; beside, then renamed."""
     shape = (cells.n_obs, len(features))
     print(f"{path}: {shape[0]:,} cells x {shape[1]:,} features, {text_size(8 * shape[0] * shape[1])} on disk")
     with replacing(Path(path)) as temporary:
-        ad.AnnData(obs=cells.obs, var=pd.DataFrame(index=features), uns=dict(uns)).write_h5ad(temporary)
+        var = pd.DataFrame({"feature_types": modality}, features)
+        ad.AnnData(obs=cells.obs, var=var, uns=dict(uns)).write_h5ad(temporary)
         with h5py.File(temporary, "a") as file:
             file.pop("X", None)
             datasets = [file.create_dataset(name, shape, np.float32) for name in ("X", "layers/normalized")]
@@ -149,33 +166,60 @@ def write_prediction(
                     dataset[rows] = values
 
 
-def _find(data: Path) -> dict[str, Path]:
-    """train_mod1, train_mod2 and where there are any test_mod1, test_mod2."""
+def _find(data: Path, wanted: set[str]) -> dict[str, Path]:
+    """train_mod1, train_mod2 and where there are any test_mod1, test_mod2; of several data sets the one `wanted`."""
     folder, start = (data, "") if data.is_dir() else (data.parent, data.name)
     files = sorted(folder.glob(f"{start}*.h5ad"))
     if not files:
         raise DataError(f"{data}: no .h5ad files; give the folder, or the common beginning of the files' names")
-    found: dict[str, Path] = {}
-    for part in ("train_mod1", "train_mod2", "test_mod1", "test_mod2"):
-        if len(these := [path for path in files if path.stem.endswith(part)]) > 1:
-            raise DataError(
-                f"{data}: several data sets: {some(path.name for path in these)}; give the beginning of a name"
-            )
-        found |= {part: these[0]} if these else {}
-    if "train_mod1" in found and "train_mod2" in found:
-        return found
-    if not found and len(files) == 2:
-        return {"train_mod1": files[0], "train_mod2": files[1]}
-    raise DataError(f"{data}: neither *train_mod1.h5ad and *train_mod2.h5ad nor two paired files, but "
-                    f"{some(path.name for path in files)}")  # fmt: skip
+    sets = _data_sets(files)
+    if len(sets) > 1 and wanted:
+        sets = {name: found for name, found in sets.items() if wanted <= _modalities(found)} or sets
+    if len(sets) > 1:
+        raise DataError(f"{data}: several data sets: {some(sets)}; give the beginning of a name")
+    if not sets:
+        raise DataError(f"{data}: neither *train_mod1.h5ad and *train_mod2.h5ad nor two paired files, but "
+                        f"{some(path.name for path in files)}")  # fmt: skip
+    return next(iter(sets.values()))
+
+
+def _data_sets(files: list[Path]) -> dict[str, dict[str, Path]]:
+    """The files of each data set, by the common beginning of their names."""
+    groups: dict[str, dict[str, Path]] = {}
+    for path in files:
+        beginning, part = _beginning(path)
+        groups.setdefault(beginning, {})[part] = path
+    sets = {}
+    for name, group in groups.items():
+        if {"train_mod1", "train_mod2"} <= set(group):
+            sets[name] = {part: group[part] for part in PARTS if part in group}
+        elif len(group) == 2 and all(part.lower() in ALIASES for part in group):
+            sets[name] = dict(zip(PARTS, group.values(), strict=False))
+    others = [path for path in files if not path.stem.endswith(PARTS)]
+    return sets or ({"": dict(zip(PARTS, others, strict=False))} if len(others) == len(files) == 2 else {})
+
+
+def _beginning(path: Path) -> tuple[str, str]:
+    """A file's name as that of its data set and that of its part."""
+    part = next((part for part in PARTS if path.stem.endswith(part)), path.stem.rpartition("_")[2])
+    return path.stem.removesuffix(part), part
+
+
+def _modalities(found: dict[str, Path]) -> set[str | None]:
+    """Of the two training files, without their values."""
+    return {_modality(_opened(found[name], backed="r"), found[name]) for name in ("train_mod1", "train_mod2")}
+
+
+def _opened(path: Path, backed: Literal["r"] | None = None) -> ad.AnnData:
+    try:
+        return ad.read_h5ad(path, backed=backed)
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"{path}: not an h5ad file, or a broken one ({error})") from error
 
 
 def _read(path: Path) -> ad.AnnData:
     """Normalised values as CSR float32 in `X`; everything else that is large is left out."""
-    try:
-        cells = ad.read_h5ad(path)
-    except (OSError, KeyError, ValueError) as error:
-        raise DataError(f"{path}: not an h5ad file, or a broken one ({error})") from error
+    cells = _opened(path)
     values = next((cells.layers[name] for name in LAYERS if name in cells.layers), cells.X)
     if values is None:
         raise DataError(f"{path}: no X, and none of the layers {some(LAYERS)}")
@@ -220,6 +264,19 @@ def _named(names: list[str | None], mod1: str | None, mod2: str | None, found: d
     return [str(name) for name in names]
 
 
+def _direction(names: list[str], mod1: str | None, mod2: str | None, found: dict[str, Path]) -> list[str]:
+    """The direction that was asked for, or that of the files."""
+    if mod1 is None and mod2 is None:
+        if not found["train_mod1"].stem.endswith(PARTS):
+            raise DataError(f"{found['train_mod1'].parent}: {some(names)}: say --mod1, what to predict from")
+        return names
+    first = mod1 or next((name for name in names if name != mod2), None)
+    second = mod2 or next((name for name in names if name != mod1), None)
+    if {first, second} != set(names):
+        raise DataError(f"{found['train_mod1'].parent}: holds {names[0]} and {names[1]}, not {first} to {second}")
+    return [str(first), str(second)]
+
+
 def _same_cells(source: ad.AnnData, target: ad.AnnData, where: str) -> ad.AnnData:
     """`target` with the cells of `source`, in their order."""
     if len(odd := source.obs_names.symmetric_difference(target.obs_names)):
@@ -230,14 +287,12 @@ def _same_cells(source: ad.AnnData, target: ad.AnnData, where: str) -> ad.AnnDat
     return target[source.obs_names].copy()
 
 
-def _say_oddities(source: ad.AnnData, target: ad.AnnData, names: list[str]) -> None:
-    for cells, name in ((source, names[0]), (target, names[1])):
-        empty = np.diff(cells.X.indptr) == 0
-        if empty.any():
-            print(f"warning: {name}: {empty.sum()} empty cells: {some(cells.obs_names[empty], 3)}")
+def _say_oddities(cells: ad.AnnData, name: str, part: str) -> None:
+    """Empty cells and constant features: they harm nothing, but whoever made the files should know."""
+    empty = np.diff(cells.X.indptr) == 0
+    if empty.any():
+        print(f"warning: {name}, {part}: {empty.sum()} empty cells: {some(cells.obs_names[empty], 3)}")
+    if part == "training":
         highest, lowest = cells.X.max(axis=0).toarray().ravel(), cells.X.min(axis=0).toarray().ravel()
         if (flat := highest == lowest).any():
-            print(f"warning: {name}: {flat.sum()} constant features: {some(cells.var_names[flat], 3)}")
-    n_batches = int(batches_of(source).max()) + 1
-    print(f"{names[0]} to {names[1]}: {source.n_obs:,} training cells in {n_batches} batch{'es' * (n_batches > 1)}, "
-          f"{source.n_vars:,} to {target.n_vars:,} features")  # fmt: skip
+            print(f"warning: {name}, {part}: {flat.sum()} constant features: {some(cells.var_names[flat], 3)}")

@@ -8,34 +8,64 @@ overall. A constant prediction or truth has Pearson 0, as in the challenge's ben
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import scipy.stats
 from tqdm.auto import tqdm
 
-from challenges.modality.data import Pair, batches_of
+from challenges.modality.adversarial import LOSSES
+from challenges.modality.data import Pair, batch_names, batches_of
 from challenges.modality.models import BASELINES, REFERENCE, Prediction, make_model
 from workbench.tables import interval
 
+GAIN = "RMSE gained on the mean (%)"
 DRAWS = 200  # of the bootstrap over cells, for the overall correlation
 BLOCK = 500  # cells at a time
 
 
-def evaluate(pairs: Sequence[Pair], models: Sequence[str], seed: int, device: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The table `method, metric, value, low, high, n`, and `method, feature, rmse, pearson` of every feature."""
+@dataclass(frozen=True)
+class Scores:
+    """`table`: `method, metric, value, low, high, n`. `by_feature`: `method, feature, rmse, pearson`.
+
+    `last` is the last pair that was held out, `predictions` what each method predicted for it: for the pictures.
+    """
+
+    table: pd.DataFrame
+    by_feature: pd.DataFrame
+    last: Pair
+    predictions: dict[str, Prediction]
+
+
+def evaluate(pairs: Sequence[Pair], models: Sequence[str], seed: int, device: str, loss: str = LOSSES[0]) -> Scores:
+    """Fit the baselines and `models` on each pair's training cells and score its test cells.
+
+    Intervals are over held-out batches where there are several, else over cells: cells of a batch share its fate.
+    """
     scored: dict[str, list[tuple[pd.DataFrame, pd.DataFrame]]] = {}
+    predictions = {}
     jobs = [(pair, name) for pair in pairs for name in (*BASELINES, *models)]
     for pair, name in (bar := tqdm(jobs, "Training", unit="model")):
         bar.set_postfix_str(name)
-        model = make_model(name, accessibility=pair.mod1 == "ATAC", seed=seed, device=device)
+        model = make_model(name, accessibility=pair.mod1 == "ATAC", seed=seed, device=device, loss=loss)
         model.fit(pair.train_source.X, pair.train_target.X, batches_of(pair.train_source))
-        scored.setdefault(name, []).append(sums(model.predict(pair.asked.X), pair))
+        predictions[name] = model.predict(pair.asked.X)
+        scored.setdefault(name, []).append(sums(predictions[name], pair))
+        if name not in BASELINES:
+            bar.write(f"{name}: hyper-parameter {model.value_:g}, {model.shrink_:.0%} of the way from the mean")
     cells = {name: pd.concat([part[0] for part in parts]) for name, parts in scored.items()}
-    features = {name: sum(part[1] for part in parts) for name, parts in scored.items()}
-    rows = [row for name in cells for row in _rows(name, cells[name], cells[REFERENCE], features[name])]
-    by_feature = pd.concat([_by_feature(found).assign(method=name) for name, found in features.items()])
-    return pd.DataFrame(rows), by_feature.rename_axis("feature").reset_index()
+    features = {name: _by_feature([part[1] for part in parts]) for name, parts in scored.items()}
+    units = _units(pairs)
+    rows = [row for name in cells for row in _rows(name, cells[name], cells[REFERENCE], features[name], units)]
+    by_feature = pd.concat([found.assign(method=name) for name, found in features.items()])
+    return Scores(pd.DataFrame(rows), by_feature.rename_axis("feature").reset_index(), pairs[-1], predictions)
+
+
+def _units(pairs: Sequence[Pair]) -> np.ndarray:
+    """What is independent: the batch of each held-out cell where there are several, else the cell."""
+    batches = np.concatenate([batch_names(pair.asked) for pair in pairs])
+    return batches if len(set(batches)) > 1 else np.arange(len(batches))
 
 
 def sums(prediction: Prediction, pair: Pair) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -75,32 +105,46 @@ def printed(table: pd.DataFrame) -> str:
     return wide.to_string()
 
 
-def _rows(name: str, cells: pd.DataFrame, reference: pd.DataFrame, features: pd.DataFrame) -> list[dict]:
-    error = squared_error(cells)
-    mean, low, high = interval(error, ("value", "low", "high")).values()
-    gain = interval(squared_error(reference) - error, ("value", "low", "high"))
-    floor = squared_error(reference).mean()
-    # RMSE is not linear in the squared errors: at the mean, d sqrt(m) = dm / (2 sqrt(m)).
-    gains = {key: 100 * value / (2 * floor) for key, value in gain.items()}
+def _rows(
+    name: str, cells: pd.DataFrame, reference: pd.DataFrame, features: pd.DataFrame, units: np.ndarray
+) -> list[dict]:
+    error, floor = squared_error(cells), squared_error(reference)
+    found = _interval(error, units)
+    # a - b = (a² - b²) / (a + b): the paired difference of squared errors, in percent of the mean's RMSE.
+    scale = 100 / (floor.mean() + (floor.mean() * error.mean()) ** 0.5)
     overall = pearson(cells.sum().to_frame().T).iloc[0]
     metrics = {
-        "RMSE": {"value": mean**0.5, "low": max(low, 0.0) ** 0.5, "high": high**0.5, "n": len(cells)},
-        "RMSE gained on the mean, %": {**gains, "n": len(cells)},
-        "MAE": {**interval(cells["absolute"] / cells["n"], ("value", "low", "high")), "n": len(cells)},
-        "Pearson per feature": {**interval(pearson(features), ("value", "low", "high")), "n": len(features)},
-        "Pearson per cell": {**interval(pearson(cells), ("value", "low", "high")), "n": len(cells)},
-        "Pearson overall": {"value": overall, **_bootstrapped(cells), "n": len(cells)},
+        "RMSE": {key: max(value, 0.0) ** 0.5 if key != "n" else value for key, value in found.items()},
+        GAIN: _interval((floor - error) * scale, units),
+        "MAE": _interval(cells["absolute"] / cells["n"], units),
+        "Pearson per feature": {**interval(features["pearson"], ("value", "low", "high")), "n": len(features)},
+        "Pearson per cell": _interval(pearson(cells), units),
+        "Pearson overall": {"value": overall, **_bootstrapped(cells, units)},
     }
     return [{"method": name, "metric": metric, **values} for metric, values in metrics.items()]
 
 
-def _bootstrapped(cells: pd.DataFrame) -> dict[str, float]:
-    """95 % interval of the overall correlation, cells drawn with replacement."""
-    counts = np.random.default_rng(0).multinomial(len(cells), np.full(len(cells), 1 / len(cells)), DRAWS)
-    drawn = pearson(pd.DataFrame(counts @ cells.to_numpy(), columns=cells.columns))
-    half = scipy.stats.norm.ppf(0.975) * drawn.std()
-    return {"low": drawn.mean() - half, "high": drawn.mean() + half}
+def _interval(values: pd.Series, units: np.ndarray) -> dict[str, float]:
+    """Mean over cells, and its 95 % t interval with whole units as what was drawn."""
+    mean = float(values.mean())
+    totals = (values - mean).groupby(units).sum()
+    n, half = len(totals), np.nan
+    if n > 1:
+        error = np.sqrt(n / (n - 1) * (totals**2).sum()) / len(values)
+        half = float(scipy.stats.t.ppf(0.975, n - 1) * error)
+    return {"value": mean, "low": mean - half, "high": mean + half, "n": n}
 
 
-def _by_feature(features: pd.DataFrame) -> pd.DataFrame:
-    return pd.DataFrame({"rmse": squared_error(features) ** 0.5, "pearson": pearson(features)})
+def _bootstrapped(cells: pd.DataFrame, units: np.ndarray) -> dict[str, float]:
+    """95 % interval of the overall correlation, units drawn with replacement."""
+    totals = cells.groupby(units).sum()
+    n = len(totals)
+    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), DRAWS)
+    low, high = np.quantile(pearson(pd.DataFrame(counts @ totals.to_numpy(), columns=totals.columns)), (0.025, 0.975))
+    return {"low": float(low), "high": float(high), "n": n}
+
+
+def _by_feature(folds: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """RMSE over all held-out cells; Pearson within each fold, averaged, so that a fold's mean earns nothing."""
+    correlation = sum(pearson(found) for found in folds) / len(folds)
+    return pd.DataFrame({"rmse": squared_error(sum(folds)) ** 0.5, "pearson": correlation})

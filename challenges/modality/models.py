@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from sklearn.base import BaseEstimator
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from challenges.common import Bundle, derived_seed
 from challenges.modality import maps
-from challenges.modality.adversarial import Recipe, apply_adversarial, fit_adversarial
+from challenges.modality.adversarial import LOSSES, Recipe, apply_adversarial, fit_adversarial
 from challenges.modality.reduce import Reduction
 
 KIND = "modality"
@@ -39,6 +40,10 @@ class Prediction:
     def dense(self) -> np.ndarray:
         """All of it."""
         return self.block(slice(0, self.shape[0]))
+
+    def columns(self, columns: np.ndarray) -> np.ndarray:
+        """Some features of all cells, 500 cells at a time."""
+        return np.concatenate([self.block(slice(i, i + 500))[:, columns] for i in range(0, self.shape[0], 500)])
 
 
 class Zeros(BaseEstimator):
@@ -107,12 +112,15 @@ REFERENCE = "mean_per_feature"
 MODELS = ("knn", "ridge", "kernel_ridge", "adversarial", "adversarial_unpaired")
 
 
-def map_of(name: str, device: str = "cpu", repeats: int = Recipe.repeats) -> Map:
-    """The map of a model's name; `repeats` is of the adversarial model's generators."""
+def recipe_of(name: str, loss: str) -> Recipe:
+    """How the adversarial model of that name is trained."""
+    return replace(UNPAIRED if name == "adversarial_unpaired" else Recipe(), loss=loss)
+
+
+def map_of(name: str, recipe: Recipe, device: str = "cpu") -> Map:
+    """The map of a model's name; `recipe` and `device` are of the adversarial ones."""
     if name.startswith("adversarial"):
-        return adversarial_map(
-            replace(UNPAIRED if name == "adversarial_unpaired" else Recipe(), repeats=repeats), device
-        )
+        return adversarial_map(recipe, device)
     return {
         "knn": Map((5, 10, 20, 50, 100), maps.fit_neighbours, maps.apply_neighbours),
         "ridge": Map((0.01, 0.1, 1.0, 10.0, 100.0), maps.fit_ridge, maps.apply_ridge),
@@ -123,39 +131,46 @@ def map_of(name: str, device: str = "cpu", repeats: int = Recipe.repeats) -> Map
 class ReducedModel(BaseEstimator):
     """A map between reduced spaces. `accessibility`: the source is accessibility, so its peaks are weighted.
 
-    Fitted: `source_`, `target_` (reductions), `value_` (hyper-parameter), `shrink_` (0: the mean; 1: the map as it is),
-    `arrays_` (of the map).
+    `loss` (of `adversarial.LOSSES`) is the critic's. Fitted: `source_`, `target_` (reductions), `value_`
+    (hyper-parameter), `shrink_` (0: the mean; 1: the map as it is), `arrays_` (of the map), `recipe_` (how to train).
     """
 
     def __init__(
-        self, name: str = "kernel_ridge", *, accessibility: bool = False, seed: int = 0, device: str = "cpu"
-    ) -> None:
+        self, name: str = "kernel_ridge", *, accessibility: bool = False, seed: int = 0, device: str = "cpu",
+        loss: str = LOSSES[0],
+    ) -> None:  # fmt: skip
         self.name = name
+        self.loss = loss
         self.accessibility = accessibility
         self.seed = seed
         self.device = device
 
+    @threadpool_limits.wrap(limits=1)  # sums keep their order, whatever the number of cores
     def fit(self, source: sp.csr_matrix, target: sp.csr_matrix, batches: np.ndarray) -> ReducedModel:
         """Fit on cells x features and the batch of each cell."""
         self.source_ = Reduction.fit(source, SOURCE_COMPONENTS, derived_seed(self.seed, "source") % 2**32,
                                      accessibility=self.accessibility)  # fmt: skip
         self.target_ = Reduction.fit(target, TARGET_COMPONENTS, derived_seed(self.seed, "target") % 2**32)
         Z, T = self.source_.coordinates(source), self.target_.coordinates(target)
-        self.value_, self.shrink_ = self._tuned(map_of(self.name, self.device, repeats=1), Z, T, batches)
-        self.arrays_ = map_of(self.name, self.device).fit(Z, T, self.value_, self.seed)
+        self.recipe_ = recipe_of(self.name, self.loss)
+        alone = map_of(self.name, replace(self.recipe_, repeats=1), self.device)
+        self.value_, self.shrink_ = self._tuned(alone, Z, T, batches)
+        self.arrays_ = map_of(self.name, self.recipe_, self.device).fit(Z, T, self.value_, self.seed)
         return self
 
+    @threadpool_limits.wrap(limits=1)
     def predict(self, source: sp.csr_matrix) -> Prediction:
         """Predict cells whose features are those of training, in the same order."""
         centre = self.target_.centre()
-        found = map_of(self.name).apply(self.arrays_, self.source_.coordinates(source))
+        found = map_of(self.name, self.recipe_).apply(self.arrays_, self.source_.coordinates(source))
         found = centre + self.shrink_ * (found - centre)
         return Prediction((len(found), len(self.target_.mean)), lambda rows: self.target_.expand(found[rows]))
 
     def save(self, path: str | os.PathLike[str], about: dict[str, Any], names: dict[str, pd.Index]) -> None:
         """Write the bundle: reductions, map, what `about` says, and the feature names."""
         settings = {"name": self.name, "accessibility": self.accessibility, "seed": self.seed,
-                    "value": float(self.value_), "shrink": float(self.shrink_), "about": about}  # fmt: skip
+                    "value": float(self.value_), "shrink": float(self.shrink_), "about": about,
+                    "recipe": asdict(self.recipe_)}  # fmt: skip
         arrays = {**self.source_.arrays("source"), **self.target_.arrays("target"),
                   **{f"map/{name}": array for name, array in self.arrays_.items()},
                   **{f"names/{name}": index.to_numpy().astype(str) for name, index in names.items()}}  # fmt: skip
@@ -169,19 +184,20 @@ class ReducedModel(BaseEstimator):
             bundle.settings["name"], accessibility=bundle.settings["accessibility"], seed=bundle.settings["seed"]
         )
         self.value_, self.shrink_ = bundle.settings["value"], bundle.settings["shrink"]
+        self.recipe_ = Recipe(**bundle.settings["recipe"])
         self.source_, self.target_ = (Reduction.of(bundle.under(name)) for name in ("source", "target"))
         self.arrays_ = bundle.under("map")
         return self, bundle.settings["about"], {name: pd.Index(array) for name, array in bundle.under("names").items()}
 
     def _tuned(self, way: Map, Z: np.ndarray, T: np.ndarray, batches: np.ndarray) -> tuple[Any, float]:
         """The value with the least error out of fold, and the best shrinkage of its predictions towards the mean."""
-        generator = np.random.default_rng(derived_seed(self.seed, "tuning"))
-        rows = np.sort(generator.permutation(len(Z))[:TUNING_CELLS])
+        seed = derived_seed(self.seed, "tuning")
+        rows = np.sort(np.random.default_rng(seed).permutation(len(Z))[:TUNING_CELLS])
         Z, T = Z[rows], T[rows]
         found = []
         for value in tqdm(way.grid, f"{self.name}: inner folds", unit="value", disable=len(way.grid) == 1):
             moved, wanted = [], []
-            for train, test in inner_folds(batches[rows], generator.bit_generator.seed_seq.entropy):
+            for train, test in inner_folds(batches[rows], seed):
                 centre = T[train].mean(axis=0)
                 moved.append(way.apply(way.fit(Z[train], T[train], value, self.seed), Z[test]) - centre)
                 wanted.append(T[test] - centre)
@@ -203,8 +219,8 @@ def inner_folds(batches: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np
         yield np.flatnonzero(fold != i), np.flatnonzero(fold == i)
 
 
-def make_model(name: str, *, accessibility: bool, seed: int, device: str) -> Any:
+def make_model(name: str, *, accessibility: bool, seed: int, device: str, loss: str = LOSSES[0]) -> Any:
     """The model or baseline of that name, not fitted."""
     if name in BASELINES:
         return BASELINES[name](seed) if name == "random_cell" else BASELINES[name]()
-    return ReducedModel(name, accessibility=accessibility, seed=seed, device=device)
+    return ReducedModel(name, accessibility=accessibility, seed=seed, device=device, loss=loss)

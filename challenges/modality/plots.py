@@ -31,7 +31,7 @@ def predicted_and_measured(
     ranked = by_feature[by_feature["method"] == name].sort_values("pearson", ascending=False)["feature"].tolist()
     chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
     columns = pair.answers.var_names.get_indexer(list(chosen.values()))
-    predicted, measured = prediction.dense()[:, columns], pair.answers.X[:, columns].toarray()
+    predicted, measured = prediction.columns(columns), pair.answers.X[:, columns].toarray()
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(10, 3.4), layout="constrained")
         for i, (axes, (rank, feature)) in enumerate(zip(figure.subplots(1, 3), chosen.items(), strict=True)):

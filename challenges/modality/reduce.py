@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 from sklearn.decomposition import TruncatedSVD
+from threadpoolctl import threadpool_limits
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Reduction:
         """The coordinates of the mean cell."""
         return (self.mean * self.weight) @ self.components.T
 
+    @threadpool_limits.wrap(limits=1)  # the same bytes, whatever the number of cores
     def expand(self, coordinates: np.ndarray) -> np.ndarray:
         """The features of predicted coordinates (unweighted reductions), within what training saw of each."""
         values = self.mean + (coordinates - self.centre()) @ self.components

@@ -62,9 +62,10 @@ def sample(options: argparse.Namespace) -> None:
         "label": about["label"],
         "trained_on": about["data"],
         "synthetic": True,
+        "types": np.array(model.types_),
     }
     identity |= {name: str(text) for name, text in common.versions().items()}
-    made = files.to_anndata(cells, about["label"], files.weight_table(model, weights), identity)
+    made = files.to_anndata(cells, about["label"], weights, identity)
     files.write_cells(options.out, made)
     counts = made.obs[about["label"]].value_counts()
     print(f"Wrote {options.out}: {len(made):,} cells ({some(f'{n} {name}' for name, n in counts.items())}).")

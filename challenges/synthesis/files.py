@@ -25,15 +25,15 @@ UNS = "synthesis"
 
 
 def to_anndata(
-    cells: Cells, label: str, weights: pd.DataFrame | None = None, about: dict[str, Any] | None = None
+    cells: Cells, label: str, weights: np.ndarray | None = None, about: dict[str, Any] | None = None
 ) -> ad.AnnData:
-    """The cells as AnnData; `weights` (cells x types) and `about` go into `obsm` and `uns`."""
+    """The cells as AnnData; `weights` (cells x types, as in `about["types"]`) and `about` go into `obsm` and `uns`."""
     obs = cells.obs.rename(columns={"label": label}).astype("category")
     made = ad.AnnData(sp.csr_matrix(cells.values()), obs=obs, var=pd.DataFrame(index=cells.genes))
     if cells.scale.kind != "values":
         made.layers["counts"] = cells.counts.copy()
     if weights is not None:
-        made.obsm["label_weights"] = weights.set_axis(obs.index)
+        made.obsm["label_weights"] = weights
     made.uns[UNS] = about or {}
     return made
 
@@ -53,8 +53,3 @@ def load_model(path: str | os.PathLike[str], device: str = "auto") -> tuple[Cell
     """The model and what `save_model` was told. Raises DataError for a missing, broken or foreign file."""
     bundle = Bundle.load(path, KIND)
     return CellGAN.from_bundle(bundle, device), bundle.settings["about"]
-
-
-def weight_table(model: CellGAN, weights: np.ndarray) -> pd.DataFrame:
-    """Label weights with the types as columns."""
-    return pd.DataFrame(weights, columns=model.types_)

@@ -50,7 +50,7 @@ class ConditionalGenerator(nn.Module):
         self.deviation = nn.Parameter(torch.ones(n_types, self.n_noise))
         self.own_sd = _parameter(start.own_sd)
         self.offset = nn.Parameter(torch.zeros(n_types, n_genes))
-        self.lift = nn.Parameter(torch.zeros(n_genes))
+        self.lift = nn.Parameter(torch.zeros(1))
         self.residual = nn.Sequential(
             nn.Linear(self.n_noise + n_types, HIDDEN), nn.LayerNorm(HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, n_genes)
         )
@@ -63,16 +63,16 @@ class ConditionalGenerator(nn.Module):
     def log_rates(
         self, noise: torch.Tensor, weights: torch.Tensor, levels: torch.Tensor, library: torch.Tensor
     ) -> torch.Tensor:
-        """Log expected counts (cells x genes), without each gene's own variation."""
+        """Log expected counts (cells x genes); they sum to `library` * exp(lift): own variation moves no total."""
         modulated = weights @ self.mean + noise * (weights @ self.deviation)
         moved = modulated @ self.loadings + self.residual(torch.cat([modulated, weights], dim=1))
-        shares = torch.log_softmax(weights @ self.baseline + levels @ self.levels + moved, dim=1)
+        own = self.own_sd * torch.randn(len(noise), self.baseline.shape[1], device=noise.device) - self.own_sd**2 / 2
+        shares = torch.log_softmax(weights @ self.baseline + levels @ self.levels + moved + own, dim=1)
         return shares + self.lift + library.log()[:, None]
 
     def forward(self, noise: torch.Tensor, weights: torch.Tensor, levels: torch.Tensor, library: torch.Tensor) -> Drawn:
         """Draw cells; `noise` is cells x n_noise, standard normal."""
-        own = self.own_sd * torch.randn(len(noise), self.baseline.shape[1], device=noise.device)
-        log_rate = (self.log_rates(noise, weights, levels, library) + own - self.own_sd**2 / 2).clamp(LEAST, MOST)
+        log_rate = self.log_rates(noise, weights, levels, library).clamp(LEAST, MOST)
         rate = log_rate.exp()
         open_share = -torch.expm1(-(log_rate + weights @ self.offset).clamp(LEAST, MOST).exp())
         gate = open_share + (torch.bernoulli(open_share.detach()) - open_share).detach()

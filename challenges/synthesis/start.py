@@ -20,7 +20,7 @@ LEVEL_PRIOR = 20.0  # expected counts that a level's shift is shrunk by
 SPREAD_PRIOR = 20.0  # cells that a type's own spread is shrunk by
 MAX_RANK = 50
 DENSE_VALUES = 40_000_000  # at most so many are dense at once: a few times 320 MB
-QUANTILES = np.linspace(0.0, 1.0, 33)
+QUANTILES = (np.arange(64) + 0.5) / 64
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def start(cells: Cells, seed: int) -> Start:
     loadings, deviations = _variation(observed, expected, weights[rows], counting, seed)
     own_sd = _own_sd(observed, expected, loadings, counting)
     log_rates = log_rates - 0.5 * (deviations**2) @ (loadings**2)  # so that the mean rate stays
-    # Genes that vary by themselves, counting noise too, move the total as well: the library has the rest of its spread.
-    variance = expected + expected**2 * np.expm1(own_sd**2) if counting else (observed - expected) ** 2
+    # Counting noise, or gates of values, move the total as well: the library has the rest of its spread.
+    variance = expected if counting else (observed - expected) ** 2
     library = _library(cells, totals, weights, levels, float(variance.sum() / (totals[rows] ** 2).sum()))
     return Start(log_rates, level_rates, loadings, deviations, own_sd, library)
 
@@ -156,7 +156,7 @@ def _own_sd(observed: np.ndarray, expected: np.ndarray, loadings: np.ndarray, co
 
 
 def _library(cells: Cells, totals: np.ndarray, weights: np.ndarray, levels: np.ndarray, of_genes: float) -> Library:
-    """`of_genes`: the relative variance of the total that genes make by themselves."""
+    """`of_genes`: the relative variance of the total that counting noise or gates make."""
     log_total, size = np.log(totals), weights.sum(axis=0)
     mean = weights.T @ log_total / size
     left = log_total - weights @ mean
@@ -167,6 +167,7 @@ def _library(cells: Cells, totals: np.ndarray, weights: np.ndarray, levels: np.n
     sd = np.sqrt(np.maximum(variance - of_genes, 0.1 * variance))
     standard = left / np.sqrt(weights @ variance)
     quantiles = np.quantile(standard, QUANTILES)
+    quantiles = (quantiles - quantiles.mean()) / max(quantiles.std(), 1e-9)
     log_step = np.log(cells.steps)
     step_mean = weights.T @ log_step / size
     centred = log_total - weights @ mean

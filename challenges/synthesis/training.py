@@ -58,8 +58,9 @@ def calibrate(generator: ConditionalGenerator, library: Library, cells: Cells) -
     means, shown = (torch.stack([torch.as_tensor(of(cells.counts[rows]), dtype=torch.float32) for rows in rows_of])
                     .to(device) for of in (_means, _shown))  # fmt: skip
     rounds, n = CALIBRATION
+    wanted: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by type: shares of open gates, means
     for _ in range(rounds):
-        gates, ratios = torch.zeros_like(means), torch.zeros_like(means)
+        gates, ratios, totals = torch.zeros_like(means), torch.zeros_like(means), torch.zeros_like(share)
         for code, rows in enumerate(rows_of):
             chosen = rows[random.integers(len(rows), size=n)]
             weights = one_hot(cells.labels[chosen], cells.types)
@@ -68,10 +69,12 @@ def calibrate(generator: ConditionalGenerator, library: Library, cells: Cells) -
                 noise, *_tensors(device, weights, levels[chosen], library.draw(weights, levels[chosen], random))
             )
             open_share, made = drawn.open_share.mean(dim=0), drawn.mean.mean(dim=0)
-            gates[code] = _gate(torch.lerp(open_share, shown[code], own[code])) - _gate(open_share)
-            wanted = torch.lerp(made, means[code], own[code])
-            ratios[code] = (wanted.clamp_min(1e-6) / made.clamp_min(1e-6)).log().clamp(-1, 1)
-        common = share @ ratios  # the softmax would take back what all genes have in common
+            if code not in wanted:
+                wanted[code] = torch.lerp(open_share, shown[code], own[code]), torch.lerp(made, means[code], own[code])
+            gates[code] = _gate(wanted[code][0]) - _gate(open_share)
+            totals[code] = (wanted[code][1].sum() / made.sum()).log()
+            ratios[code] = (wanted[code][1].clamp_min(1e-6) / made.clamp_min(1e-6)).log().clamp(-1, 1)
+        common = share @ totals  # the softmax would take back what all genes have in common
         generator.lift.add_(STRIDE * common)
         generator.baseline.add_(STRIDE * (ratios - common))
         generator.offset.add_(STRIDE * (gates - ratios))  # a gate follows the rate, unless it is moved

@@ -207,7 +207,8 @@ def test_the_process_learns_which_cell_type_takes_over_more(table):
 def test_a_network_learns_more_than_the_cell_types_mean(table, stage):
     train, test = table
     spec = networks.specs_of(stage)[0]
-    small = replace(spec, hidden=tuple(min(n, 48) for n in spec.hidden), embedding=16, epochs=60, n_dim=12, batch=16)
+    small = replace(spec, hidden=tuple(min(n, 48) for n in spec.hidden), dropout=(0.1,) * len(spec.hidden),
+                    embedding=16, epochs=200 if stage == "autoencoder" else 60, n_dim=12, batch=16)  # fmt: skip
     found = Ensemble([small], 2, scale=1.0).fit(train).predict(test.index)
     assert rmse(found, test) < rmse(baselines.MeanOf("cell_type").fit(train).predict(test.index), test)
 
@@ -239,6 +240,15 @@ def test_a_transformers_input_holds_no_target(table):
     torch.testing.assert_close(answers[0][0], answers[1][0], atol=1e-5, rtol=1e-5)
     same_compound = [i for i in range(1, len(train)) if codes[1][i] == codes[1][0]]
     assert (answers[0][same_compound] - answers[1][same_compound]).abs().max() > 1e-4
+
+
+def test_dropout_draws_what_torch_draws_and_rests_in_evaluation():
+    module, rows = networks.Dropout(0.3), torch.rand(50, 20)
+    torch.manual_seed(1)
+    mine = module(rows)
+    torch.manual_seed(1)
+    torch.testing.assert_close(mine, torch.nn.functional.dropout(rows, 0.3), atol=0, rtol=0)
+    assert torch.equal(module.eval()(rows), rows)
 
 
 def test_a_last_batch_of_one_joins_the_one_before():
