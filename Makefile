@@ -38,7 +38,7 @@ DATA ?= ../shared/data
 results: setup
 	$(BIN)/python -m workbench.results --data $(DATA)
 
-# Speed and memory against the starter, in one run (about 20 minutes; BENCH=--quick: two).
+# Speed and memory against the starter, in one run (about 20 minutes; BENCH=--quick: one).
 bench: setup
 	$(BIN)/python -m workbench.bench $(BENCH)
 
