@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
             "--data", type=Path, required=True, metavar="DIR", help="folder with de_train.parquet and id_map.csv"
         )
         verb.add_argument("--work", type=Path, default=Path("build/drug_response"), help="where bundles are kept")
-        verb.add_argument("--quick", action="store_true", help="one repeat and half of the epochs, to see it run")
+        verb.add_argument("--quick", action="store_true", help="one repeat and 0.3 of the epochs, to see it run")
         stage_help = "simple: one network; stage_1: seven; stage_2: twenty on pseudo-labels"
         if name == "evaluate":
             verb.add_argument("--stage", choices=STAGES, nargs="+", default=[], help=stage_help)

@@ -23,10 +23,13 @@ PENALTY = 10.0  # lambda of the gradient penalty
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. `paired_weight` 0 is the source's own design: only the critic ties the output to the cell."""
+    """How to train. With `paired_weight` 0 only the critic ties the output to the cell; `pairs` False is the source's
+    own design, where the critic sees the target alone and nothing does.
+    """
 
     paired_weight: float = 1.0
     adversarial_weight: float = 0.1
+    pairs: bool = True
     loss: str = LOSSES[0]
     critic_steps: int = 5
     generator_steps: int = 300
@@ -137,16 +140,17 @@ def _fit_one(source: Tensor, start: Tensor, target: Tensor, recipe: Recipe) -> G
         optimisers[i].step()
         schedules[i].step()
 
+    seen = source if recipe.pairs else torch.zeros_like(source)
     for _ in range(recipe.generator_steps):
         for _ in range(recipe.critic_steps if recipe.adversarial_weight else 0):
             rows = _batch(source, recipe)
             fake = generator(source[rows], start[rows]).detach()
-            step(1, _critic_loss(critic, source[rows], target[rows], fake, recipe.loss))
+            step(1, _critic_loss(critic, seen[rows], target[rows], fake, recipe.loss))
         rows = _batch(source, recipe)
         made = generator(source[rows], start[rows])
         loss = recipe.paired_weight * (made - target[rows]).square().sum(dim=1).mean()
         if recipe.adversarial_weight:
-            loss = loss - recipe.adversarial_weight * critic(source[rows], made).mean()
+            loss = loss - recipe.adversarial_weight * critic(seen[rows], made).mean()
         step(0, loss)
     return generator
 

@@ -22,7 +22,7 @@ from workbench.tables import interval
 
 GAIN = "RMSE gained on the mean (%)"
 DRAWS = 200  # of the bootstrap over cells, for the overall correlation
-BLOCK = 500  # cells at a time
+BLOCK = 100  # cells at a time
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -93,33 +94,39 @@ class RandomCell(BaseEstimator):
 
 @dataclass(frozen=True)
 class Map:
-    """A way from coordinates to coordinates: values of its hyper-parameter, how to fit and how to apply it."""
+    """A way from coordinates to coordinates: values of its hyper-parameter, how to fit and how to apply it.
+
+    `folds` is how many of the inner folds it is tried on: a slow one on fewer.
+    """
 
     grid: tuple[Any, ...]
     fit: Callable[[np.ndarray, np.ndarray, Any, int], maps.Arrays]
     apply: Callable[[maps.Arrays, np.ndarray], np.ndarray]
+    folds: int = FOLDS
 
 
 def adversarial_map(recipe: Recipe, device: str = "cpu") -> Map:
     """The adversarial model of a recipe; there is nothing to choose."""
     return Map((0.0,), lambda Z, T, _, seed: fit_adversarial(Z, T, recipe, seed, device),
-               lambda arrays, Z: apply_adversarial(arrays, Z, recipe))  # fmt: skip
+               lambda arrays, Z: apply_adversarial(arrays, Z, recipe), folds=2)  # fmt: skip
 
 
-UNPAIRED = Recipe(paired_weight=0.0, adversarial_weight=1.0)
+RECIPES = {"adversarial": Recipe(),
+           "adversarial_unpaired": Recipe(paired_weight=0.0, adversarial_weight=1.0),
+           "adversarial_source": Recipe(paired_weight=0.0, adversarial_weight=1.0, pairs=False)}  # fmt: skip
 BASELINES = {"zeros": Zeros, "mean_per_feature": MeanPerFeature, "random_cell": RandomCell}
 REFERENCE = "mean_per_feature"
-MODELS = ("knn", "ridge", "kernel_ridge", "adversarial", "adversarial_unpaired")
+MODELS = ("knn", "ridge", "kernel_ridge", *RECIPES)
 
 
 def recipe_of(name: str, loss: str) -> Recipe:
     """How the adversarial model of that name is trained."""
-    return replace(UNPAIRED if name == "adversarial_unpaired" else Recipe(), loss=loss)
+    return replace(RECIPES.get(name, Recipe()), loss=loss)
 
 
 def map_of(name: str, recipe: Recipe, device: str = "cpu") -> Map:
     """The map of a model's name; `recipe` and `device` are of the adversarial ones."""
-    if name.startswith("adversarial"):
+    if name in RECIPES:
         return adversarial_map(recipe, device)
     return {
         "knn": Map((5, 10, 20, 50, 100), maps.fit_neighbours, maps.apply_neighbours),
@@ -155,7 +162,9 @@ class ReducedModel(BaseEstimator):
         self.recipe_ = recipe_of(self.name, self.loss)
         alone = map_of(self.name, replace(self.recipe_, repeats=1), self.device)
         self.value_, self.shrink_ = self._tuned(alone, Z, T, batches)
-        self.arrays_ = map_of(self.name, self.recipe_, self.device).fit(Z, T, self.value_, self.seed)
+        fitted = map_of(self.name, self.recipe_, self.device).fit(Z, T, self.value_, self.seed)
+        # In the order a bundle gives them back in, so that products round alike.
+        self.arrays_ = {name: np.array(array, order="C") for name, array in fitted.items()}
         return self
 
     @threadpool_limits.wrap(limits=1)
@@ -181,8 +190,9 @@ class ReducedModel(BaseEstimator):
         """The fitted model, what its bundle says of it, and the feature names."""
         bundle = Bundle.load(path, KIND)
         self = cls(
-            bundle.settings["name"], accessibility=bundle.settings["accessibility"], seed=bundle.settings["seed"]
-        )
+            bundle.settings["name"], accessibility=bundle.settings["accessibility"], seed=bundle.settings["seed"],
+            loss=bundle.settings["recipe"]["loss"],
+        )  # fmt: skip
         self.value_, self.shrink_ = bundle.settings["value"], bundle.settings["shrink"]
         self.recipe_ = Recipe(**bundle.settings["recipe"])
         self.source_, self.target_ = (Reduction.of(bundle.under(name)) for name in ("source", "target"))
@@ -197,7 +207,7 @@ class ReducedModel(BaseEstimator):
         found = []
         for value in tqdm(way.grid, f"{self.name}: inner folds", unit="value", disable=len(way.grid) == 1):
             moved, wanted = [], []
-            for train, test in inner_folds(batches[rows], seed):
+            for train, test in islice(inner_folds(batches[rows], seed), way.folds):
                 centre = T[train].mean(axis=0)
                 moved.append(way.apply(way.fit(Z[train], T[train], value, self.seed), Z[test]) - centre)
                 wanted.append(T[test] - centre)

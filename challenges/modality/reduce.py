@@ -36,7 +36,7 @@ class Reduction:
         n_components = max(1, min(n_components, min(X.shape) - 1))
         svd = TruncatedSVD(n_components, random_state=seed, n_iter=7).fit(X @ sp.diags_array(weight))
         flat = [np.asarray(values.toarray()).ravel() for values in (X.min(axis=0), X.max(axis=0))]
-        return cls(weight, svd.components_.astype(np.float32), np.asarray(X.mean(axis=0)).ravel(), *flat)
+        return cls(weight, np.array(svd.components_, np.float32, order="C"), np.asarray(X.mean(axis=0)).ravel(), *flat)
 
     def coordinates(self, X: sp.csr_matrix) -> np.ndarray:
         """Cells x components, float64."""

@@ -390,7 +390,7 @@ def test_repro_chains_both_stages_and_is_the_same_twice(files, small_table, caps
         written.append([(files / f"submissions/{stage}_submission.csv").read_bytes() for stage in models.STAGES[1:]])
     assert written[0] == written[1]
     assert written[0][0] != written[0][1]
-    assert "stage_2: 20 x 1 networks, 3 epochs each" in capsys.readouterr().out
+    assert "stage_2: 20 x 1 networks, 2 epochs each" in capsys.readouterr().out
     second, about = models.load_model(files / "build/drug_response/stage_2.h5")
     assert (second.scale_, about["quick"], len(second.networks_)) == (1.0, True, 20)
     queries = data.read_queries(files / data.QUERY_FILE)

@@ -18,7 +18,7 @@ from challenges.modality.models import ReducedModel
 from challenges.modality.reduce import Reduction
 from helpers import DataError
 
-TINY = Recipe(generator_steps=40, critic_steps=2, width=16, batch=16, repeats=2, dropout=0.0)
+TINY = Recipe(generator_steps=25, critic_steps=1, width=16, batch=16, repeats=2, dropout=0.0)
 
 
 def simulated(n=80, n_source=30, n_target=12, noise=0.3, batches=1, seed=0, mod2="ADT"):
@@ -57,13 +57,8 @@ def matrices(files):
 @pytest.fixture
 def quick(monkeypatch):
     """The adversarial models with few steps."""
-    weights = {"adversarial": (1.0, 0.1), "adversarial_unpaired": (0.0, 1.0)}
-
-    def recipe_of(name, loss):
-        paired, judged = weights.get(name, (1.0, 0.1))
-        return replace(TINY, loss=loss, paired_weight=paired, adversarial_weight=judged)
-
-    monkeypatch.setattr(models, "recipe_of", recipe_of)
+    small = {name: getattr(TINY, name) for name in ("generator_steps", "critic_steps", "width", "batch", "repeats")}
+    monkeypatch.setattr(models, "RECIPES", {name: replace(recipe, **small) for name, recipe in models.RECIPES.items()})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -120,17 +115,15 @@ def test_test_features_are_those_of_training_by_name(tmp_path, files, capsys):
     assert "1 features that training did not have are left out: NEW" in capsys.readouterr().out
     assert (found.X != straight.X).nnz == 0
     files["test_mod1"] = files["test_mod1"][:, 3:].copy()
-    with pytest.raises(DataError, match="GEX: 2 features of training are missing: GEX28, GEX29|3 features"):
+    with pytest.raises(DataError, match="GEX: 3 features of training are missing: GEX27, GEX28, GEX29"):
         data.read_pair(write(tmp_path, files))
 
 
 def test_an_empty_cell_and_a_constant_feature_are_said_and_predicted(tmp_path, capsys):
     source, target = simulated()
-    source.X = source.X.tolil()
-    source.X[3], source.X[70], source.X[:, 4] = 0, 0, 0
-    source.X, target.X = source.X.tocsr(), target.X.tolil()
-    target.X[:, 2] = 1.5
-    target.X = target.X.tocsr()
+    X, T = source.X.toarray(), target.X.toarray()
+    X[3], X[70], X[:, 4], T[:, 2] = 0, 0, 0, 1.5
+    source.X, target.X = sp.csr_matrix(X), sp.csr_matrix(T)
     pair = data.read_pair(write(tmp_path, split([source, target])))
     said = capsys.readouterr().out
     assert "GEX, training: 1 empty cells: C003" in said
@@ -154,7 +147,7 @@ def test_normalized_comes_before_log_norm_before_x_and_counts_are_never_read(tmp
 
 
 def test_too_few_cells_no_files_and_a_broken_file_are_said(tmp_path, files):
-    with pytest.raises(DataError, match="no .h5ad files; give the folder"):
+    with pytest.raises(DataError, match=r"no .h5ad files; give the folder"):
         data.read_pair(tmp_path)
     write(tmp_path, split(simulated(25), n_train=10))
     with pytest.raises(DataError, match="10 training cells; at least 20 are needed"):
@@ -163,7 +156,7 @@ def test_too_few_cells_no_files_and_a_broken_file_are_said(tmp_path, files):
     with pytest.raises(DataError, match="not an h5ad file, or a broken one"):
         data.read_pair(tmp_path)
     (tmp_path / "set.train_mod1.h5ad").unlink()
-    with pytest.raises(DataError, match="neither .*train_mod1.h5ad and .*train_mod2.h5ad nor two paired files"):
+    with pytest.raises(DataError, match=r"neither .*train_mod1.h5ad and .*train_mod2.h5ad nor two paired files"):
         data.read_pair(tmp_path)
 
 
@@ -196,9 +189,9 @@ def test_two_paired_files_do_not_say_a_direction_and_several_sets_are_told_apart
 def test_of_accessibility_the_most_open_peaks_of_training_are_predicted(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "MOST_PEAKS", 2)
     source, target = simulated(mod2="ATAC")
-    target.X = sp.csr_matrix((np.random.default_rng(0).random((80, 12)) < 0.3).astype(np.float32)).tolil()
-    target.X[:60, 5], target.X[:60, 9], target.X[60:, 0] = 1, 1, 1
-    target.X = target.X.tocsr()
+    T = (np.random.default_rng(0).random((80, 12)) < 0.3).astype(np.float32)
+    T[:60, 5], T[:60, 9], T[60:, 0] = 1, 1, 1
+    target.X = sp.csr_matrix(T)
     pair = data.read_pair(write(tmp_path, split([source, target])))
     assert list(pair.train_target.var_names) == list(pair.test_target.var_names) == ["ATAC5", "ATAC9"]
     assert "the 2 most accessible of 12 peaks are predicted" in capsys.readouterr().out
@@ -357,14 +350,15 @@ def test_the_critic_takes_its_steps_and_the_rates_fall_to_zero(monkeypatch):
     assert {len(optimiser.param_groups[0]["params"]) for optimiser in optimisers} == {6}
 
 
-def test_without_the_paired_loss_the_output_is_not_tied_to_the_cell():
+def test_without_pairs_nothing_ties_the_output_to_the_cell():
     Z, T = coordinates(200)
-    error = {}
-    for weight in (1.0, 0.0):
-        recipe = replace(TINY, paired_weight=weight, adversarial_weight=0.1 if weight else 1.0, generator_steps=60)
+    tied = {}
+    for name, recipe in models.RECIPES.items():
+        recipe = replace(recipe, generator_steps=150, critic_steps=2, width=32, batch=32, repeats=1, learning_rate=5e-3)
         found = adversarial.apply_adversarial(adversarial.fit_adversarial(Z[:150], T[:150], recipe, 0), Z[150:], recipe)
-        error[weight] = ((found - T[150:]) ** 2).mean()
-    assert error[1.0] < 0.6 * error[0.0]
+        tied[name] = np.corrcoef(found.ravel(), T[150:].ravel())[0, 1]
+    assert tied["adversarial"] > 0.8
+    assert tied["adversarial"] > tied["adversarial_unpaired"] > tied["adversarial_source"] + 0.2
 
 
 def test_hinge_is_another_loss_and_the_seed_is_all_that_is_random():
@@ -454,7 +448,7 @@ def test_from_files_to_prediction_and_table(tmp_path, files, quick, capsys):
     cli.main(["evaluate", *where, "--model", "ridge", "adversarial", "adversarial_unpaired", "--loss", "hinge",
               "--out", str(tmp_path / "out" / "table.csv"), "--pictures", str(tmp_path / "pictures")])  # fmt: skip
     table = pd.read_csv(tmp_path / "out" / "table.csv")
-    assert len(table) == 6 * 6
+    assert len(table) == 6 * 6  # methods with the baselines x metrics
     assert table.notna().all().all()
     for name in ("GEX_ADT_cells.png", "GEX_ADT_features.png"):
         assert (tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG")
@@ -464,12 +458,12 @@ def test_what_is_wrong_is_said_without_a_traceback(tmp_path, files):
     folder = tmp_path / "data"
     folder.mkdir()
     where = ["--data", str(write(folder, files)), "--work", str(tmp_path / "work"), "--model", "ridge"]
-    with pytest.raises(SystemExit, match="error: .*GEX_ADT_ridge.h5: no such bundle; train first"):
+    with pytest.raises(SystemExit, match=r"error: .*GEX_ADT_ridge.h5: no such bundle; train first"):
         cli.main(["predict", *where])
     cli.main(["train", *where])
     for part in ("test_mod1", "test_mod2"):
         (folder / f"set.{part}.h5ad").unlink()
-    with pytest.raises(SystemExit, match="error: .*no .*test_mod1.h5ad, so there are no cells to predict"):
+    with pytest.raises(SystemExit, match=r"error: .*no .*test_mod1.h5ad, so there are no cells to predict"):
         cli.main(["predict", *where])
 
 
