@@ -23,8 +23,9 @@ PENALTY = 10.0  # lambda of the gradient penalty
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. With `paired_weight` 0 only the critic ties the output to the cell; `pairs` False is the source's
-    own design, where the critic sees the target alone and nothing does.
+    """How to train. With `paired_weight` 0 only the critic ties the output to the cell.
+
+    With `pairs` False as well, the critic sees the target alone and nothing does: the source document's own design.
     """
 
     paired_weight: float = 1.0

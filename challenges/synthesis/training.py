@@ -38,46 +38,58 @@ CLASS_WEIGHT = 0.2
 MOMENT_WEIGHT = 5.0  # of the squared errors of a batch's means and zero rates, summed over genes
 AVERAGING = 0.995
 CHECKPOINT_EVERY = 200
-CALIBRATION = (8, 512)  # rounds, and cells of each type a round
+ROUNDS, DRAWN = (5, 6), 512  # of calibration: all types together, each apart; cells of each type a round
 CALIBRATION_PRIOR = 20.0  # cells that a type's own zero rates and means are shrunk by
 STRIDE = 0.7  # of the way, a round
 
 
 @torch.no_grad()
 def calibrate(generator: ConditionalGenerator, library: Library, cells: Cells) -> None:
-    """Move each type's rates and gates until its means and zero rates are those of its training cells.
+    """Move rates and gates until means and zero rates are those of the training cells, of all types, then of each.
 
-    A type of few cells is moved part of the way. The gates hardly move for molecule counts, whose zeros are a Poisson
-    count's; they take up the excess zeros of others (reads, values without counts).
+    A type of few cells is moved part of the way from what all have in common. The gates hardly move for molecule
+    counts, whose zeros are a Poisson count's; they take up the excess zeros of others (reads, values without counts).
     """
     random = np.random.default_rng(0)
     device, levels = generator.lift.device, level_matrix(cells.obs, level_names(cells))
     rows_of = [np.flatnonzero(cells.labels == name) for name in cells.types]
     share = torch.tensor([len(rows) / len(cells) for rows in rows_of], device=device)
-    own = [len(rows) / (len(rows) + CALIBRATION_PRIOR) for rows in rows_of]
-    means, shown = (torch.stack([torch.as_tensor(of(cells.counts[rows]), dtype=torch.float32) for rows in rows_of])
-                    .to(device) for of in (_means, _shown))  # fmt: skip
-    rounds, n = CALIBRATION
-    wanted: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by type: shares of open gates, means
-    for _ in range(rounds):
-        gates, ratios, totals = torch.zeros_like(means), torch.zeros_like(means), torch.zeros_like(share)
-        for code, rows in enumerate(rows_of):
-            chosen = rows[random.integers(len(rows), size=n)]
+    own = torch.tensor([len(rows) / (len(rows) + CALIBRATION_PRIOR) for rows in rows_of], device=device)[:, None]
+    real = torch.stack([torch.stack(_tensors(device, _shown(cells.counts[rows]), _means(cells.counts[rows])))
+                        for rows in rows_of], dim=1)  # fmt: skip
+    together, apart = ROUNDS
+
+    def made() -> torch.Tensor:
+        """2 (share of open gates, mean) x types x genes, of `DRAWN` cells a type."""
+        parts = []
+        for rows in rows_of:
+            chosen = rows[random.integers(len(rows), size=DRAWN)]
             weights = one_hot(cells.labels[chosen], cells.types)
-            noise = torch.randn(n, generator.n_noise).to(device)
-            drawn = generator(
-                noise, *_tensors(device, weights, levels[chosen], library.draw(weights, levels[chosen], random))
+            noise, sizes = (
+                torch.randn(DRAWN, generator.n_noise).to(device),
+                library.draw(weights, levels[chosen], random),
             )
-            open_share, made = drawn.open_share.mean(dim=0), drawn.mean.mean(dim=0)
-            if code not in wanted:
-                wanted[code] = torch.lerp(open_share, shown[code], own[code]), torch.lerp(made, means[code], own[code])
-            gates[code] = _gate(wanted[code][0]) - _gate(open_share)
-            totals[code] = (wanted[code][1].sum() / made.sum()).log()
-            ratios[code] = (wanted[code][1].clamp_min(1e-6) / made.clamp_min(1e-6)).log().clamp(-1, 1)
-        common = share @ totals  # the softmax would take back what all genes have in common
+            drawn = generator(noise, *_tensors(device, weights, levels[chosen], sizes))
+            parts.append(torch.stack([drawn.open_share.mean(dim=0), drawn.mean.mean(dim=0)]))
+        return torch.stack(parts, dim=1)
+
+    def move(wanted: torch.Tensor, now: torch.Tensor, share: torch.Tensor) -> None:
+        gates, ratios = _gate(wanted[0]) - _gate(now[0]), (_above(wanted[1]) / _above(now[1])).log().clamp(-1, 1)
+        common = share @ (wanted[1].sum(dim=1) / now[1].sum(dim=1)).log()  # the softmax would take it back
         generator.lift.add_(STRIDE * common)
         generator.baseline.add_(STRIDE * (ratios - common))
         generator.offset.add_(STRIDE * (gates - ratios))  # a gate follows the rate, unless it is moved
+
+    pooled = torch.einsum("t,ktg->kg", share, real)[:, None]
+    for _ in range(together):
+        move(pooled, torch.einsum("t,ktg->kg", share, made())[:, None], torch.ones(1, device=device))
+    wanted = torch.lerp(made(), real, own)
+    for _ in range(apart):
+        move(wanted, made(), share)
+
+
+def _above(means: torch.Tensor) -> torch.Tensor:
+    return means.clamp_min(1e-6)
 
 
 def _means(counts: sp.csr_matrix) -> np.ndarray:

@@ -353,8 +353,8 @@ def test_the_critic_takes_its_steps_and_the_rates_fall_to_zero(monkeypatch):
 def test_without_pairs_nothing_ties_the_output_to_the_cell():
     Z, T = coordinates(200)
     tied = {}
-    for name, recipe in models.RECIPES.items():
-        recipe = replace(recipe, generator_steps=150, critic_steps=2, width=32, batch=32, repeats=1, learning_rate=5e-3)
+    for name, whole in models.RECIPES.items():
+        recipe = replace(whole, generator_steps=150, critic_steps=2, width=32, batch=32, repeats=1, learning_rate=5e-3)
         found = adversarial.apply_adversarial(adversarial.fit_adversarial(Z[:150], T[:150], recipe, 0), Z[150:], recipe)
         tied[name] = np.corrcoef(found.ravel(), T[150:].ravel())[0, 1]
     assert tied["adversarial"] > 0.8
