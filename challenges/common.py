@@ -66,6 +66,19 @@ def reproducible(seed: int, *names: object) -> Iterator[torch.Generator]:
             torch.set_num_threads(threads)
 
 
+def gradient_penalty(
+    critic: Callable[[torch.Tensor], torch.Tensor], real: torch.Tensor, fake: torch.Tensor
+) -> torch.Tensor:
+    """Mean squared distance to 1 of a Wasserstein critic's slope between real and fake rows (Gulrajani et al. 2017).
+
+    `critic` gives one score a row; `real` and `fake` are rows x features, and each row has a mixing share of its own.
+    """
+    share = torch.rand(len(real), 1, device=real.device)
+    between = (share * real + (1 - share) * fake).detach().requires_grad_()
+    (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+    return (slope.norm(dim=1) - 1).square().mean()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Bundles
 # ---------------------------------------------------------------------------------------------------------------------

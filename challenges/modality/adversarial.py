@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from challenges.common import load_module, module_arrays, reproducible
+from challenges.common import gradient_penalty, load_module, module_arrays, reproducible
 from challenges.modality.maps import Arrays, apply_ridge, fit_ridge
 
 LOSSES = ("wgan-gp", "hinge")
@@ -74,14 +74,6 @@ class Critic(nn.Module):
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """The score of each pair."""
         return self.layers(torch.cat([source, target], dim=1)).squeeze(1)
-
-
-def gradient_penalty(critic: Critic, source: Tensor, real: Tensor, fake: Tensor) -> Tensor:
-    """lambda (|gradient| - 1)^2 of the critic between real and generated pairs, one mixing share a cell."""
-    share = torch.rand(len(real), 1, device=real.device)
-    mixed = (share * real + (1 - share) * fake).requires_grad_()
-    (gradient,) = torch.autograd.grad(critic(source, mixed).sum(), mixed, create_graph=True)
-    return PENALTY * (gradient.norm(dim=1) - 1).square().mean()
 
 
 def fit_adversarial(Z: np.ndarray, T: np.ndarray, recipe: Recipe, seed: int, device: str = "cpu") -> Arrays:
@@ -160,7 +152,7 @@ def _critic_loss(critic: Critic, source: Tensor, real: Tensor, fake: Tensor, los
     if loss == "hinge":
         return (1 - critic(source, real)).relu().mean() + (1 + critic(source, fake)).relu().mean()
     worse = critic(source, fake).mean() - critic(source, real).mean()
-    return worse + gradient_penalty(critic, source, real, fake)
+    return worse + PENALTY * gradient_penalty(lambda between: critic(source, between), real, fake)
 
 
 def _batch(source: Tensor, recipe: Recipe) -> Tensor:

@@ -133,16 +133,6 @@ class AdversarialDiscriminator(nn.Module):
         return self.score(features).squeeze(1) + (features * (conditions @ self.conditions)).sum(dim=1)
 
 
-def gradient_penalty(
-    critic: AdversarialDiscriminator, real: torch.Tensor, fake: torch.Tensor, conditions: torch.Tensor
-) -> torch.Tensor:
-    """Mean squared distance to 1 of the critic's slope between real and fake cells (Gulrajani et al. 2017)."""
-    share = torch.rand(len(real), 1, device=real.device)
-    between = (share * real + (1 - share) * fake).detach().requires_grad_()
-    (slope,) = torch.autograd.grad(critic(between, conditions).sum(), between, create_graph=True)
-    return ((slope.norm(dim=1) - 1) ** 2).mean()
-
-
 def soft_cross_entropy(logits: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Cross-entropy (cells) against label weights; for one-hot weights the usual one."""
     return -(weights * functional.log_softmax(logits, dim=1)).sum(dim=1)

@@ -15,14 +15,13 @@ import torch
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from challenges.common import Bundle, load_module, module_arrays
+from challenges.common import Bundle, gradient_penalty, load_module, module_arrays
 from challenges.synthesis.data import Cells, level_matrix, level_names, one_hot
 from challenges.synthesis.networks import (
     AdversarialDiscriminator,
     ClassDiscriminator,
     ConditionalGenerator,
     Drawn,
-    gradient_penalty,
     soft_cross_entropy,
 )
 from challenges.synthesis.start import Library  # noqa: TC001 - names a type, as elsewhere
@@ -170,7 +169,9 @@ class Training:
             fake = self._scaled(self._generate(weights, levels, library).cells)
         conditions = torch.cat([weights, levels], dim=1)
         loss = self.critic(fake, conditions).mean() - self.critic(real, conditions).mean()
-        self._update("critic", loss + PENALTY * gradient_penalty(self.critic, real, fake, conditions))
+        self._update(
+            "critic", loss + PENALTY * gradient_penalty(lambda cells: self.critic(cells, conditions), real, fake)
+        )
         cells, weights = self._mixed_up(real, weights)
         self._update("classes", soft_cross_entropy(self.classes(cells), weights).mean())
 

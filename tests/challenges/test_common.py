@@ -34,6 +34,19 @@ def test_reproducible_gives_the_same_numbers_and_restores_the_callers_state():
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+def test_the_gradient_penalty_is_that_of_each_row():
+    slope = torch.tensor([3.0, 4.0, 0.0])  # of length 5 everywhere
+    penalty = common.gradient_penalty(lambda rows: rows @ slope, torch.rand(7, 3), torch.rand(7, 3))
+    assert penalty.item() == pytest.approx(16.0)
+
+
+def test_the_gradient_penalty_is_taken_between_real_and_fake():
+    penalty = common.gradient_penalty(
+        lambda rows: (rows**2).sum(dim=1), torch.full((50, 1), 2.0), torch.full((50, 1), 4.0)
+    )
+    assert (2 * 2 - 1) ** 2 < penalty.item() < (2 * 4 - 1) ** 2  # the slope at x is 2 x
+
+
 def test_a_bundle_comes_back_as_it_was(tmp_path):
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
     arrays = {"genes": np.array(["A", "B"]), "scale": np.float32(2.0), **common.module_arrays(module, "net")}

@@ -13,7 +13,7 @@ from scipy.stats import pearsonr
 
 from challenges.modality import __main__ as cli
 from challenges.modality import adversarial, data, evaluate, models
-from challenges.modality.adversarial import Critic, Recipe
+from challenges.modality.adversarial import Recipe
 from challenges.modality.models import ReducedModel
 from challenges.modality.reduce import Reduction
 from helpers import DataError
@@ -328,15 +328,6 @@ def coordinates(n=65, seed=0):
     rng = np.random.default_rng(seed)
     Z = rng.normal(size=(n, 6))
     return Z, np.tanh(2 * Z[:, :3]) + rng.normal(0, 0.1, (n, 3))
-
-
-def test_the_gradient_penalty_of_a_linear_critic_is_that_of_the_formula():
-    critic = Critic(2, 3, 4)
-    weight = torch.tensor([[9.0, 9.0, 1.0, 2.0, 2.0]])  # the target's part has norm 3; the source is given
-    critic.layers = torch.nn.Linear(5, 1)
-    critic.layers.weight.data = weight
-    penalty = adversarial.gradient_penalty(critic, torch.rand(7, 2), torch.rand(7, 3), torch.rand(7, 3))
-    assert penalty.item() == pytest.approx(10.0 * (3.0 - 1.0) ** 2)
 
 
 def test_the_critic_takes_its_steps_and_the_rates_fall_to_zero(monkeypatch):

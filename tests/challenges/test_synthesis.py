@@ -6,6 +6,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
+from challenges.common import gradient_penalty
 from challenges.synthesis import data, evaluate, files, mixing, networks, plots, start, training
 from challenges.synthesis.gan import CellGAN
 from challenges.synthesis.scale import Scale, recover
@@ -129,14 +130,7 @@ def test_a_batch_of_one_passes_every_network(cells):
     critic, classes = networks.AdversarialDiscriminator(40, 3), networks.ClassDiscriminator(40, 3)
     assert critic(drawn, weights).shape == (1,)
     assert classes(drawn).shape == (1, 3)
-    assert torch.isfinite(networks.gradient_penalty(critic, drawn + 1, drawn, weights))
-
-
-def test_the_gradient_penalty_is_that_of_each_cell():
-    critic = networks.AdversarialDiscriminator(4, 2)
-    critic.forward = lambda cells, conditions: cells @ torch.tensor([3.0, 4.0, 0.0, 0.0])  # slope 5 everywhere
-    penalty = networks.gradient_penalty(critic, torch.rand(7, 4), torch.rand(7, 4), torch.rand(7, 2))
-    assert penalty.item() == pytest.approx(16.0)
+    assert torch.isfinite(gradient_penalty(lambda cells: critic(cells, weights), drawn + 1, drawn))
 
 
 def test_soft_cross_entropy_of_one_label_is_the_usual_one():
