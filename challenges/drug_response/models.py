@@ -79,7 +79,7 @@ def fit_model(
         & new.get_level_values(1).isin(responses.index.levels[1])
     ]
     # Pseudo-labels are on the scale of answers already: nothing is left to tune.
-    return ensemble.set_params(scale=1.0).fit(responses, first.predict(known))
+    return ensemble.set_params(scale=1.0).fit(responses, first.predict(known.sort_values()))
 
 
 def save_model(path: str | os.PathLike[str], name: str, model: Model, fingerprint: str, options: Options) -> None:
