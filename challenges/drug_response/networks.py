@@ -132,9 +132,8 @@ class Transformer(nn.Module):
             self.register_buffer(f"{name}_count", torch.bincount(torch.as_tensor(codes), minlength=n).float())
         self.from_mean = nn.ModuleList([nn.Linear(n_out, width) for _ in range(2)])
         self.nothing = nn.Parameter(torch.zeros(2, width))  # in the place of a mean of no rows
-        layer = nn.TransformerEncoderLayer(
-            width, HEADS, 2 * width, spec.dropout[0], "gelu", batch_first=True, norm_first=True
-        )
+        layer = nn.TransformerEncoderLayer(width, HEADS, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+        layer.dropout = layer.dropout1 = layer.dropout2 = Dropout(spec.dropout[0])
         self.encoder = nn.TransformerEncoder(layer, len(spec.hidden), nn.LayerNorm(width), enable_nested_tensor=False)
         self.out = nn.Linear(width, n_out)
 
