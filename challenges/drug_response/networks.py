@@ -78,18 +78,14 @@ class LabelEmbedding(nn.Embedding):
         return torch.where((codes >= 0)[:, None], known, self.weight.mean(0))
 
 
-class Dropout(nn.Module):
-    """Dropout of a share of the values, drawn on the CPU on every device, so that a GPU trains the same networks."""
-
-    def __init__(self, share: float) -> None:
-        super().__init__()
-        self.share = share
+class Dropout(nn.Dropout):
+    """Torch's dropout, but drawn on the CPU on every device, so that a GPU trains the same networks."""
 
     def forward(self, values: Tensor) -> Tensor:
         """Values of any shape; as they are in evaluation mode."""
         if not self.training:
             return values
-        kept = torch.empty(values.shape).bernoulli_(1 - self.share).div_(1 - self.share)
+        kept = torch.empty(values.shape).bernoulli_(1 - self.p).div_(1 - self.p)
         return values * kept.to(values.device)
 
 
@@ -133,7 +129,7 @@ class Transformer(nn.Module):
         self.from_mean = nn.ModuleList([nn.Linear(n_out, width) for _ in range(2)])
         self.nothing = nn.Parameter(torch.zeros(2, width))  # in the place of a mean of no rows
         layer = nn.TransformerEncoderLayer(width, HEADS, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True)
-        layer.dropout = layer.dropout1 = layer.dropout2 = Dropout(spec.dropout[0])
+        layer.dropout, layer.dropout1, layer.dropout2 = (Dropout(spec.dropout[0]) for _ in range(3))
         self.encoder = nn.TransformerEncoder(layer, len(spec.hidden), nn.LayerNorm(width), enable_nested_tensor=False)
         self.out = nn.Linear(width, n_out)
 

@@ -40,7 +40,7 @@ def train(options: argparse.Namespace) -> None:
     about = {"mod1": pair.mod1, "mod2": pair.mod2, "dataset_id": pair.dataset_id}
     path = _bundle(options, pair.mod1, pair.mod2)
     model.save(path, about, {"source": pair.train_source.var_names, "target": pair.train_target.var_names})
-    print(f"{path} written: hyper-parameter {model.value_:g}, {model.shrink_:.0%} of the way from the mean")
+    print(f"{path} written: {model.chosen()}")
 
 
 def predict(options: argparse.Namespace) -> None:

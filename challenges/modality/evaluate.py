@@ -53,7 +53,7 @@ def evaluate(pairs: Sequence[Pair], models: Sequence[str], seed: int, device: st
         predictions[name] = model.predict(pair.asked.X)
         scored.setdefault(name, []).append(sums(predictions[name], pair))
         if name not in BASELINES:
-            bar.write(f"{name}: hyper-parameter {model.value_:g}, {model.shrink_:.0%} of the way from the mean")
+            bar.write(f"{name}: {model.chosen()}")
     cells = {name: pd.concat([part[0] for part in parts]) for name, parts in scored.items()}
     features = {name: _by_feature([part[1] for part in parts]) for name, parts in scored.items()}
     units = _units(pairs)

@@ -175,6 +175,11 @@ class ReducedModel(BaseEstimator):
         found = centre + self.shrink_ * (found - centre)
         return Prediction((len(found), len(self.target_.mean)), lambda rows: self.target_.expand(found[rows]))
 
+    def chosen(self) -> str:
+        """What cross-validation inside the training cells chose, in words."""
+        value = f"hyper-parameter {self.value_:g}, " if len(map_of(self.name, self.recipe_).grid) > 1 else ""
+        return f"{value}{self.shrink_:.0%} of the way from the mean"
+
     def save(self, path: str | os.PathLike[str], about: dict[str, Any], names: dict[str, pd.Index]) -> None:
         """Write the bundle: reductions, map, what `about` says, and the feature names."""
         settings = {"name": self.name, "accessibility": self.accessibility, "seed": self.seed,

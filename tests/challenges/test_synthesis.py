@@ -7,7 +7,7 @@ import scipy.sparse as sp
 import torch
 
 from challenges.common import gradient_penalty
-from challenges.synthesis import data, evaluate, files, mixing, networks, plots, start, training
+from challenges.synthesis import data, evaluate, files, mixing, networks, plots, start
 from challenges.synthesis.gan import CellGAN
 from challenges.synthesis.scale import Scale, recover
 from helpers import DataError
@@ -185,29 +185,6 @@ def test_the_same_seed_gives_the_same_cells_and_another_seed_others(cells, train
     one, same, other = (trained.sample_like(cells, seed=seed).counts for seed in (5, 5, 6))
     assert (one != same).nnz == 0
     assert (one != other).nnz > 0
-
-
-def test_a_killed_run_ends_in_the_same_model(cells, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 3)
-    whole = CellGAN(8, label_mixing=0.3, device="cpu").fit(cells).identity()
-    path, steps = tmp_path / "run.checkpoint.h5", []
-
-    def killed(self):
-        steps.append(0)
-        if len(steps) == 8:
-            raise KeyboardInterrupt
-        return step(self)
-
-    step = training.Training._generator_step
-    monkeypatch.setattr(training.Training, "_generator_step", killed)
-    with pytest.raises(KeyboardInterrupt):
-        CellGAN(8, label_mixing=0.3, device="cpu").fit(cells, path)
-    monkeypatch.setattr(training.Training, "_generator_step", step)
-    assert path.exists()
-    with pytest.raises(DataError, match="a checkpoint of other cells"):
-        CellGAN(8, label_mixing=0.3, seed=1, device="cpu").fit(cells, path)
-    assert CellGAN(8, label_mixing=0.3, device="cpu").fit(cells, path).identity() == whole
-    assert not path.exists()
 
 
 @pytest.mark.parametrize("types", [("only",), ("A", "B", "two cells")])

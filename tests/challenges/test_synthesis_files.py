@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import anndata as ad
 import h5py
@@ -10,8 +11,9 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from challenges.common import Bundle
 from challenges.synthesis import __main__ as command
-from challenges.synthesis import data, evaluate, main_job
+from challenges.synthesis import data, evaluate, files, main_job, training
 from helpers import DataError
 
 TYPES = ("B cell", "NK cell", "T:CD4+, naive")
@@ -277,6 +279,33 @@ def test_other_genes_other_cells_and_no_model_are_refused(model, run, tmp_path):
         run("evaluate", "--data", tmp_path / "other.h5ad", "--model", model / "model.h5")
     with pytest.raises(SystemExit, match="no such bundle; train first"):
         run("sample", "--model", tmp_path / "none.h5")
+
+
+def test_a_killed_run_ends_in_the_same_model(adata, run, tmp_path, capsys):
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    checkpoint = tmp_path / "killed.checkpoint.h5"
+
+    def words(name, steps, seed=0):
+        return ["train", "--data", tmp_path / "cells.h5ad", "--model", tmp_path / f"{name}.h5", "--steps", steps,
+                "--label-mixing", 0.3, "--seed", seed]  # fmt: skip
+
+    command_line = [sys.executable, "-m", "challenges.synthesis", *map(str, words("killed", 100_000))]
+    process = subprocess.Popen([*command_line, "--device", "cpu"], stderr=subprocess.DEVNULL)
+    while not checkpoint.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    steps = Bundle.load(checkpoint, training.KIND).settings["step"] + 5
+    with pytest.raises(SystemExit, match="a checkpoint of other cells, settings or another seed"):
+        run(*words("killed", steps, seed=1))
+    capsys.readouterr()
+    run(*words("killed", steps))
+    assert f"Resumed at step {steps - 5}" in capsys.readouterr().out
+    assert not checkpoint.exists()
+    run(*words("whole", steps))
+    killed, whole = (files.load_model(tmp_path / f"{name}.h5", "cpu")[0] for name in ("killed", "whole"))
+    assert killed.identity() == whole.identity()
 
 
 def test_the_module_runs_as_a_program():
