@@ -100,11 +100,8 @@ def _draw(folder: Path, model: CellGAN, training: data.Cells, held_out: data.Cel
     real = held_out.take(np.sort(np.random.default_rng(seed).permutation(len(held_out))[:2000]))
     made = evaluate.generators(model, training, real)
     sets = {name: made[name](real.labels, seed) for name in (evaluate.REAL, evaluate.INDEPENDENT, evaluate.GAN)}
-    figures = {
-        "pca": plots.joint_pca(sets),
-        "moments": plots.moments(sets),
-        "zero_rates_by_type": plots.zero_rates_by_type(sets),
-    }
+    figures = {"pca": plots.joint_pca(sets), "moments": plots.moments(sets)}
+    figures["zero_rates_by_type"], figures["variance_by_type"] = plots.by_type(sets)
     common_types = pd.Series(held_out.labels).value_counts().index
     if len(common_types) > 1:
         ends = (common_types[0], common_types[1])

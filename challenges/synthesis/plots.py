@@ -1,7 +1,7 @@
 """Pictures of real and synthetic cells.
 
 In: held-out real cells, and the cells of other generators with the same labels. Out: matplotlib figures: joint
-principal components, mean and variance, zero rates, the last one by type as well. The independent genes are drawn
+principal components, mean and variance, zero rates, the last two by type as well. The independent genes are drawn
 beside the GAN.
 """
 
@@ -52,14 +52,11 @@ def moments(sets: Mapping[str, Cells]) -> Figure:
     real = values.pop(REAL)
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
     for name, cells in {REAL: real, **values}.items():
-        shown = cells.mean(axis=0) > 0
-        axes[0].scatter(cells.mean(axis=0)[shown], cells.var(axis=0)[shown], s=6, color=COLOURS[name], alpha=0.6,
-                        label=name, rasterized=True)  # fmt: skip
+        _spread(axes[0], cells, name)
     for name, cells in values.items():
         _against(axes[1], (real == 0).mean(axis=0), (cells == 0).mean(axis=0), name)
         _against(axes[2], real.mean(axis=0), cells.mean(axis=0), name)
-    axes[0].set(xscale="log", yscale="log", xlabel="mean of a gene (log units)", ylabel="its variance (log units²)",
-                title="Mean and variance")  # fmt: skip
+    axes[0].set(xlabel="mean of a gene (log units)", ylabel="its variance (log units²)", title="Mean and variance")
     axes[1].set(xlabel="zero rate of a gene in held-out real cells", ylabel="in synthetic cells", title="Zero rate")
     axes[2].set(xlabel="mean of a gene in held-out real cells (log units)", ylabel="in synthetic cells", title="Mean")
     for axis in axes:
@@ -67,26 +64,37 @@ def moments(sets: Mapping[str, Cells]) -> Figure:
     return figure
 
 
-def zero_rates_by_type(sets: Mapping[str, Cells]) -> Figure:
-    """Zero rate of each gene, a panel a type: synthetic against held-out real cells."""
+def by_type(sets: Mapping[str, Cells]) -> tuple[Figure, Figure]:
+    """A panel a type: zero rate of each gene against the held-out real cells'; its variance against its mean."""
     real = sets[REAL]
     types = list(pd.Series(real.labels).value_counts().index[:MOST_TYPES])
+    values = {name: analysis(cells) for name, cells in sets.items()}
+    (zeros, zero_panels), (spread, spread_panels) = _panels(real, types), _panels(real, types)
+    for label, zero_panel, spread_panel in zip(types, zero_panels, spread_panels, strict=True):
+        own = {name: values[name][cells.labels == label] for name, cells in sets.items()}
+        for name in (INDEPENDENT, GAN):
+            _against(zero_panel, (own[REAL] == 0).mean(axis=0), (own[name] == 0).mean(axis=0), name)
+        for name in (REAL, INDEPENDENT, GAN):
+            _spread(spread_panel, own[name], name)
+    zeros.supxlabel("zero rate of a gene in held-out real cells of the type")
+    zeros.supylabel("zero rate in synthetic cells of the type")
+    spread.supxlabel("mean of a gene in cells of the type (log units)")
+    spread.supylabel("its variance (log units²)")
+    for panels in (zero_panels, spread_panels):
+        panels[0].legend(fontsize=7)
+    return zeros, spread
+
+
+def _panels(real: Cells, types: list[str]) -> tuple[Figure, list[Axes]]:
     columns = min(4, len(types))
     rows = -(-len(types) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns, 3.0 * rows), sharex=True, sharey=True,
                                 layout="constrained", squeeze=False)  # fmt: skip
     for axis, label in zip(axes.ravel(), types, strict=False):
-        for name in (INDEPENDENT, GAN):
-            parts = [1 - cells.counts[cells.labels == label].getnnz(axis=0) / max((cells.labels == label).sum(), 1)
-                     for cells in (real, sets[name])]  # fmt: skip
-            _against(axis, parts[0], parts[1], name)
         axis.set_title(f"{label} (n = {(real.labels == label).sum()})", fontsize=9)
     for axis in axes.ravel()[len(types) :]:
         axis.set_visible(False)
-    axes[0, 0].legend(fontsize=7)
-    figure.supxlabel("zero rate of a gene in held-out real cells of the type")
-    figure.supylabel("zero rate in synthetic cells of the type")
-    return figure
+    return figure, list(axes.ravel()[: len(types)])
 
 
 def mixing_path(positions: pd.DataFrame, ends: tuple[str, str], title: str) -> Figure:
@@ -105,6 +113,13 @@ def mixing_path(positions: pd.DataFrame, ends: tuple[str, str], title: str) -> F
     )
     axis.legend(fontsize=8)
     return figure
+
+
+def _spread(axis: Axes, cells: np.ndarray, name: str) -> None:
+    mean, variance = cells.mean(axis=0), cells.var(axis=0)
+    shown = variance > 0
+    axis.scatter(mean[shown], variance[shown], s=6, color=COLOURS[name], alpha=0.6, label=name, rasterized=True)
+    axis.set(xscale="log", yscale="log")
 
 
 def _against(axis: Axes, x: np.ndarray, y: np.ndarray, name: str) -> None:

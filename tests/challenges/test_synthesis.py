@@ -322,7 +322,7 @@ def test_the_pictures_can_be_drawn(compared, tmp_path):
     made = evaluate.generators(model, train, held_out)
     sets = {name: made[name](held_out.labels, 0) for name in (evaluate.REAL, evaluate.INDEPENDENT, evaluate.GAN)}
     positions = mixing.mixing_positions(model, held_out, ("A", "B"), n=20)
-    drawn = [plots.joint_pca(sets), plots.moments(sets), plots.zero_rates_by_type(sets),
+    drawn = [plots.joint_pca(sets), plots.moments(sets), *plots.by_type(sets),
              plots.mixing_path(positions, ("A", "B"), "Mixtures")]  # fmt: skip
     for i, figure in enumerate(drawn):
         figure.savefig(tmp_path / f"{i}.png")

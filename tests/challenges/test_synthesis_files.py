@@ -244,7 +244,7 @@ def test_evaluate_writes_the_table_and_the_pictures(model, run, tmp_path, capsys
     table = pd.read_csv(tmp_path / "table.csv")
     assert list(table.columns) == ["generator", "metric", "value", "low", "high", "n"]
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {
-        "pca.png", "moments.png", "zero_rates_by_type.png", "mixing.png"}  # fmt: skip
+        "pca.png", "moments.png", "zero_rates_by_type.png", "variance_by_type.png", "mixing.png"}  # fmt: skip
     assert "zero_rate_correlation_by_gene" in capsys.readouterr().out
 
 
