@@ -482,3 +482,16 @@ def test_real_rows_the_process_beats_the_best_published_mix():
         0.942, abs=0.001
     )
     assert rmse(ResponseProcess().fit(train).predict(test.index), test) < 0.92
+
+
+# GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("name", ["stage_1", "transformer", "autoencoder"])
+def test_a_gpu_trains_the_same_networks(table, name):
+    train, test = table
+    specs = [replace(spec, epochs=6, n_dim=10, batch=16) for spec in networks.specs_of(name)[:2]]
+    here, there = (Ensemble(specs, 1, scale=1.0, device=device).fit(train).predict(test.index)
+                   for device in ("cpu", "cuda"))  # fmt: skip
+    assert rmse(there, here) < 0.02 * rmse(here, test)

@@ -473,3 +473,17 @@ def test_real_cells_of_another_batch_are_predicted_better_than_by_the_reference(
     table = evaluate.evaluate(pairs, ["kernel_ridge"], 0, "cpu").table
     assert value(table, "kernel_ridge", "RMSE")["value"] < most
     assert value(table, "kernel_ridge", evaluate.GAIN)["low"] > 10
+
+
+# GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("name", ["adversarial", "adversarial_source"])
+def test_a_gpu_trains_the_adversarial_models_as_well(matrices, quick, name):
+    source, target, batches, test_source, test_target = matrices
+    wanted = test_target.toarray()
+    here, there = (ReducedModel(name, device=device).fit(source, target, batches).predict(test_source).dense()
+                   for device in ("cpu", "cuda"))  # fmt: skip
+    error, same = ((found - wanted).std() for found in (here, there))
+    assert same == pytest.approx(error, rel=0.1)

@@ -327,3 +327,15 @@ def test_the_pictures_can_be_drawn(compared, tmp_path):
     for i, figure in enumerate(drawn):
         figure.savefig(tmp_path / f"{i}.png")
         assert all(axis.get_xlabel() or axis.get_title() for axis in figure.axes if axis.get_visible())
+
+
+# --- GPU --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_gpu_trains_and_samples_twice_the_same(cells):
+    made = CellGAN(12, label_mixing=0.5, device="cuda").fit(cells).sample_like(cells)
+    assert made.labels.tolist() == cells.labels.tolist()
+    assert abs((made.counts.toarray() == 0).mean() - (cells.counts.toarray() == 0).mean()) < 0.03
+    again = CellGAN(12, label_mixing=0.5, device="cuda").fit(cells).sample_like(cells)
+    assert (again.counts != made.counts).nnz == 0
