@@ -61,7 +61,7 @@ class CellGAN(BaseEstimator):
         begun = start(cells, self.seed)
         self.library_ = begun.library
         with reproducible(self.seed, "synthesis", "train"):
-            generator = ConditionalGenerator(begun, counting=cells.scale.kind != "values").to(device)
+            generator = ConditionalGenerator(begun).to(device)
             calibrate(generator, begun.library, cells)
             if self.steps:
                 training = Training(generator, begun.library, cells, self.label_mixing, device)
@@ -176,8 +176,9 @@ class CellGAN(BaseEstimator):
         made.seen_["count"] = arrays["seen_count"]
         tensors = bundle.under("generator")
         shapes = Start(tensors["baseline"], tensors["levels"], tensors["loadings"][:-EXTRA_NOISE],
-                       tensors["deviation"][:, :-EXTRA_NOISE], tensors["own_sd"], made.library_)  # fmt: skip
-        generator = ConditionalGenerator(shapes, counting=made.scale_.kind != "values")
+                       tensors["deviation"][:, :-EXTRA_NOISE], tensors["own_sd"], tensors.get("values.quantiles"),
+                       made.library_)  # fmt: skip
+        generator = ConditionalGenerator(shapes)
         load_module(generator, tensors)
         made.generator_ = generator
         return made

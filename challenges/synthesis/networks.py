@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -34,15 +35,16 @@ class ConditionalGenerator(nn.Module):
 
     Noise is modulated by its type, z' = mean + noise * deviation (types x noise dimensions), and moves the log rates by
     linear loadings and a small network. The gate opens with probability 1 - exp(-rate * exp(offset)), with an offset by
-    type and gene: at 0, the zeros of a Poisson count. Behind it, a count >= 1 (zero-truncated Poisson), or the rate
-    itself where the data hold no counts. Forward draws whole counts and exact zeros; backward passes straight through
-    to the probability of the gate and the mean behind it (Bengio et al. 2013).
+    type and gene: at 0, the zeros of a Poisson count. Behind it, a count >= 1 (zero-truncated Poisson), or where the
+    data hold no counts a value of the gene's own distribution. Forward draws whole counts and exact zeros; backward
+    passes straight through to the probability of the gate and the mean behind it (Bengio et al. 2013).
     """
 
-    def __init__(self, start: Start, *, counting: bool) -> None:
+    def __init__(self, start: Start) -> None:
         super().__init__()
         (n_types, n_genes), known = start.log_rates.shape, len(start.loadings)
-        self.counting, self.n_noise = counting, known + EXTRA_NOISE
+        self.n_noise = known + EXTRA_NOISE
+        self.values = None if start.quantiles is None else PositiveValues(start.quantiles, n_types)
         self.baseline = _parameter(start.log_rates)
         self.levels = _parameter(start.level_rates)
         self.loadings = nn.Parameter(torch.zeros(self.n_noise, n_genes))
@@ -61,32 +63,61 @@ class ConditionalGenerator(nn.Module):
                 parameter.zero_()
 
     def log_rates(
-        self, noise: torch.Tensor, weights: torch.Tensor, levels: torch.Tensor, library: torch.Tensor
+        self, moved: torch.Tensor, weights: torch.Tensor, levels: torch.Tensor, library: torch.Tensor
     ) -> torch.Tensor:
         """Log expected counts (cells x genes); they sum to `library` * exp(lift): own variation moves no total."""
+        at = weights @ self.baseline + levels @ self.levels + moved - self.own_sd**2 / 2
+        return torch.log_softmax(at, dim=1) + self.lift + library.log()[:, None]
+
+    def moved(self, noise: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """What noise and own variation add to the log rates (cells x genes) of their type."""
         modulated = weights @ self.mean + noise * (weights @ self.deviation)
-        moved = modulated @ self.loadings + self.residual(torch.cat([modulated, weights], dim=1))
-        own = self.own_sd * torch.randn(len(noise), self.baseline.shape[1], device=noise.device) - self.own_sd**2 / 2
-        shares = torch.log_softmax(weights @ self.baseline + levels @ self.levels + moved + own, dim=1)
-        return shares + self.lift + library.log()[:, None]
+        own = self.own_sd * torch.randn(len(noise), self.baseline.shape[1], device=noise.device)
+        return modulated @ self.loadings + self.residual(torch.cat([modulated, weights], dim=1)) + own
 
     def forward(self, noise: torch.Tensor, weights: torch.Tensor, levels: torch.Tensor, library: torch.Tensor) -> Drawn:
         """Draw cells; `noise` is cells x n_noise, standard normal."""
-        log_rate = self.log_rates(noise, weights, levels, library).clamp(LEAST, MOST)
-        rate = log_rate.exp()
+        moved = self.moved(noise, weights)
+        log_rate = self.log_rates(moved, weights, levels, library).clamp(LEAST, MOST)
         open_share = -torch.expm1(-(log_rate + weights @ self.offset).clamp(LEAST, MOST).exp())
         gate = open_share + (torch.bernoulli(open_share.detach()) - open_share).detach()
-        behind = rate / -torch.expm1(-rate) if self.counting else rate  # its mean
-        mean = open_share * behind
-        if self.counting:
+        if self.values is None:
+            rate = log_rate.exp()
+            behind = rate / -torch.expm1(-rate)  # the mean of counts >= 1
+            mean = open_share * behind
             behind = behind + (_truncated_poisson(rate.detach()) - behind).detach()
+        else:
+            variance = (weights @ self.deviation) ** 2 @ self.loadings**2 + self.own_sd**2
+            behind = self.values(weights, moved / variance.detach().sqrt())
+            mean = open_share * behind
         return Drawn(gate * behind, open_share, mean)
 
     @torch.no_grad()
     def draw(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Cells x genes alone, whole counts where the data hold counts."""
         cells = self(*inputs).cells
-        return cells.round() if self.counting else cells
+        return cells.round() if self.values is None else cells
+
+
+class PositiveValues(nn.Module):
+    """Values above 0 where there are no counts: quantiles of each gene, ranked by what moves the gene's rate.
+
+    `shift` (types x genes) is what a type adds to the rank, in standard deviations of a normal variable.
+    """
+
+    def __init__(self, quantiles: np.ndarray, n_types: int) -> None:
+        super().__init__()
+        self.register_buffer("quantiles", torch.as_tensor(quantiles, dtype=torch.float32))
+        self.shift = nn.Parameter(torch.zeros(n_types, len(quantiles)))
+
+    def forward(self, weights: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
+        """Values (cells x genes) for label weights and for ranks as standard normal numbers, `moved`."""
+        quantiles = self.get_buffer("quantiles")
+        n = quantiles.shape[1]
+        place = (torch.special.ndtr(moved + weights @ self.shift) * n - 0.5).clamp(0, n - 1)
+        below = place.detach().floor().clamp_max(n - 2).long()
+        low, high = (quantiles.T.gather(0, at) for at in (below, below + 1))
+        return torch.lerp(low, high, place - below)
 
 
 def _parameter(values: object) -> nn.Parameter:

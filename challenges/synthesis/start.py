@@ -32,6 +32,7 @@ class Start:
     loadings: np.ndarray  # K x G: correlated variation of log rates within types
     deviations: np.ndarray  # T x K: how much of it a type has
     own_sd: np.ndarray  # G: the rest, independent between genes
+    quantiles: np.ndarray | None  # G x QUANTILES: of the values above 0; None where the data hold counts
     library: Library
 
 
@@ -76,10 +77,11 @@ def start(cells: Cells, seed: int) -> Start:
     loadings, deviations = _variation(observed, expected, weights[rows], counting, seed)
     own_sd = _own_sd(observed, expected, loadings, counting)
     log_rates = log_rates - 0.5 * (deviations**2) @ (loadings**2)  # so that the mean rate stays
-    # Counting noise, or gates of values, move the total as well: the library has the rest of its spread.
-    variance = expected if counting else (observed - expected) ** 2
-    library = _library(cells, totals, weights, levels, float(variance.sum() / (totals[rows] ** 2).sum()))
-    return Start(log_rates, level_rates, loadings, deviations, own_sd, library)
+    # Counting noise moves the total as well: the library has the rest of its spread.
+    noise = float(expected.sum() / (totals[rows] ** 2).sum()) if counting else 0.0
+    library = _library(cells, totals, weights, levels, noise)
+    quantiles = None if counting else _quantiles(observed)
+    return Start(log_rates, level_rates, loadings, deviations, own_sd, quantiles, library)
 
 
 def _rates(counts: sp.csr_matrix, weights: np.ndarray, totals: np.ndarray) -> np.ndarray:
@@ -155,8 +157,15 @@ def _own_sd(observed: np.ndarray, expected: np.ndarray, loadings: np.ndarray, co
     return np.sqrt(np.clip(np.log1p(relative) - (loadings**2).sum(axis=0), 1e-4, 2.0))
 
 
+def _quantiles(observed: np.ndarray) -> np.ndarray:
+    """Quantiles (G x QUANTILES) of each gene's values above 0; of a gene that has none the least of all values."""
+    least = observed[observed > 0].min()
+    return np.stack([np.quantile(gene[gene > 0], QUANTILES) if gene.any() else np.full(len(QUANTILES), least)
+                     for gene in observed.T])  # fmt: skip
+
+
 def _library(cells: Cells, totals: np.ndarray, weights: np.ndarray, levels: np.ndarray, of_genes: float) -> Library:
-    """`of_genes`: the relative variance of the total that counting noise or gates make."""
+    """`of_genes`: the relative variance of the total that counting noise makes."""
     log_total, size = np.log(totals), weights.sum(axis=0)
     mean = weights.T @ log_total / size
     left = log_total - weights @ mean

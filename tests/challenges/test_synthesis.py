@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
+from scipy.stats import ks_2samp
 
 from challenges.common import gradient_penalty
 from challenges.synthesis import data, evaluate, files, mixing, networks, plots, start
@@ -104,7 +105,7 @@ def test_the_generator_starts_at_the_rates_of_its_types(cells):
 
 
 def test_zeros_are_exact_and_have_a_gradient(cells):
-    generator = networks.ConditionalGenerator(start.start(cells, 0), counting=True)
+    generator = networks.ConditionalGenerator(start.start(cells, 0))
     weights, levels, library = torch.eye(3).repeat(20, 1), torch.zeros(60, 0), torch.full((60,), 30.0)
     drawn = generator(torch.randn(60, generator.n_noise), weights, levels, library)
     zeros = drawn.cells == 0
@@ -124,7 +125,7 @@ def test_a_truncated_poisson_has_its_mean_and_no_zeros():
 
 
 def test_a_batch_of_one_passes_every_network(cells):
-    generator = networks.ConditionalGenerator(start.start(cells, 0), counting=True)
+    generator = networks.ConditionalGenerator(start.start(cells, 0))
     weights, levels, library = torch.eye(3)[:1], torch.zeros(1, 0), torch.full((1,), 300.0)
     drawn = generator(torch.randn(1, generator.n_noise), weights, levels, library).cells
     critic, classes = networks.AdversarialDiscriminator(40, 3), networks.ClassDiscriminator(40, 3)
@@ -167,6 +168,22 @@ def test_the_gate_takes_up_zeros_beyond_the_counts(kind):
     assert drawn.mean() == pytest.approx(real.mean(), rel=0.1)
     correlation = np.corrcoef(real.mean(axis=0), drawn.mean(axis=0))[0, 1]
     assert correlation > 0.9
+
+
+def test_values_without_counts_have_each_genes_own_distribution():
+    cells = make_cells(n=600, library=3000)
+    length = np.random.default_rng(1).lognormal(0, 1, len(cells.genes))  # as of transcripts per million
+    values = sp.csr_matrix(np.log1p(cells.counts.toarray() * length).astype(np.float32))
+    cells = data.Cells(values, cells.steps, cells.obs, cells.genes, Scale("values"), "made")
+    made = CellGAN(3, device="cpu").fit(cells).sample_like(cells)
+    for label in "ABC":
+        real, drawn = (part.counts[part.labels == label].toarray() for part in (cells, made))
+        assert np.corrcoef(real.mean(axis=0), drawn.mean(axis=0))[0, 1] > 0.99
+    real, drawn = (part.counts.toarray() for part in (cells, made))
+    assert (drawn.max(axis=0) <= real.max(axis=0)).all()
+    distances = [ks_2samp(a[a > 0], b[b > 0]).statistic for a, b in zip(real.T, drawn.T, strict=True)]
+    assert np.mean(distances) < 0.15
+    assert np.corrcoef(real.var(axis=0), drawn.var(axis=0))[0, 1] > 0.9
 
 
 def test_training_moves_every_network_and_keeps_the_zero_rate(cells, begun, trained):
