@@ -18,12 +18,13 @@ from challenges.common import Bundle, pick_device
 from challenges.drug_response import baselines
 from challenges.drug_response.ensemble import Ensemble
 from challenges.drug_response.kernel import ResponseProcess
-from challenges.drug_response.networks import specs_of
+from challenges.drug_response.networks import NO_PSEUDO, specs_of
 from helpers import DataError, some
 
 KIND = "drug_response"
 STAGES = ("simple", "stage_1", "stage_2")
-MODELS = ("kernel", *STAGES, "transformer", "autoencoder")
+PLAIN = f"stage_2{NO_PSEUDO}"  # what pseudo-labels are worth: the same networks without them
+MODELS = ("kernel", *STAGES, PLAIN, "transformer", "autoencoder")
 REPEATS, QUICK_REPEATS, QUICK_EPOCHS = 10, 1, 0.3  # ten as published; quick: once, fewer epochs
 
 

@@ -24,6 +24,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own custom
 from challenges.common import load_module, module_arrays, reproducible
 
 TABLE = Path(__file__).with_name("networks.tsv")
+NO_PSEUDO = "_no_pseudo"  # ends the name of a stage that is trained without pseudo-labels
 HEADS = 8  # of the transformer, as published
 LATENT_SHARE = 0.5  # of the autoencoder's epochs that its second network gets
 
@@ -46,10 +47,13 @@ class Spec:
     loss: str
 
 
-def specs_of(stage: str) -> list[Spec]:
-    """The networks of a stage: `simple`, `stage_1`, `stage_2`, `transformer` or `autoencoder`."""
+def specs_of(name: str) -> list[Spec]:
+    """The networks of a model: `simple`, `stage_1`, `stage_2`, `transformer` or `autoencoder`; none of `kernel`.
+
+    `stage_2_no_pseudo` has those of `stage_2`.
+    """
     table = pd.read_csv(TABLE, sep="\t", dtype={"model": str, "hidden": str, "dropout": str})
-    rows = table[table["stage"] == stage].drop(columns="source").to_dict("records")
+    rows = table[table["stage"] == name.removesuffix(NO_PSEUDO)].drop(columns="source").to_dict("records")
     return [Spec(**{**row, "hidden": tuple(int(n) for n in row["hidden"].split(",")),
                     "dropout": tuple(float(n) for n in row["dropout"].split(","))}) for row in rows]  # fmt: skip
 

@@ -412,11 +412,18 @@ def test_evaluate_trains_again_when_hyper_parameters_changed(files, small_table)
     assert times[0] == times[1] < times[2]
 
 
-def test_every_model_is_scored_beside_every_baseline(files, table, small_table):
+def test_every_model_is_scored_beside_every_baseline(files, table, small_table, capsys):
     run("evaluate", "--data", files, "--truth", files / "de_test.parquet", "--quick", "--out", "table.csv")
     found = pd.read_csv("table.csv")
     assert set(found["method"]) == {*models.BASELINES, *models.MODELS}
     assert found[["value", "low", "high", "difference", "win_rate"]].notna().all(axis=None)
+    rmse_of = found[found["metric"] == evaluate.METRICS[0]].set_index("method")
+    assert (rmse_of.loc[["stage_2", models.PLAIN], "baseline"] == "stage_1").all()
+    assert (rmse_of.drop(["stage_2", models.PLAIN])["baseline"] == models.REFERENCE).all()
+    gain = rmse_of.loc["stage_2", "value"] - rmse_of.loc["stage_1", "value"]
+    assert rmse_of.loc["stage_2", "difference"] == pytest.approx(gain)
+    assert f"stage_2 - stage_1: {gain:+.4f} (" in capsys.readouterr().out
+    assert rmse_of.loc["stage_2", "value"] != rmse_of.loc[models.PLAIN, "value"]
 
 
 def test_answers_that_do_not_fit_are_refused(files, table):
