@@ -210,7 +210,7 @@ class ReducedModel(BaseEstimator):
         rows = np.sort(np.random.default_rng(seed).permutation(len(Z))[:TUNING_CELLS])
         Z, T = Z[rows], T[rows]
         found = []
-        for value in tqdm(way.grid, f"{self.name}: inner folds", unit="value", disable=len(way.grid) == 1):
+        for value in tqdm(way.grid, f"{self.name}: inner folds", unit="value", leave=False, disable=len(way.grid) == 1):
             moved, wanted = [], []
             for train, test in islice(inner_folds(batches[rows], seed), way.folds):
                 centre = T[train].mean(axis=0)
