@@ -23,7 +23,7 @@ import scipy.sparse as sp
 from tqdm.auto import tqdm
 
 from challenges.synthesis.scale import Scale, recover
-from helpers import DataError, some, text_size
+from helpers import SHARES, STATES, DataError, some, text_size
 
 EMBEDDED = "pbmc68k_reduced"
 EMBEDDED_LABEL = "bulk_labels"
@@ -31,6 +31,7 @@ LABEL = "cell_type"
 CHUNK = 1000  # cells: 88 MB at the challenge's 22,050 genes
 HIDDEN = "hidden"  # the challenge's name for a label that it does not give
 METADATA = "metadata.csv"
+STATE = "state"  # the label made of the crunch's four columns of cell states
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,9 @@ def from_anndata(adata: ad.AnnData, label: str, conditions: Sequence[str] = (), 
     """The same of cells in memory. Of X, `raw` and `layers["counts"]` the first is taken that holds counts.
 
     Normalised values hold them where every value of a cell is a multiple of one step. Where none of the three does, X
-    (or `raw`, where X is scaled) is taken as values.
+    (or `raw`, where X is scaled) is taken as values. The crunch's own files can be labelled by `state`.
     """
-    obs = _labels(adata.obs, label, conditions, source)
+    obs = _labels(_with_state(adata.obs), label, conditions, source)
     candidates: list[tuple[str, Any, pd.Index]] = [("X", adata.X, adata.var_names)]
     if adata.raw is not None:
         candidates.append(("raw.X", adata.raw.X, adata.raw.var_names))
@@ -256,6 +257,14 @@ def _chunks(group: h5py.Group, genes: np.ndarray, path: Path) -> Iterator[tuple[
 # ---------------------------------------------------------------------------------------------------------------------
 # Checks
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def _with_state(obs: pd.DataFrame) -> pd.DataFrame:
+    """With a column `state` where the crunch's columns of 0 and 1 are there; a lipo cell is also an adipo cell."""
+    if STATE in obs or not {*STATES} <= {*obs}:
+        return obs
+    state = obs[SHARES].astype(int).idxmax(axis=1)
+    return obs.assign(**{STATE: state.mask(obs["lipo"].astype(int) == 1, "lipo")})
 
 
 def _labels(obs: pd.DataFrame, label: str, conditions: Sequence[str], source: str) -> pd.DataFrame:

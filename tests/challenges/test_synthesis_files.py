@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+import helpers
 from challenges.common import Bundle
 from challenges.synthesis import __main__ as command
 from challenges.synthesis import data, evaluate, files, main_job, training
@@ -104,6 +105,15 @@ def test_labels_that_cannot_be_used_are_refused(adata):
         data.from_anndata(adata, "cell_type")
     with pytest.raises(DataError, match="is the label and cannot be a condition"):
         data.from_anndata(make_adata(), "cell_type", ["cell_type"])
+
+
+def test_the_crunchs_cells_can_be_labelled_by_state(demo_folder):
+    adata = ad.read_h5ad(demo_folder / helpers.TRAIN_FILE)
+    labels = data.read(demo_folder / helpers.TRAIN_FILE, "state").obs["label"]
+    assert set(labels) == set(helpers.STATES)
+    for state in helpers.STATES:
+        assert (adata.obs.loc[labels.index[labels == state], state] == 1).all()
+    assert (labels == "lipo").sum() == adata.obs["lipo"].sum()
 
 
 def test_values_that_cannot_be_used_are_refused(adata):
