@@ -146,8 +146,8 @@ def _parser() -> argparse.ArgumentParser:
     for verb, part in verbs.items():
         part.add_argument("--data", default=data.EMBEDDED if verb == "train" else None,
                           help=f".h5ad, train_cite_inputs.h5 or {data.EMBEDDED} (train: the default)")  # fmt: skip
-        part.add_argument("--label", help=f"column of the types (crunch files: {data.STATE} too); default {data.LABEL}, "
-                          "or the model's")  # fmt: skip
+        part.add_argument("--label", help=f"column of the types (crunch files: {data.STATE} too); default "
+                          f"{data.LABEL}, or the model's")  # fmt: skip
         part.add_argument(
             "--model", type=Path, default=Path("synthesis.h5"), help="the trained model; default synthesis.h5"
         )
