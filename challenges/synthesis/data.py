@@ -53,7 +53,9 @@ class Cells:
     def __post_init__(self) -> None:
         for names, what in ((self.genes, "genes"), (self.obs.index, "cells")):
             if names.has_duplicates:
-                raise DataError(f"{self.source}: {what} that come twice: {some(names[names.duplicated()].unique())}")
+                twice = some(names[names.duplicated()].unique())
+                raise DataError(f"{self.source}: {what} that come twice: {twice}; rename them (anndata: "
+                                "var_names_make_unique, obs_names_make_unique)")  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.obs)

@@ -23,11 +23,10 @@ LEAST, MOST = -15.0, 20.0  # log rates
 
 @dataclass(frozen=True)
 class Drawn:
-    """A batch from the generator, all cells x genes: values, probability that one is above 0, expected values."""
+    """A batch from the generator, both cells x genes: values, and the probability that one is above 0."""
 
     cells: torch.Tensor
     open_share: torch.Tensor
-    mean: torch.Tensor
 
 
 class ConditionalGenerator(nn.Module):
@@ -75,22 +74,26 @@ class ConditionalGenerator(nn.Module):
         own = self.own_sd * torch.randn(len(noise), self.baseline.shape[1], device=noise.device)
         return modulated @ self.loadings + self.residual(torch.cat([modulated, weights], dim=1)) + own
 
-    def forward(self, noise: torch.Tensor, weights: torch.Tensor, levels: torch.Tensor, library: torch.Tensor) -> Drawn:
-        """Draw cells; `noise` is cells x n_noise, standard normal."""
+    def expected(
+        self, noise: torch.Tensor, weights: torch.Tensor, levels: torch.Tensor, library: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Log rates, the gates' probabilities, and the mean of the value behind each gate (cells x genes)."""
         moved = self.moved(noise, weights)
         log_rate = self.log_rates(moved, weights, levels, library).clamp(LEAST, MOST)
         open_share = -torch.expm1(-(log_rate + weights @ self.offset).clamp(LEAST, MOST).exp())
-        gate = open_share + (torch.bernoulli(open_share.detach()) - open_share).detach()
         if self.values is None:
             rate = log_rate.exp()
-            behind = rate / -torch.expm1(-rate)  # the mean of counts >= 1
-            mean = open_share * behind
-            behind = behind + (_truncated_poisson(rate.detach()) - behind).detach()
-        else:
-            variance = (weights @ self.deviation) ** 2 @ self.loadings**2 + self.own_sd**2
-            behind = self.values(weights, moved / variance.detach().sqrt())
-            mean = open_share * behind
-        return Drawn(gate * behind, open_share, mean)
+            return log_rate, open_share, rate / -torch.expm1(-rate)  # the mean of counts >= 1
+        variance = (weights @ self.deviation) ** 2 @ self.loadings**2 + self.own_sd**2
+        return log_rate, open_share, self.values(weights, moved / variance.detach().sqrt())
+
+    def forward(self, noise: torch.Tensor, weights: torch.Tensor, levels: torch.Tensor, library: torch.Tensor) -> Drawn:
+        """Draw cells; `noise` is cells x n_noise, standard normal."""
+        log_rate, open_share, behind = self.expected(noise, weights, levels, library)
+        gate = open_share + (torch.bernoulli(open_share.detach()) - open_share).detach()
+        if self.values is None:
+            behind = behind + (_truncated_poisson(log_rate.detach().exp()) - behind).detach()
+        return Drawn(gate * behind, open_share)
 
     @torch.no_grad()
     def draw(self, *inputs: torch.Tensor) -> torch.Tensor:

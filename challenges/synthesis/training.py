@@ -37,7 +37,8 @@ CLASS_WEIGHT = 0.2
 MOMENT_WEIGHT = 5.0  # of the squared errors of a batch's means and zero rates, summed over genes
 AVERAGING = 0.995
 CHECKPOINT_EVERY = 200
-ROUNDS, DRAWN = (5, 6), 512  # of calibration: all types together, each apart; cells of each type a round
+ROUNDS = 5, 6  # of calibration: all types together, each apart
+MOST_DRAWN, DRAWN_VALUES = 512, 20_000_000  # cells of each type a round: fewer, at least 64, if values are many
 CALIBRATION_PRIOR = 20.0  # cells that a type's own zero rates and means are shrunk by
 STRIDE = 0.7  # of the way, a round
 
@@ -57,19 +58,18 @@ def calibrate(generator: ConditionalGenerator, library: Library, cells: Cells) -
     real = torch.stack([torch.stack(_tensors(device, _shown(cells.counts[rows]), _means(cells.counts[rows])))
                         for rows in rows_of], dim=1)  # fmt: skip
     together, apart = ROUNDS
+    n_drawn = int(np.clip(DRAWN_VALUES // (len(rows_of) * len(cells.genes)), 64, MOST_DRAWN))
 
     def made() -> torch.Tensor:
-        """2 (share of open gates, mean) x types x genes, of `DRAWN` cells a type."""
+        """2 (share of open gates, mean) x types x genes, of `n_drawn` cells a type."""
         parts = []
         for rows in rows_of:
-            chosen = rows[random.integers(len(rows), size=DRAWN)]
+            chosen = rows[random.integers(len(rows), size=n_drawn)]
             weights = one_hot(cells.labels[chosen], cells.types)
-            noise, sizes = (
-                torch.randn(DRAWN, generator.n_noise).to(device),
-                library.draw(weights, levels[chosen], random),
-            )
-            drawn = generator(noise, *_tensors(device, weights, levels[chosen], sizes))
-            parts.append(torch.stack([drawn.open_share.mean(dim=0), drawn.mean.mean(dim=0)]))
+            sizes = library.draw(weights, levels[chosen], random)
+            noise = torch.randn(n_drawn, generator.n_noise).to(device)
+            _, open_share, behind = generator.expected(noise, *_tensors(device, weights, levels[chosen], sizes))
+            parts.append(torch.stack([open_share.mean(dim=0), (open_share * behind).mean(dim=0)]))
         return torch.stack(parts, dim=1)
 
     def move(wanted: torch.Tensor, now: torch.Tensor, share: torch.Tensor) -> None:
