@@ -22,6 +22,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 import torch
 
 from helpers import DataError, read_array, replacing, some, write_array
@@ -161,7 +162,21 @@ def versions() -> dict[str, str]:
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """The options every verb of every system has."""
     parser.add_argument("--device", choices=DEVICES, default="auto", help="where torch computes; default auto")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed, the same files; default 0")
+    parser.add_argument("--seed", type=_seed, default=0, help="the same seed, the same files; default 0")
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
+
+
+def read_csv(path: str | os.PathLike[str], **options: Any) -> pd.DataFrame:
+    """`pandas.read_csv`. Raises DataError for a file that is empty, not UTF-8 or not a table."""
+    try:
+        return pd.read_csv(path, **options)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a csv file in UTF-8 (a text with commas needs quotes): {error}") from error
 
 
 def run(verb: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> None:

@@ -22,11 +22,11 @@ from challenges.drug_response.models import (
     check_genes,
     fit_model,
     load_model,
-    made_as,
     save_model,
+    unlike,
     what_it_takes,
 )  # fmt: skip
-from helpers import DataError
+from helpers import DataError, some
 from workbench.tables import write_table
 
 VERBS = {
@@ -62,15 +62,9 @@ def train(options: argparse.Namespace) -> None:
     first = None
     if name == "stage_2":
         first, about = load_model(_bundle(options, "stage_1"))
-        if about["data"] != data.fingerprint(responses):
-            raise DataError(
-                f"{_bundle(options, 'stage_1')}: trained on other data than {options.data}; train stage_1 again"
-            )
-        if about["quick"] != how.quick:
-            raise DataError(
-                f"{_bundle(options, 'stage_1')}: trained with{'' if about['quick'] else 'out'} --quick, "
-                "unlike stage_2 now; train stage_1 again"
-            )
+        if other := unlike(about, "stage_1", data.fingerprint(responses), how):
+            raise DataError(f"{_bundle(options, 'stage_1')}: trained with other {some(other)} than stage_2 now; "
+                            "train stage_1 again")  # fmt: skip
     model = fit_model(name, responses, data.pairs_of(queries), how, first)
     save_model(_bundle(options, name), name, model, _mark(name, responses, queries), how)
     print(f"{_bundle(options, name)} written")
@@ -93,7 +87,6 @@ def predict(options: argparse.Namespace) -> None:
     pairs = data.pairs_of(queries)
     _say_unknown(pairs, model.cell_types_, model.compounds_)  # type: ignore[attr-defined]
     out = SUBMISSIONS / f"{_name(options)}_submission.csv"
-    out.parent.mkdir(parents=True, exist_ok=True)
     data.write_submission(out, queries, model.predict(pairs))
     print(f"{out} written: {len(queries)} rows")
 
@@ -120,8 +113,7 @@ def score(options: argparse.Namespace) -> None:
     found = evaluate.summary(table)
     print(evaluate.printed(found))
     if options.out:
-        write_table(options.out, found)
-    options.picture.parent.mkdir(parents=True, exist_ok=True)
+        write_table(options.out, evaluate.tidy(found))
     plots.by_compound(table, chosen, options.picture)
     print(f"{options.picture} written")
 
@@ -140,12 +132,11 @@ def main(arguments: list[str] | None = None) -> None:
             verb.add_argument("--stage", choices=STAGES, nargs="+", default=[], help=stage_help)
             verb.add_argument("--model", choices=PEERS, nargs="+", default=[], help="default: all stages and models")
         else:
-            chosen = verb.add_mutually_exclusive_group()
-            chosen.add_argument("--stage", choices=STAGES, help=f"{stage_help}; default simple")
-            chosen.add_argument("--model", choices=PEERS, help="a peer instead of a stage")
+            verb.add_argument("--stage", choices=STAGES, help=f"{stage_help}; default simple")
+            verb.add_argument("--model", choices=PEERS, help="a peer instead of a stage")
     verbs["evaluate"].add_argument("--truth", type=Path, help="answers in the form of de_train.parquet; default: folds")
     verbs["evaluate"].add_argument(
-        "--out", type=Path, help="csv: method, metric, value, low, high, n, paired difference"
+        "--out", type=Path, help="csv: method, metric, value, low, high, n"
     )
     verbs["evaluate"].add_argument("--picture", type=Path, default=Path("build/drug_response/by_compound.png"))
     options = parser.parse_args(arguments)
@@ -169,7 +160,7 @@ def _trained(
     path, mark = _bundle(options, name), _mark(name, responses, queries)
     if path.exists():
         model, about = load_model(path)
-        if made_as(about, name, mark, how):
+        if not unlike(about, name, mark, how):
             return model
     first = _trained(options, "stage_1", responses, queries, how) if name == "stage_2" else None
     model = fit_model(name, responses, data.pairs_of(queries), how, first)
@@ -191,7 +182,6 @@ def _how(options: argparse.Namespace) -> Options:
 
 
 def _bundle(options: argparse.Namespace, name: str) -> Path:
-    options.work.mkdir(parents=True, exist_ok=True)
     return options.work / f"{name}.h5"
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from challenges.common import read_csv
 from helpers import DataError, replacing, some
 
 KEYS = ["cell_type", "sm_name"]
@@ -62,7 +63,7 @@ def read_queries(path: str | os.PathLike[str]) -> pd.DataFrame:
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: no such file; it says which rows to predict (id, cell_type, sm_name)")
-    table = pd.read_csv(path, dtype={"cell_type": str, "sm_name": str}, keep_default_na=False)
+    table = read_csv(path, dtype={"id": str, "cell_type": str, "sm_name": str}, keep_default_na=False)
     if missing := [name for name in ("id", *KEYS) if name not in table]:
         raise DataError(f"{path}: no column {some(missing)}")
     if table.empty:
@@ -117,7 +118,7 @@ def check_sample(path: str | os.PathLike[str], queries: pd.DataFrame, genes: pd.
 
     Their order may differ: a submission is written in the order of `id_map.csv` and of the training genes.
     """
-    sample = pd.read_csv(path)
+    sample = read_csv(path, dtype={"id": str}, keep_default_na=False)
     if sample.columns[0] != "id":
         raise DataError(f"{path}: the first column is {sample.columns[0]!r}, not 'id'")
     for what, theirs, ours in (("genes", sample.columns[1:], genes), ("ids", pd.Index(sample["id"]), queries.index)):

@@ -20,6 +20,7 @@ from workbench.tables import summarise
 
 METRICS = ("mean row-wise RMSE", "error relative to zeros", "MAE", "Pearson", "cosine")
 HIGHER_IS_BETTER = ("Pearson", "cosine")
+DIFFERENCE = ("difference", "difference_low", "difference_high")
 
 
 def on_truth(responses: pd.DataFrame, truth: pd.DataFrame, fitted: Mapping[str, Model]) -> pd.DataFrame:
@@ -78,6 +79,14 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     )
     later = found["method"].str.startswith("stage_2")
     return pd.concat([found[~later], to_first[later]]).sort_index()
+
+
+def tidy(found: pd.DataFrame) -> pd.DataFrame:
+    """`method, metric, value, low, high, n`; a paired difference is a metric of its own, which names the baseline."""
+    columns = ["value", "low", "high"]
+    paired = found.drop(columns=columns).rename(columns=dict(zip(DIFFERENCE, columns, strict=True)))
+    paired["metric"] += " minus that of " + paired["baseline"]
+    return pd.concat([found, paired])[["method", "metric", *columns, "n"]]
 
 
 def printed(found: pd.DataFrame) -> str:

@@ -97,11 +97,13 @@ def load_model(path: str | os.PathLike[str]) -> tuple[Model, dict]:
     return kind.from_bundle(bundle.settings["fitted"], bundle.arrays), bundle.settings
 
 
-def made_as(about: dict, name: str, fingerprint: str, options: Options) -> bool:
-    """Does a bundle that says this of itself come from these data, options and hyper-parameters?"""
-    same = (about["data"], about["quick"], about["train_seed"]) == (fingerprint, options.quick, options.seed)
+def unlike(about: dict, name: str, fingerprint: str, options: Options) -> list[str]:
+    """What of a bundle that says this of itself was other than these data, options and hyper-parameters."""
     specs = json.loads(json.dumps([asdict(spec) for spec in specs_of(name)]))
-    return same and about["fitted"].get("specs", []) == specs
+    now = {"data": about["data"] == fingerprint, "--quick": about["quick"] == options.quick,
+           "--seed": about["train_seed"] == options.seed,
+           "hyper-parameters": about["fitted"].get("specs", []) == specs}  # fmt: skip
+    return [what for what, same in now.items() if not same]
 
 
 def what_it_takes(name: str, options: Options) -> str:

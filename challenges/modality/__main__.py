@@ -52,9 +52,9 @@ def predict(options: argparse.Namespace) -> None:
         raise DataError(f"{path}: trained from {about['mod1']} to {about['mod2']}, not from {pair.mod1} to {pair.mod2}")
     cells = data.same_features(pair.asked, names["source"], pair.mod1)
     out = options.out or Path("build/modality") / f"{pair.dataset_id}_{pair.mod1}_{pair.mod2}_{options.model}.h5ad"
-    out.parent.mkdir(parents=True, exist_ok=True)
     uns = {"dataset_id": pair.dataset_id, "method_id": options.model}
-    data.write_prediction(out, cells, names["target"], pair.mod2, model.predict(cells.X).block, uns)
+    var = data.same_features(pair.train_target, names["target"], pair.mod2).var
+    data.write_prediction(out, cells.obs, var, pair.mod2, model.predict(cells.X).block, uns)
     print(f"{out} written")
 
 
@@ -66,11 +66,9 @@ def score(options: argparse.Namespace) -> None:
     scores = evaluate(pairs, options.model, options.seed, device, options.loss)
     print(printed(scores.table))
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
         write_table(options.out, scores.table)
     rmse = scores.table[(scores.table["metric"] == "RMSE") & scores.table["method"].isin(options.model)]
     best = str(rmse.set_index("method")["value"].idxmin())
-    options.pictures.mkdir(parents=True, exist_ok=True)
     prefix = f"{scores.last.mod1}_{scores.last.mod2}"
     plots.predicted_and_measured(
         scores.last, scores.predictions[best], scores.by_feature, best, options.pictures / f"{prefix}_cells.png"
@@ -112,7 +110,6 @@ def _model(name: str, pair: data.Pair, options: argparse.Namespace) -> ReducedMo
 
 
 def _bundle(options: argparse.Namespace, mod1: str, mod2: str) -> Path:
-    options.work.mkdir(parents=True, exist_ok=True)
     return options.work / f"{mod1}_{mod2}_{options.model}.h5"
 
 

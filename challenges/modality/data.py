@@ -29,6 +29,7 @@ LAYERS = ("normalized", "log_norm")  # in this order, then X
 MOST_PEAKS = 10_000  # as the challenge: of accessibility, the most accessible peaks of training are predicted
 BLOCK = 2_000_000  # values of a prediction in memory
 PARTS = ("train_mod1", "train_mod2", "test_mod1", "test_mod2")
+FOLDS = 4
 LEAST_CELLS = 20  # to train on: fewer leave nothing for inner folds
 
 
@@ -51,14 +52,14 @@ class Pair:
     def asked(self) -> ad.AnnData:
         """The cells to predict. Raises DataError where there are none."""
         if self.test_source is None:
-            raise DataError(f"{self.dataset_id}: no *test_mod1.h5ad, so there are no cells to predict")
+            raise DataError(f"{self.dataset_id}: no test file with {self.mod1}, so there are no cells to predict")
         return self.test_source
 
     @property
     def answers(self) -> ad.AnnData:
         """The second modality of those cells. Raises DataError where it is not known."""
         if self.test_target is None:
-            raise DataError(f"{self.dataset_id}: no *test_mod2.h5ad, so predictions cannot be scored")
+            raise DataError(f"{self.dataset_id}: no test file with {self.mod2}, so predictions cannot be scored")
         return self.test_target
 
 
@@ -76,6 +77,7 @@ def read_pair(data: str | os.PathLike[str], mod1: str | None = None, mod2: str |
         train, test, names = train[::-1], test[::-1], names[::-1]
     source, target = train
     target = _same_cells(source, target, "the training files")
+    _share_batches(source, target)
     if source.n_obs < LEAST_CELLS:
         raise DataError(f"{data}: {source.n_obs} training cells; at least {LEAST_CELLS} are needed")
     if test[0] is not None:
@@ -84,6 +86,7 @@ def read_pair(data: str | os.PathLike[str], mod1: str | None = None, mod2: str |
         test[1] = same_features(test[1], target.var_names, names[1])
         if test[0] is not None:
             test[1] = _same_cells(test[0], test[1], "the test files")
+            _share_batches(test[0], test[1])
     if names[1] == "ATAC" and target.n_vars > MOST_PEAKS:
         open_in = np.asarray((target.X > 0).sum(axis=0)).ravel()
         kept = np.sort(np.argsort(-open_in, kind="stable")[:MOST_PEAKS])
@@ -110,6 +113,12 @@ def same_features(cells: ad.AnnData, features: pd.Index, modality: str) -> ad.An
     return cells if cells.var_names.equals(features) else cells[:, features].copy()
 
 
+def _share_batches(source: ad.AnnData, target: ad.AnnData) -> None:
+    """The batches of the same cells, where only the target's file names them."""
+    if "batch" in target.obs and "batch" not in source.obs:
+        source.obs["batch"] = target.obs["batch"]
+
+
 def batches_of(cells: ad.AnnData) -> np.ndarray:
     """The batch of each cell; one batch where `obs["batch"]` is missing."""
     return pd.factorize(batch_names(cells), sort=True)[0]
@@ -120,6 +129,16 @@ def batch_names(cells: ad.AnnData) -> np.ndarray:
     return cells.obs["batch"].astype(str).to_numpy() if "batch" in cells.obs else np.full(cells.n_obs, "one batch")
 
 
+def batch_folds(batch: np.ndarray) -> np.ndarray | None:
+    """The fold of each cell, whole batches dealt to at most 4.
+
+    None where there is one batch, or where a fold would leave under a quarter of the cells, or under LEAST_CELLS.
+    """
+    fold = np.unique(batch, return_inverse=True)[1] % FOLDS
+    left = len(batch) - np.bincount(fold).max()
+    return fold if left >= max(LEAST_CELLS, len(batch) / 4) else None
+
+
 def held_out(pair: Pair, seed: int = 0) -> tuple[list[Pair], str]:
     """Pairs with known answers, and how they came about: the test files' answers, else whole batches, else cells."""
     if pair.test_source is not None and pair.test_target is not None:
@@ -128,13 +147,14 @@ def held_out(pair: Pair, seed: int = 0) -> tuple[list[Pair], str]:
         seen = f"of batches that training did not have: {some(new)}" if new else "of the batches of training"
         return [pair], f"the {pair.test_source.n_obs} cells of the test files, {seen}"
     batch = batches_of(pair.train_source)
-    n_batches = batch.max() + 1
-    if n_batches > 1:
-        fold, how = batch % 4, f"whole batches, in {min(n_batches, 4)} folds"
+    fold = batch_folds(batch)
+    if fold is not None:
+        how = f"whole batches, in {fold.max() + 1} folds"
     else:
         generator = np.random.default_rng(seed)
         fold = np.where(generator.permutation(len(batch)) < len(batch) // 4, 0, -1)
-        how = "a quarter of the cells, drawn at random: there is one batch, so what a new batch costs is not seen"
+        why = "without one of the batches too few cells are left" if batch.max() else "there is one batch"
+        how = f"a quarter of the cells, drawn at random: {why}, so what a new batch costs is not seen"
     splits = []
     for i in np.unique(fold[fold >= 0]):
         source, target = pair.train_source, pair.train_target
@@ -144,15 +164,14 @@ def held_out(pair: Pair, seed: int = 0) -> tuple[list[Pair], str]:
 
 
 def write_prediction(
-    path: str | os.PathLike[str], cells: ad.AnnData, features: pd.Index, modality: str,
+    path: str | os.PathLike[str], obs: pd.DataFrame, var: pd.DataFrame, modality: str,
     block: Callable[[slice], np.ndarray], uns: dict[str, str],
 ) -> None:  # fmt: skip
     """Write `X` and `layers["normalized"]`, cells x features, float32, by blocks of rows; beside, then renamed."""
-    shape = (cells.n_obs, len(features))
+    shape = (len(obs), len(var))
     print(f"{path}: {shape[0]:,} cells x {shape[1]:,} features, {text_size(8 * shape[0] * shape[1])} on disk")
     with replacing(Path(path)) as temporary:
-        var = pd.DataFrame({"feature_types": modality}, features)
-        ad.AnnData(obs=cells.obs, var=var, uns=dict(uns)).write_h5ad(temporary)
+        ad.AnnData(obs=obs, var=var.assign(feature_types=modality), uns=dict(uns)).write_h5ad(temporary)
         with h5py.File(temporary, "a") as file:
             file.pop("X", None)
             datasets = [file.create_dataset(name, shape, np.float32) for name in ("X", "layers/normalized")]
@@ -168,6 +187,8 @@ def write_prediction(
 
 def _find(data: Path, wanted: set[str]) -> dict[str, Path]:
     """train_mod1, train_mod2 and where there are any test_mod1, test_mod2; of several data sets the one `wanted`."""
+    if data.is_file():
+        raise DataError(f"{data}: a file; give the folder, or the common beginning of the files' names")
     folder, start = (data, "") if data.is_dir() else (data.parent, data.name)
     files = sorted(folder.glob(f"{start}*.h5ad"))
     if not files:
@@ -213,7 +234,7 @@ def _modalities(found: dict[str, Path]) -> set[str | None]:
 def _opened(path: Path, backed: Literal["r"] | None = None) -> ad.AnnData:
     try:
         return ad.read_h5ad(path, backed=backed)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, TypeError) as error:
         raise DataError(f"{path}: not an h5ad file, or a broken one ({error})") from error
 
 
@@ -224,6 +245,8 @@ def _read(path: Path) -> ad.AnnData:
     if values is None:
         raise DataError(f"{path}: no X, and none of the layers {some(LAYERS)}")
     values = sp.csr_matrix(values, dtype=np.float32)
+    if values.shape[0] == 0 or values.shape[1] < 2:
+        raise DataError(f"{path}: {values.shape[0]} cells x {values.shape[1]} features; at least 1 x 2 are needed")
     for what, names in (("cells", cells.obs_names), ("features", cells.var_names)):
         if names.has_duplicates:
             raise DataError(f"{path}: {what} that come twice: {some(names[names.duplicated()].unique())}")
@@ -231,10 +254,8 @@ def _read(path: Path) -> ad.AnnData:
         rows = np.repeat(np.arange(values.shape[0]), np.diff(values.indptr))
         odd = cells.obs_names[np.unique(rows[~np.isfinite(values.data)])]
         raise DataError(f"{path}: NaN or infinite values in cells {some(odd)}")
-    kept = cells.obs[[name for name in ("batch",) if name in cells.obs]]
     uns = {name: cells.uns[name] for name in ("dataset_id",) if name in cells.uns}
-    about = cells.var[[name for name in ("feature_types",) if name in cells.var]]
-    return ad.AnnData(values, obs=kept, var=about, uns=uns)
+    return ad.AnnData(values, obs=cells.obs, var=cells.var, uns=uns)
 
 
 def _modality(cells: ad.AnnData, path: Path) -> str | None:

@@ -23,12 +23,12 @@ from tqdm.auto import tqdm
 from challenges.common import Bundle, derived_seed
 from challenges.modality import maps
 from challenges.modality.adversarial import LOSSES, Recipe, apply_adversarial, fit_adversarial
+from challenges.modality.data import FOLDS, batch_folds
 from challenges.modality.reduce import Reduction
 
 KIND = "modality"
 SOURCE_COMPONENTS, TARGET_COMPONENTS = 100, 100
 TUNING_CELLS = 3_000  # at most; the hyper-parameter is chosen on these
-FOLDS = 4
 
 
 @dataclass(frozen=True)
@@ -224,11 +224,9 @@ class ReducedModel(BaseEstimator):
 
 
 def inner_folds(batches: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows to train on and to predict: whole batches where there are several, else cells."""
-    names = np.unique(batches)
-    if len(names) > 1:
-        fold = np.searchsorted(names, batches) % FOLDS
-    else:
+    """Rows to train on and to predict: whole batches where there are enough, else cells."""
+    fold = batch_folds(batches)
+    if fold is None:
         fold = np.random.default_rng(seed).permutation(len(batches)) % FOLDS
     for i in np.unique(fold):
         yield np.flatnonzero(fold != i), np.flatnonzero(fold == i)

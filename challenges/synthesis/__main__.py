@@ -33,13 +33,14 @@ def train(options: argparse.Namespace) -> None:
     """Train on all but the held-out cells; a killed run goes on from its checkpoint."""
     if not 0 <= options.held_out < 1:
         raise DataError(f"--held-out is a share from 0 to below 1; it was {options.held_out}")
-    conditions = [name for name in (options.conditions or "").split(",") if name]
+    conditions = [name.strip() for name in (options.conditions or "").split(",") if name.strip()]
     cells = data.read(options.data, options.label, conditions, drop_rare=options.drop_rare)
     training, held_out = data.split(cells, options.held_out, common.derived_seed(options.seed, "held out"))
     print(f"Training on {len(training):,} cells; {len(held_out):,} are held out for evaluate.")
     model = CellGAN(options.steps, options.label_mixing, options.seed, options.device)
     model.fit(training, options.model.with_suffix(".checkpoint.h5"))
-    files.save_model(options.model, model, data=str(options.data), label=_label(options), conditions=conditions)
+    files.save_model(options.model, model, data=str(options.data), label=_label(options), conditions=conditions,
+                     fingerprint=training.fingerprint())  # fmt: skip
     print(f"Saved {options.model}: {len(model.types_)} types, {len(model.genes_):,} genes, model {model.identity()}.")
 
 
@@ -89,7 +90,10 @@ def evaluate_(options: argparse.Namespace) -> None:
         raise DataError(f"{cells.source}: {'all' if seen.any() else 'none'} of its cells are training cells of "
                         f"{options.model}; evaluate needs the file it was trained on, and held-out cells in it "
                         "(train --held-out)")  # fmt: skip
-    training, held_out = cells.take(seen), cells.take(~seen)
+    training, held_out = cells.take(cells.obs.index.get_indexer(model.trained_on_)), cells.take(~seen)
+    if seen.sum() < len(model.trained_on_) or training.fingerprint() != about["fingerprint"]:
+        raise DataError(f"{cells.source}: cells with the names of training cells of {options.model}, but not with "
+                        "their values and labels; evaluate needs the file it was trained on")  # fmt: skip
     table = evaluate.compare(model, training, held_out, draws=options.draws, seed=options.seed)
     _show(evaluate.summary(table), options.out)
     if options.plots:

@@ -16,12 +16,14 @@ from typing import Any
 
 import anndata as ad
 import h5py
+import hdf5plugin  # noqa: F401 - teaches h5py the filters that pandas writes with, blosc among them
 import numpy as np
 import pandas as pd
 import scanpy as sc
 import scipy.sparse as sp
 from tqdm.auto import tqdm
 
+from challenges.common import read_csv
 from challenges.synthesis.scale import Scale, recover
 from helpers import SHARES, STATES, DataError, some, text_size
 
@@ -91,8 +93,8 @@ class Cells:
 
     def fingerprint(self) -> str:
         """The same for the same cells, labels and values: tells a checkpoint whose data it belongs to."""
-        digest = hashlib.sha256()
-        for part in (self.counts.data, self.counts.indices, self.counts.indptr, self.steps):
+        digest, counts = hashlib.sha256(), self.counts.sorted_indices()
+        for part in (counts.data, counts.indices.astype(np.int64), counts.indptr.astype(np.int64), self.steps):
             digest.update(np.ascontiguousarray(part).tobytes())
         digest.update("\n".join([*self.obs.index, *map(str, self.obs.to_numpy().ravel()), *self.genes]).encode())
         return digest.hexdigest()[:16]
@@ -149,9 +151,14 @@ def from_anndata(adata: ad.AnnData, label: str, conditions: Sequence[str] = (), 
         if scale.kind != "values":
             break
     if taken is None:
-        raise complaints[0] if complaints else DataError(f"{source}: no values in X")
+        there = some(adata.layers) or "none"
+        raise complaints[0] if complaints else DataError(
+            f"{source}: no values in X, raw or layers['counts']; there are the layers: {there}"
+        )
     scale, counts, steps, genes, place = taken
     cells = Cells(counts, steps, obs, pd.Index(genes.astype(str)), scale, source)
+    if len(genes) < 2:
+        raise DataError(f"{source}: {len(genes)} genes in {place}; at least 2 are needed")
     print(f"{source}: {len(cells):,} cells x {len(genes):,} genes from {place}, {len(cells.types)} types; {scale}")
     return _without_empty(cells)
 
@@ -208,8 +215,7 @@ def read_cite(path: Path, label: str, conditions: Sequence[str] = ()) -> Cells:
                 sp.csr_matrix(_checked(chunk[shown[rows]], f"{path}")) for rows, chunk in _chunks(group, genes, path)
             ]
     except OSError as error:
-        raise DataError(f"{path}: not an HDF5 file, broken, or compressed by a filter that h5py lacks, for which "
-                        f"`import hdf5plugin` may help ({error})") from error  # fmt: skip
+        raise DataError(f"{path}: not an HDF5 file, or a broken one ({error})") from error
     matrix = sp.vstack(parts, format="csr", dtype=np.float32)
     scale, counts, steps = recover(matrix)
     print(f"{path}: {len(obs):,} cells x {len(genes):,} genes, {text_size(matrix.data.nbytes * 2)} in memory; {scale}")
@@ -219,7 +225,7 @@ def read_cite(path: Path, label: str, conditions: Sequence[str] = ()) -> Cells:
 def _read_metadata(path: Path) -> pd.DataFrame:
     if not path.exists():
         raise DataError(f"{path}: no such file; it names the cells: cell_id, day, donor, cell_type, technology")
-    table = pd.read_csv(path, dtype={"day": str, "donor": str, "cell_id": str, "cell_type": str})
+    table = read_csv(path, dtype={"day": str, "donor": str, "cell_id": str, "cell_type": str})
     if "cell_id" not in table:
         raise DataError(f"{path}: no column 'cell_id'; there is {some(table.columns)}")
     if table["cell_id"].duplicated().any():
@@ -274,6 +280,8 @@ def _labels(obs: pd.DataFrame, label: str, conditions: Sequence[str], source: st
         raise DataError(f"{source}: no column {some(missing)} in obs; there is {some(obs.columns) or 'none'}")
     if label in conditions:
         raise DataError(f"{source}: {label!r} is the label and cannot be a condition as well")
+    if taken := [name for name in conditions if name in ("label", "count")]:
+        raise DataError(f"{source}: a condition cannot be called {some(taken)}; rename the column")
     if pd.api.types.is_numeric_dtype(obs[label]):
         raise DataError(f"{source}: obs[{label!r}] is numeric, not names of types; choose a column of texts "
                         f"(or make it one: obs[{label!r}].astype(str))")  # fmt: skip

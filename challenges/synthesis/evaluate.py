@@ -55,6 +55,10 @@ def compare(model: CellGAN, train: Cells, held_out: Cells, *, draws: int = 5, se
     """
     if len(held_out) < 20:
         raise DataError(f"{len(held_out)} held-out cells: too few to evaluate; at least 20 are needed")
+    if draws < 1:
+        raise DataError(f"--draws is the number of halves of the held-out cells, at least 1; it was {draws}")
+    if not held_out.obs["label"].duplicated().any():
+        raise DataError("one held-out cell of each type: they cannot be halved by type; train on more cells")
     rows = []
     space = _Space.of(train)
     begun = CellGAN(0, seed=model.seed, device=model.device).fit(train)

@@ -28,7 +28,7 @@ def to_anndata(
     cells: Cells, label: str, weights: np.ndarray | None = None, about: dict[str, Any] | None = None
 ) -> ad.AnnData:
     """The cells as AnnData; `weights` (cells x types, as in `about["types"]`) and `about` go into `obsm` and `uns`."""
-    obs = cells.obs.rename(columns={"label": label}).astype("category")
+    obs = cells.obs.rename(columns={"label": label}).astype("category").rename_axis(index=None)
     made = ad.AnnData(sp.csr_matrix(cells.values()), obs=obs, var=pd.DataFrame(index=cells.genes))
     if cells.scale.kind != "values":
         made.layers["counts"] = cells.counts.copy()

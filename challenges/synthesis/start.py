@@ -174,7 +174,7 @@ def _library(cells: Cells, totals: np.ndarray, weights: np.ndarray, levels: np.n
     pooled = np.mean(left**2)
     variance = (weights.T @ left**2 + SPREAD_PRIOR * pooled) / (size + SPREAD_PRIOR)
     sd = np.sqrt(np.maximum(variance - of_genes, 0.1 * variance))
-    standard = left / np.sqrt(weights @ variance)
+    standard = left / np.sqrt(np.maximum(weights @ variance, 1e-12))
     quantiles = np.quantile(standard, QUANTILES)
     quantiles = (quantiles - quantiles.mean()) / max(quantiles.std(), 1e-9)
     log_step = np.log(cells.steps)

@@ -148,6 +148,8 @@ class Training:
     def run(self, steps: int, path: Path | None, of: str) -> None:
         """Train up to `steps`; `path` is the checkpoint, `of` says what it belongs to."""
         done = self._resume(path, of) if path and path.exists() else 0
+        if done > steps:
+            raise DataError(f"{path}: a checkpoint of step {done:,}, beyond --steps {steps:,}; remove it to begin anew")
         for step in tqdm(range(done, steps), desc="Training", initial=done, total=steps):
             for _ in range(CRITIC_STEPS):
                 self._critic_step()

@@ -396,8 +396,10 @@ def test_repro_chains_both_stages_and_is_the_same_twice(files, small_table, caps
     queries = data.read_queries(files / data.QUERY_FILE)
     found = pd.read_csv(files / "submissions/stage_2_submission.csv", index_col="id")
     np.testing.assert_allclose(second.predict(data.pairs_of(queries)), found, atol=1e-3)
-    with pytest.raises(SystemExit, match=r"stage_1.h5: trained with --quick, unlike stage_2 now"):
+    with pytest.raises(SystemExit, match=r"stage_1.h5: trained with other --quick than stage_2 now"):
         run("train", "--data", files, "--stage", "stage_2")
+    with pytest.raises(SystemExit, match=r"stage_1.h5: trained with other --seed than stage_2 now"):
+        run("train", "--data", files, "--stage", "stage_2", "--quick", "--seed", 1)
 
 
 def test_evaluate_trains_again_when_hyper_parameters_changed(files, small_table):
@@ -415,13 +417,16 @@ def test_evaluate_trains_again_when_hyper_parameters_changed(files, small_table)
 def test_every_model_is_scored_beside_every_baseline(files, table, small_table, capsys):
     run("evaluate", "--data", files, "--truth", files / "de_test.parquet", "--quick", "--out", "table.csv")
     found = pd.read_csv("table.csv")
+    assert list(found) == ["method", "metric", "value", "low", "high", "n"]
     assert set(found["method"]) == {*models.BASELINES, *models.MODELS}
-    assert found[["value", "low", "high", "difference", "win_rate"]].notna().all(axis=None)
+    assert found.notna().all(axis=None)
     rmse_of = found[found["metric"] == evaluate.METRICS[0]].set_index("method")
-    assert (rmse_of.loc[["stage_2", models.PLAIN], "baseline"] == "stage_1").all()
-    assert (rmse_of.drop(["stage_2", models.PLAIN])["baseline"] == models.REFERENCE).all()
+    to_mix, to_first = (found[found["metric"] == f"{evaluate.METRICS[0]} minus that of {name}"].set_index("method")
+                        for name in (models.REFERENCE, "stage_1"))  # fmt: skip
+    assert set(to_first.index) == {"stage_2", models.PLAIN}
+    assert set(to_mix.index) == {*rmse_of.index} - {*to_first.index}
     gain = rmse_of.loc["stage_2", "value"] - rmse_of.loc["stage_1", "value"]
-    assert rmse_of.loc["stage_2", "difference"] == pytest.approx(gain)
+    assert to_first.loc["stage_2", "value"] == pytest.approx(gain)
     assert f"stage_2 - stage_1: {gain:+.4f} (" in capsys.readouterr().out
     assert rmse_of.loc["stage_2", "value"] != rmse_of.loc[models.PLAIN, "value"]
 
@@ -459,6 +464,33 @@ def test_unknown_labels_get_the_mean_and_are_named(files, capsys):
     assert "Monocytes" in said
     assert "Aspirin" in said
     assert list(pd.read_csv(files / "submissions/kernel_submission.csv")["id"]) == [7, 3]
+
+
+def test_ids_are_texts_and_a_model_comes_before_a_stage(files, table):
+    rows = table[1].index[:2]
+    lines = [f"{i:03},{cell_type},{compound}" for i, (cell_type, compound) in enumerate(rows)]
+    (files / data.QUERY_FILE).write_text("\n".join(["id,cell_type,sm_name", *lines]))
+    (files / data.SAMPLE_FILE).write_text(",".join(["id", *GENES]) + "\n" + "\n".join(f"{i:03}" for i in range(2)))
+    run("repro", "--data", files, "--stage", "simple", "--model", "kernel")
+    assert list(pd.read_csv(files / "submissions/kernel_submission.csv", dtype={"id": str})["id"]) == ["000", "001"]
+
+
+HEADER = b"id,cell_type,sm_name\n"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", HEADER + "0,B cells,ß".encode("latin-1"), HEADER + b"0,B cells,D01\n1,B cells,1,2-thing\n"]
+)
+def test_a_csv_that_cannot_be_read_is_said(files, content):
+    (files / data.QUERY_FILE).write_bytes(content)
+    with pytest.raises(SystemExit, match=r"error: .*id_map.csv: not a csv file in UTF-8"):
+        run("prepare", "--data", files)
+
+
+def test_a_work_folder_that_is_a_file_is_said(files):
+    (files / "work").write_text("")
+    with pytest.raises(SystemExit, match=r"error: work/kernel.h5: could not be written"):
+        run("train", "--data", files, "--model", "kernel", "--work", "work")
 
 
 def test_an_unknown_label_has_the_mean_of_the_learned_embeddings():

@@ -209,6 +209,40 @@ def test_whole_batches_are_held_out_and_one_batch_is_said(tmp_path):
         assert sum(one.test_source.n_obs for one in splits) == (80 if n_batches > 1 else 20)
 
 
+def test_batches_that_only_the_target_names_are_held_out(tmp_path):
+    source, target = simulated(batches=2)
+    del source.obs["batch"]
+    source = source[::-1].copy()
+    splits, how = data.held_out(data.read_pair(write(tmp_path, {"train_mod1": source, "train_mod2": target})))
+    assert "whole batches, in 2 folds" in how
+    for one in splits:
+        assert list(one.test_source.obs["batch"]) == list(target.obs.loc[one.test_source.obs_names, "batch"])
+
+
+def test_a_batch_that_leaves_too_few_cells_is_not_held_out(tmp_path, files):
+    source, target = simulated()
+    for cells in (source, target):
+        cells.obs["batch"] = ["b0", *["b1"] * 79]
+    (pair,), how = data.held_out(data.read_pair(write(tmp_path, {"train_mod1": source, "train_mod2": target})))
+    assert "without one of the batches too few cells are left" in how
+    assert pair.train_source.n_obs == 60
+    found = ReducedModel("knn").fit(pair.train_source.X, pair.train_target.X, data.batches_of(pair.train_source))
+    assert np.isfinite(found.predict(pair.test_source.X).dense()).all()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(0, 30), (80, 0), (80, 1)])
+def test_a_file_without_cells_or_features_is_refused(tmp_path, files, rows, columns):
+    files["train_mod1"] = files["train_mod1"][:rows, :columns].copy()
+    with pytest.raises(DataError, match=f"set.train_mod1.h5ad: {min(rows, 60)} cells x {columns} features; at least"):
+        data.read_pair(write(tmp_path, files))
+
+
+def test_a_file_in_the_place_of_the_folder_is_said(tmp_path, files):
+    write(tmp_path, files)
+    with pytest.raises(DataError, match=r"train_mod1.h5ad: a file; give the folder"):
+        data.read_pair(tmp_path / "set.train_mod1.h5ad")
+
+
 def test_the_test_files_answers_come_first_and_new_batches_are_named(tmp_path):
     source, target = simulated(batches=4)
     (pair,), how = data.held_out(data.read_pair(write(tmp_path, split([source, target]))))
@@ -234,7 +268,8 @@ def test_a_prediction_is_written_by_blocks_and_read_by_anndata(tmp_path, monkeyp
         asked.append(rows)
         return values[rows]
 
-    data.write_prediction(tmp_path / "p.h5ad", files["test_mod1"], features, "ADT", block,
+    obs, var = files["test_mod1"].obs.assign(size_factors=2.0), files["test_mod2"].var.assign(gene_ids="E1")
+    data.write_prediction(tmp_path / "p.h5ad", obs, var, "ADT", block,
                           {"dataset_id": "set", "method_id": "ridge"})  # fmt: skip
     found = ad.read_h5ad(tmp_path / "p.h5ad")
     assert len(asked) == 10
@@ -242,6 +277,8 @@ def test_a_prediction_is_written_by_blocks_and_read_by_anndata(tmp_path, monkeyp
     assert np.array_equal(found.layers["normalized"], values)
     assert list(found.obs_names) == list(files["test_mod1"].obs_names)
     assert list(found.var_names) == list(features)
+    assert (found.obs["size_factors"] == 2).all()
+    assert (found.var["gene_ids"] == "E1").all()
     assert set(found.var["feature_types"]) == {"ADT"}
     assert dict(found.uns) == {"dataset_id": "set", "method_id": "ridge"}
 
@@ -454,8 +491,10 @@ def test_what_is_wrong_is_said_without_a_traceback(tmp_path, files):
     cli.main(["train", *where])
     for part in ("test_mod1", "test_mod2"):
         (folder / f"set.{part}.h5ad").unlink()
-    with pytest.raises(SystemExit, match=r"error: .*no .*test_mod1.h5ad, so there are no cells to predict"):
+    with pytest.raises(SystemExit, match=r"error: .*no test file with GEX, so there are no cells to predict"):
         cli.main(["predict", *where])
+    with pytest.raises(SystemExit):
+        cli.main(["train", *where, "--seed", "-1"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

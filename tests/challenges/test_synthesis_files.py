@@ -6,6 +6,7 @@ import time
 
 import anndata as ad
 import h5py
+import hdf5plugin
 import numpy as np
 import pandas as pd
 import pytest
@@ -165,7 +166,7 @@ def test_a_split_leaves_a_cell_of_each_type_on_either_side(adata):
 # --- the challenge's own files ----------------------------------------------------------------------------------------
 
 
-def write_cite(folder, adata, *, blocks=1, as_bytes=True):
+def write_cite(folder, adata, *, blocks=1, as_bytes=True, **compression):
     """pandas' fixed format, with h5py alone, and metadata.csv in another order."""
     text = (lambda names: np.array(list(names), "S")) if as_bytes else (lambda names: np.array(list(names), object))
     kind = None if as_bytes else h5py.string_dtype()
@@ -177,7 +178,7 @@ def write_cite(folder, adata, *, blocks=1, as_bytes=True):
         for block in range(blocks):
             chosen = np.arange(len(genes))[block::blocks]
             group.create_dataset(f"block{block}_items", data=text(genes[chosen]), dtype=kind)
-            group.create_dataset(f"block{block}_values", data=values[:, chosen])
+            group.create_dataset(f"block{block}_values", data=values[:, chosen], **compression)
     table = adata.obs.rename_axis("cell_id").assign(day=2, technology="citeseq")[::-1]
     table.to_csv(folder / "metadata.csv")
     return folder / "train_cite_inputs.h5"
@@ -187,7 +188,9 @@ def write_cite(folder, adata, *, blocks=1, as_bytes=True):
 def test_the_challenges_files_are_read_in_chunks(adata, tmp_path, monkeypatch, blocks, as_bytes):
     monkeypatch.setattr(data, "CHUNK", 50)
     adata.obs.loc["cell_7", "cell_type"] = "hidden"
-    cells = data.read(write_cite(tmp_path, adata, blocks=blocks, as_bytes=as_bytes), None, ["donor", "day"])
+    compression = {} if as_bytes else hdf5plugin.Blosc()  # as pandas writes with complib="blosc"
+    path = write_cite(tmp_path, adata, blocks=blocks, as_bytes=as_bytes, **compression)
+    cells = data.read(path, None, ["donor", "day"])
     shown = adata[adata.obs["cell_type"] != "hidden"]
     assert list(cells.obs.index) == list(shown.obs_names)
     assert list(cells.labels) == list(shown.obs["cell_type"])
@@ -287,8 +290,37 @@ def test_other_genes_other_cells_and_no_model_are_refused(model, run, tmp_path):
     adata.write_h5ad(tmp_path / "other.h5ad")
     with pytest.raises(SystemExit, match="none of its cells are training cells"):
         run("evaluate", "--data", tmp_path / "other.h5ad", "--model", model / "model.h5")
+    adata = make_adata(seed=1)
+    adata.write_h5ad(tmp_path / "same_names.h5ad")
+    with pytest.raises(SystemExit, match=r"cells with the names of training cells .* but not with their values"):
+        run("evaluate", "--data", tmp_path / "same_names.h5ad", "--model", model / "model.h5")
+    with pytest.raises(SystemExit, match="--draws is the number of halves"):
+        run("evaluate", "--model", model / "model.h5", "--draws", "0")
     with pytest.raises(SystemExit, match="no such bundle; train first"):
         run("sample", "--model", tmp_path / "none.h5")
+
+
+def test_labels_may_be_called_cell_and_conditions_not_label(adata, run, tmp_path):
+    adata.obs = adata.obs.rename(columns={"cell_type": "cell"}).assign(label="x", count="y")
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    words = ["train", "--data", tmp_path / "cells.h5ad", "--label", "cell", "--model", tmp_path / "m.h5", "--steps", 1]
+    for name in ("label", "count"):
+        with pytest.raises(SystemExit, match=f"a condition cannot be called {name}"):
+            run(*words, "--conditions", name)
+    run(*words, "--conditions", "donor, ")
+    run("sample", "--model", tmp_path / "m.h5", "--n", 2, "--out", tmp_path / "made.h5ad")
+    assert list(ad.read_h5ad(tmp_path / "made.h5ad").obs["cell"].cat.categories) == sorted(TYPES)
+
+
+def test_types_of_two_cells_train(run, tmp_path):
+    adata = make_adata(n=50)
+    adata.obs["cell_type"] = [f"type {i // 2}" for i in range(50)]
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    run("train", "--data", tmp_path / "cells.h5ad", "--model", tmp_path / "m.h5", "--steps", 1)
+    run("sample", "--model", tmp_path / "m.h5", "--n", 1, "--out", tmp_path / "made.h5ad")
+    assert np.isfinite(ad.read_h5ad(tmp_path / "made.h5ad").X.toarray()).all()
+    with pytest.raises(SystemExit, match="one held-out cell of each type"):
+        run("evaluate", "--model", tmp_path / "m.h5")
 
 
 def test_a_killed_run_ends_in_the_same_model(adata, run, tmp_path, capsys):
@@ -309,6 +341,8 @@ def test_a_killed_run_ends_in_the_same_model(adata, run, tmp_path, capsys):
     steps = Bundle.load(checkpoint, training.KIND).settings["step"] + 5
     with pytest.raises(SystemExit, match="a checkpoint of other cells, settings or another seed"):
         run(*words("killed", steps, seed=1))
+    with pytest.raises(SystemExit, match="beyond --steps 3; remove it"):
+        run(*words("killed", 3))
     capsys.readouterr()
     run(*words("killed", steps))
     assert f"Resumed at step {steps - 5}" in capsys.readouterr().out
