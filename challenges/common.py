@@ -133,8 +133,12 @@ class Bundle:
 
     def under(self, prefix: str) -> dict[str, np.ndarray]:
         """The arrays whose names begin with `prefix/`, without it."""
-        return {name.removeprefix(f"{prefix}/"): array for name, array in self.arrays.items()
-                if name.startswith(f"{prefix}/")}  # fmt: skip
+        return under(self.arrays, prefix)
+
+
+def under(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with `prefix/`, without it."""
+    return {name.removeprefix(f"{prefix}/"): array for name, array in arrays.items() if name.startswith(f"{prefix}/")}
 
 
 def module_arrays(module: torch.nn.Module, prefix: str) -> dict[str, np.ndarray]:

@@ -6,7 +6,12 @@ figures; axes carry units, baselines are drawn beside what is compared with them
 
 from __future__ import annotations
 
+import os
+from contextlib import AbstractContextManager
+from pathlib import Path
+
 import anndata as ad
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -15,7 +20,7 @@ from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
 import helpers
-from helpers import CONTROL, SHARES, Challenge, PerturbationStats
+from helpers import CONTROL, SHARES, Challenge, PerturbationStats, replacing
 from workbench.compare import YOURS
 
 BLUE, ORANGE, GREY, RED = "#2b6cb0", "#dd6b20", "#a0aec0", "#c53030"
@@ -25,6 +30,17 @@ METRICS = {
     "mmd": "MMD\n(lower is better)",
     "l1_distance": "L1 distance of the shares\n(lower is better)",
 }
+
+
+def plain_style() -> AbstractContextManager[None]:
+    """Figures made inside have small text and no frame on the right and above."""
+    return mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> None:
+    """Write a png beside and rename it; raises DataError when the disk is full or read-only."""
+    with replacing(Path(path)) as temporary:
+        figure.savefig(temporary, dpi=dpi, format="png")
 
 
 def data_overview(challenge: Challenge, stats: PerturbationStats) -> Figure:

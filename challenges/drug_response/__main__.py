@@ -17,8 +17,8 @@ from challenges.drug_response import data, evaluate, plots
 from challenges.drug_response.models import (
     MODELS,
     STAGES,
-    Model,
     Options,
+    Trained,
     check_genes,
     fit_model,
     load_model,
@@ -42,7 +42,10 @@ SUBMISSIONS = Path("submissions")
 
 def prepare(options: argparse.Namespace) -> None:
     """Check everything before hours are spent."""
-    responses, queries = _read(options)
+    _describe(options, *_read(options))
+
+
+def _describe(options: argparse.Namespace, responses: pd.DataFrame, queries: pd.DataFrame) -> None:
     sparse = responses.groupby(level="cell_type").size()
     print(f"{options.data}: {len(responses)} rows, {responses.shape[1]} genes, "
           f"{responses.index.unique('sm_name').size} compounds; rows by cell type: "
@@ -50,14 +53,16 @@ def prepare(options: argparse.Namespace) -> None:
     print(f"{len(queries)} rows to predict: "
           + ", ".join(f"{name} {n}" for name, n in queries["cell_type"].value_counts().items()))  # fmt: skip
     _say_unknown(data.pairs_of(queries), responses.index.unique("cell_type"), responses.index.unique("sm_name"))
-    stages = ("stage_1", "stage_2") if _name(options) == "stage_2" else (_name(options),)
-    for name in stages:
+    for name in _steps(options):
         print(f"{name}: {what_it_takes(name, _how(options))}")
 
 
 def train(options: argparse.Namespace) -> None:
     """Train one model; stage 2 needs the bundle of stage 1."""
-    responses, queries = _read(options)
+    _train(options, *_read(options))
+
+
+def _train(options: argparse.Namespace, responses: pd.DataFrame, queries: pd.DataFrame) -> None:
     name, how = _name(options), _how(options)
     first = None
     if name == "stage_2":
@@ -72,20 +77,18 @@ def train(options: argparse.Namespace) -> None:
 
 def predict(options: argparse.Namespace) -> None:
     """Predict `id_map.csv`, which may be a new one."""
-    path = _bundle(options, _name(options))
+    path, known = _bundle(options, _name(options)), options.data / data.TRAIN_FILE
     model, _ = load_model(path)
     queries = data.read_queries(options.data / data.QUERY_FILE)
-    if (options.data / data.TRAIN_FILE).exists():
-        check_genes(
-            path,
-            model,
-            data.read_responses(options.data / data.TRAIN_FILE).columns,
-            str(options.data / data.TRAIN_FILE),
-        )
-    if (sample := options.data / data.SAMPLE_FILE).exists():
-        data.check_sample(sample, queries, model.genes_)  # type: ignore[attr-defined]
+    if known.exists():
+        check_genes(path, model, data.read_responses(known).columns, str(known))
+    _check_sample(options, queries, model.genes_)
+    _submit(options, model, queries)
+
+
+def _submit(options: argparse.Namespace, model: Trained, queries: pd.DataFrame) -> None:
     pairs = data.pairs_of(queries)
-    _say_unknown(pairs, model.cell_types_, model.compounds_)  # type: ignore[attr-defined]
+    _say_unknown(pairs, model.cell_types_, model.compounds_)
     out = SUBMISSIONS / f"{_name(options)}_submission.csv"
     data.write_submission(out, queries, model.predict(pairs))
     print(f"{out} written: {len(queries)} rows")
@@ -93,11 +96,12 @@ def predict(options: argparse.Namespace) -> None:
 
 def repro(options: argparse.Namespace) -> None:
     """Prepare, then train and predict each stage that the wanted one builds on."""
-    prepare(options)
-    for name in ("stage_1", "stage_2") if _name(options) == "stage_2" else (_name(options),):
+    responses, queries = _read(options)
+    _describe(options, responses, queries)
+    for name in _steps(options):
         step = argparse.Namespace(**{**vars(options), **({"stage": name} if name in STAGES else {})})
-        train(step)
-        predict(step)
+        _train(step, responses, queries)
+        _submit(step, load_model(_bundle(step, name))[0], queries)
 
 
 def score(options: argparse.Namespace) -> None:
@@ -148,14 +152,18 @@ def _read(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
     responses = data.read_responses(options.data / data.TRAIN_FILE)
     data.check_trainable(responses)
     queries = data.read_queries(options.data / data.QUERY_FILE)
-    if (sample := options.data / data.SAMPLE_FILE).exists():
-        data.check_sample(sample, queries, responses.columns)
+    _check_sample(options, queries, responses.columns)
     return responses, queries
+
+
+def _check_sample(options: argparse.Namespace, queries: pd.DataFrame, genes: pd.Index) -> None:
+    if (sample := options.data / data.SAMPLE_FILE).exists():
+        data.check_sample(sample, queries, genes)
 
 
 def _trained(
     options: argparse.Namespace, name: str, responses: pd.DataFrame, queries: pd.DataFrame, how: Options
-) -> Model:
+) -> Trained:
     """The bundle of that name if it was trained on these data in this way, else a new one, which is saved."""
     path, mark = _bundle(options, name), _mark(name, responses, queries)
     if path.exists():
@@ -175,6 +183,11 @@ def _mark(name: str, responses: pd.DataFrame, queries: pd.DataFrame) -> str:
 
 def _name(options: argparse.Namespace) -> str:
     return options.model or options.stage or "simple"
+
+
+def _steps(options: argparse.Namespace) -> tuple[str, ...]:
+    """The models to train, each built on those before."""
+    return ("stage_1", "stage_2") if _name(options) == "stage_2" else (_name(options),)
 
 
 def _how(options: argparse.Namespace) -> Options:

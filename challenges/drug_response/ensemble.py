@@ -21,7 +21,9 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 from tqdm.auto import tqdm
 
+from challenges.common import under
 from challenges.drug_response.baselines import row_rmse
+from challenges.drug_response.data import codes
 from challenges.drug_response.folds import held_out
 from challenges.drug_response.networks import Problem, Spec, apply_network, fit_network
 from helpers import some, text_size
@@ -59,13 +61,13 @@ class Ensemble(BaseEstimator):
 
     def predict(self, pairs: pd.MultiIndex) -> pd.DataFrame:
         """Responses, pairs x genes, float32."""
-        codes = self._codes(pairs)
+        at = self._codes(pairs)
         total = np.zeros((len(pairs), len(self.genes_)))
         shares = np.array([spec.weight for spec in self.specs]) / sum(spec.weight for spec in self.specs)
         for i, (spec, share) in enumerate(zip(self.specs, shares, strict=True)):
             repeats = []
             for arrays in self.networks_[i]:
-                found = apply_network(spec, self.problem_, arrays, *codes)
+                found = apply_network(spec, self.problem_, arrays, *at)
                 repeats.append(found @ self.components_[: found.shape[1]])
             total += share * np.median(repeats, axis=0)
         values = np.clip(self.scale_ * total, self.lowest_, self.highest_)
@@ -99,15 +101,12 @@ class Ensemble(BaseEstimator):
         self.problem_ = Problem(arrays["cell_type"], arrays["compound"], len(self.cell_types_), len(self.compounds_),
                                 arrays["coordinates"])  # fmt: skip
         self.networks_ = [
-            [{name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-             for prefix in (f"models/{spec.model}/{repeat}/" for repeat in range(self.repeats))]
-            for spec in specs
-        ]  # fmt: skip
+            [under(arrays, f"models/{spec.model}/{repeat}") for repeat in range(self.repeats)] for spec in specs
+        ]
         return self
 
     def _codes(self, pairs: pd.MultiIndex) -> tuple[np.ndarray, np.ndarray]:
-        return (self.cell_types_.get_indexer(pairs.get_level_values("cell_type")).astype(np.int64),
-                self.compounds_.get_indexer(pairs.get_level_values("sm_name")).astype(np.int64))  # fmt: skip
+        return codes(pairs, self.cell_types_, self.compounds_)
 
     def prepare(self, responses: pd.DataFrame, pseudo: pd.DataFrame | None = None) -> Ensemble:
         """Fit all but the networks and the scale: labels, range of each gene, SVD."""

@@ -44,7 +44,10 @@ def on_folds(responses: pd.DataFrame, models: Sequence[str], options: Options) -
         first: Model | None = None
         for name in (*BASELINES, *models):
             folds.set_postfix_str(f"{cell_type}: {name}")
-            model = fit_model(name, train, test.index, options, first)
+            if name in BASELINES:
+                model = BASELINES[name]().fit(train)
+            else:
+                model = fit_model(name, train, test.index, options, first)
             first = model if name == "stage_1" else first
             parts.append(scores(model.predict(test.index), test, name))
     if not parts:

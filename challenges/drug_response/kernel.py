@@ -23,6 +23,7 @@ from sklearn.base import BaseEstimator
 
 from challenges.common import reproducible
 from challenges.drug_response.baselines import denoised_effects
+from challenges.drug_response.data import codes
 
 JITTER = 1e-6
 FITTED = ("mean_kernel", "own_kernel", "shared_kernel", "noise", "similarity", "weights")
@@ -43,7 +44,7 @@ class ResponseProcess(BaseEstimator):
         Y = responses.to_numpy(np.float64)
         self.genes_ = responses.columns
         self.cell_types_, self.compounds_ = responses.index.unique("cell_type"), responses.index.unique("sm_name")
-        self.rows_ = _codes(responses.index, self.cell_types_, self.compounds_)
+        self.rows_ = codes(responses.index, self.cell_types_, self.compounds_)
         self.similarity_ = _similarity(denoised_effects(responses, self.rank).loc[self.compounds_].to_numpy())
         with reproducible(0, "response process"):
             kernels, self.noise_ = _most_likely(Y @ Y.T / Y.shape[1], *self.rows_, self.similarity_)
@@ -55,8 +56,8 @@ class ResponseProcess(BaseEstimator):
 
     def predict(self, pairs: pd.MultiIndex) -> pd.DataFrame:
         """The posterior mean, pairs x genes; an unknown label has the mean covariance of the known ones."""
-        codes = _codes(pairs, self.cell_types_, self.compounds_)
-        return pd.DataFrame(self._kernel(codes, self.rows_) @ self.weights_, pairs, self.genes_)
+        at = codes(pairs, self.cell_types_, self.compounds_)
+        return pd.DataFrame(self._kernel(at, self.rows_) @ self.weights_, pairs, self.genes_)
 
     def to_bundle(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Settings and arrays of a bundle."""
@@ -84,12 +85,6 @@ class ResponseProcess(BaseEstimator):
             _with_mean(kernel)[c][:, c2] for kernel in (self.mean_kernel_, self.own_kernel_, self.shared_kernel_)
         )
         return mean + own * (d[:, None] == d2) + shared * _with_mean(self.similarity_)[d][:, d2]
-
-
-def _codes(pairs: pd.MultiIndex, cell_types: pd.Index, compounds: pd.Index) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the pair's labels, -1 where unknown."""
-    return (cell_types.get_indexer(pairs.get_level_values("cell_type")),
-            compounds.get_indexer(pairs.get_level_values("sm_name")))  # fmt: skip
 
 
 def _with_mean(kernel: np.ndarray) -> np.ndarray:

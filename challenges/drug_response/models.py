@@ -10,8 +10,9 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
+import numpy as np
 import pandas as pd
 
 from challenges.common import Bundle, pick_device
@@ -38,6 +39,17 @@ class Model(Protocol):
         """Responses of pairs x genes."""
 
 
+class Trained(Model, Protocol):
+    """What a model has once it is fitted: its labels, its genes, and a bundle."""
+
+    cell_types_: pd.Index
+    compounds_: pd.Index
+    genes_: pd.Index
+
+    def to_bundle(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Settings and arrays."""
+
+
 BASELINES: dict[str, Callable[[], Model]] = {
     "zeros": baselines.Zeros,
     "train mean": baselines.MeanOf,
@@ -61,10 +73,8 @@ class Options:
 
 def fit_model(
     name: str, responses: pd.DataFrame, pairs: pd.MultiIndex, options: Options, first: Model | None = None
-) -> Model:
-    """Fit a model or baseline; stage 2 adds stage 1's answers for `pairs` (`first`, or a new one) to its rows."""
-    if name in BASELINES:
-        return BASELINES[name]().fit(responses)
+) -> Trained:
+    """Fit a model; stage 2 adds stage 1's answers for `pairs` (`first`, or a new one) to its rows."""
     if name == "kernel":
         return ResponseProcess().fit(responses)
     ensemble = Ensemble(
@@ -83,14 +93,14 @@ def fit_model(
     return ensemble.set_params(scale=1.0).fit(responses, first.predict(known.sort_values()))
 
 
-def save_model(path: str | os.PathLike[str], name: str, model: Model, fingerprint: str, options: Options) -> None:
+def save_model(path: str | os.PathLike[str], name: str, model: Trained, fingerprint: str, options: Options) -> None:
     """Write the bundle; `fingerprint` names the training table."""
-    settings, arrays = model.to_bundle()  # type: ignore[attr-defined]
+    settings, arrays = model.to_bundle()
     about = {"model": name, "data": fingerprint, "quick": options.quick, "train_seed": options.seed}
     Bundle(KIND, {**about, "fitted": settings}, arrays).save(path)
 
 
-def load_model(path: str | os.PathLike[str]) -> tuple[Model, dict]:
+def load_model(path: str | os.PathLike[str]) -> tuple[Trained, dict]:
     """The fitted model and what its bundle says of it (`model`, `data`, `quick`, `train_seed`)."""
     bundle = Bundle.load(path, KIND)
     kind = ResponseProcess if bundle.settings["model"] == "kernel" else Ensemble
@@ -115,8 +125,8 @@ def what_it_takes(name: str, options: Options) -> str:
     return f"{len(specs)} x {repeats} networks, {epochs[0]}{f' to {epochs[-1]}' if len(epochs) > 1 else ''} epochs each"
 
 
-def check_genes(path: str | os.PathLike[str], model: Model, genes: pd.Index, where: str) -> None:
+def check_genes(path: str | os.PathLike[str], model: Trained, genes: pd.Index, where: str) -> None:
     """Raises DataError where the bundle was trained on other genes than `where` has."""
-    odd = model.genes_.symmetric_difference(genes)  # type: ignore[attr-defined]
+    odd = model.genes_.symmetric_difference(genes)
     if len(odd):
         raise DataError(f"{path}: trained on other genes than {where} has: {some(odd)}; train again")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own custom
 
-from challenges.common import load_module, module_arrays, reproducible
+from challenges.common import load_module, module_arrays, reproducible, under
 
 TABLE = Path(__file__).with_name("networks.tsv")
 NO_PSEUDO = "_no_pseudo"  # ends the name of a stage that is trained without pseudo-labels
@@ -211,9 +211,7 @@ def apply_network(
 ) -> np.ndarray:
     """Coordinates (rows x n_dim) of labels by their codes, -1 where unknown."""
     with reproducible(0, "predict"), torch.no_grad():
-        module = load_module(
-            _module(spec, problem), {name.removeprefix("net/"): array for name, array in arrays.items()}
-        )
+        module = load_module(_module(spec, problem), under(arrays, "net"))
         return module(torch.as_tensor(cell_type), torch.as_tensor(compound)).numpy()
 
 

@@ -7,22 +7,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
-import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
 from challenges.drug_response.evaluate import METRICS
 from challenges.drug_response.models import REFERENCE
-from helpers import replacing
+from workbench.plots import plain_style, save_figure
 
 
 def by_compound(table: pd.DataFrame, models: Sequence[str], path: str | os.PathLike[str]) -> None:
     """Left: RMSE of each compound, sorted by the baseline's. Right: each model's gain on it, as a share of zeros."""
     rmse = table[table["metric"] == METRICS[0]]
     wide = rmse.pivot_table(index="sm_name", columns="method", values="value").sort_values(REFERENCE)
-    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+    with plain_style():
         figure = Figure(figsize=(11, 4.5), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=[2, 1])
         left.plot(wide["zeros"].to_numpy(), color="0.75", lw=1, label="zeros")
@@ -37,7 +35,7 @@ def by_compound(table: pd.DataFrame, models: Sequence[str], path: str | os.PathL
         right.boxplot(
             gains, tick_labels=list(models), widths=0.6, medianprops={"color": "C3"}, flierprops={"markersize": 3}
         )
-        right.tick_params(axis="x", rotation=30)
+        for label in right.get_xticklabels():
+            label.set(rotation=40, ha="right", rotation_mode="anchor")
         right.set(ylabel=f"RMSE gained on\n{REFERENCE}\n(share of the error of zeros)")
-        with replacing(Path(path)) as temporary:
-            figure.savefig(temporary, dpi=150, format="png")
+        save_figure(figure, path)

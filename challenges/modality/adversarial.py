@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from challenges.common import gradient_penalty, load_module, module_arrays, reproducible
+from challenges.common import gradient_penalty, load_module, module_arrays, reproducible, under
 from challenges.modality.maps import Arrays, apply_ridge, fit_ridge
 
 LOSSES = ("wgan-gp", "hinge")
@@ -101,18 +101,14 @@ def apply_adversarial(arrays: Arrays, Z: np.ndarray, recipe: Recipe) -> np.ndarr
     total = np.zeros(tuple(start.shape))
     for repeat in range(recipe.repeats):
         with reproducible(0, "predict"), torch.no_grad():
-            generator = load_module(Generator(source.shape[1], start.shape[1], recipe), _under(arrays, str(repeat)))
+            generator = load_module(Generator(source.shape[1], start.shape[1], recipe), under(arrays, str(repeat)))
             total += generator(source, start).numpy() / recipe.repeats
     return arrays["base/centre"] + arrays["level"] * total
 
 
-def _under(arrays: Arrays, prefix: str) -> Arrays:
-    return {name.removeprefix(f"{prefix}/"): array for name, array in arrays.items() if name.startswith(f"{prefix}/")}
-
-
 def _inputs(arrays: Arrays, Z: np.ndarray, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """What the generator sees of the source, and the ridge regression it starts from, in units of what ridge leaves."""
-    base = _under(arrays, "base")
+    base = under(arrays, "base")
     source = ((Z - base["mean"]) / arrays["scale"])[:, : recipe.components]
     start = (apply_ridge(base, Z) - base["centre"]) / arrays["level"]
     return torch.as_tensor(source, dtype=torch.float32), torch.as_tensor(start, dtype=torch.float32)

@@ -76,8 +76,7 @@ def read_pair(data: str | os.PathLike[str], mod1: str | None = None, mod2: str |
     if _direction(names, mod1, mod2, found) != names:
         train, test, names = train[::-1], test[::-1], names[::-1]
     source, target = train
-    target = _same_cells(source, target, "the training files")
-    _share_batches(source, target)
+    target = _paired(source, target, "the training files")
     if source.n_obs < LEAST_CELLS:
         raise DataError(f"{data}: {source.n_obs} training cells; at least {LEAST_CELLS} are needed")
     if test[0] is not None:
@@ -85,8 +84,7 @@ def read_pair(data: str | os.PathLike[str], mod1: str | None = None, mod2: str |
     if test[1] is not None:
         test[1] = same_features(test[1], target.var_names, names[1])
         if test[0] is not None:
-            test[1] = _same_cells(test[0], test[1], "the test files")
-            _share_batches(test[0], test[1])
+            test[1] = _paired(test[0], test[1], "the test files")
     if names[1] == "ATAC" and target.n_vars > MOST_PEAKS:
         open_in = np.asarray((target.X > 0).sum(axis=0)).ravel()
         kept = np.sort(np.argsort(-open_in, kind="stable")[:MOST_PEAKS])
@@ -111,12 +109,6 @@ def same_features(cells: ad.AnnData, features: pd.Index, modality: str) -> ad.An
     if len(extra := cells.var_names.difference(features)):
         print(f"warning: {modality}: {len(extra)} features that training did not have are left out: {some(extra)}")
     return cells if cells.var_names.equals(features) else cells[:, features].copy()
-
-
-def _share_batches(source: ad.AnnData, target: ad.AnnData) -> None:
-    """The batches of the same cells, where only the target's file names them."""
-    if "batch" in target.obs and "batch" not in source.obs:
-        source.obs["batch"] = target.obs["batch"]
 
 
 def batches_of(cells: ad.AnnData) -> np.ndarray:
@@ -298,14 +290,16 @@ def _direction(names: list[str], mod1: str | None, mod2: str | None, found: dict
     return [str(first), str(second)]
 
 
-def _same_cells(source: ad.AnnData, target: ad.AnnData, where: str) -> ad.AnnData:
-    """`target` with the cells of `source`, in their order."""
+def _paired(source: ad.AnnData, target: ad.AnnData, where: str) -> ad.AnnData:
+    """`target` with the cells of `source`, in their order; `source` gets the batches that only `target` names."""
     if len(odd := source.obs_names.symmetric_difference(target.obs_names)):
         raise DataError(f"{where}: {len(odd)} cells are in one of the two only, for instance {some(odd, 3)}")
-    if source.obs_names.equals(target.obs_names):
-        return target
-    print(f"{where}: cells stand in another order; aligned by name")
-    return target[source.obs_names].copy()
+    if not source.obs_names.equals(target.obs_names):
+        print(f"{where}: cells stand in another order; aligned by name")
+        target = target[source.obs_names].copy()
+    if "batch" in target.obs and "batch" not in source.obs:
+        source.obs["batch"] = target.obs["batch"]
+    return target
 
 
 def _say_oddities(cells: ad.AnnData, name: str, part: str) -> None:

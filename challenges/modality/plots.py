@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from challenges.modality.models import REFERENCE, Prediction
-from helpers import replacing
+from workbench.plots import plain_style, save_figure
 
 if TYPE_CHECKING:
     from challenges.modality.data import Pair
@@ -32,7 +30,7 @@ def predicted_and_measured(
     chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
     columns = pair.answers.var_names.get_indexer(list(chosen.values()))
     predicted, measured = prediction.columns(columns), pair.answers.X[:, columns].toarray()
-    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+    with plain_style():
         figure = Figure(figsize=(10, 3.4), layout="constrained")
         for i, (axes, (rank, feature)) in enumerate(zip(figure.subplots(1, 3), chosen.items(), strict=True)):
             axes.plot(measured[:, i], predicted[:, i], ".", ms=3, alpha=0.5, color="C0")
@@ -47,7 +45,7 @@ def predicted_and_measured(
             axes.set(title=f"{rank}: {feature}\nPearson {score['pearson']:.2f}, RMSE {score['rmse']:.2f}",
                      xlabel=f"measured ({UNITS[pair.mod2]})", ylabel="" if i else f"predicted by {name}")  # fmt: skip
         axes.legend(frameon=False, fontsize=8)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def by_feature_picture(
@@ -55,7 +53,7 @@ def by_feature_picture(
 ) -> None:
     """Left: each feature's RMSE against that of its mean. Right: Pearson of the features, sorted, a line a model."""
     wide = by_feature.pivot_table("rmse", "feature", "method")
-    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+    with plain_style():
         figure = Figure(figsize=(10, 4.2), layout="constrained")
         left, right = figure.subplots(1, 2)
         ends = [0, float(wide[REFERENCE].max())]
@@ -69,9 +67,4 @@ def by_feature_picture(
         right.set(xlabel=f"share of the {len(wide):,} features, best first (%)", ylabel="Pearson over held-out cells")
         left.legend(frameon=False, fontsize=8)
         right.legend(frameon=False, fontsize=8)
-        _save(figure, path)
-
-
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    with replacing(Path(path)) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+        save_figure(figure, path)

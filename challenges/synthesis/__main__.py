@@ -19,7 +19,8 @@ import pandas as pd
 from challenges import common
 from challenges.synthesis import data, evaluate, files, main_job, mixing, plots
 from challenges.synthesis.gan import CellGAN
-from helpers import DataError, replacing, some
+from helpers import DataError, some
+from workbench.plots import save_figure
 from workbench.tables import write_table
 
 VERBS = {
@@ -55,7 +56,8 @@ def sample(options: argparse.Namespace) -> None:
     cells = model.sample(weights, _conditions(options.condition), options.seed)
     if options.data:
         genes = data.read(options.data, options.label or about["label"], drop_rare=True).genes
-        cells = cells.for_genes(_same_genes(model, genes, options.data))
+        _check_genes(model, genes, options.data)
+        cells = cells.for_genes(genes)
     identity = {
         "model": model.identity(),
         "seed": options.seed,
@@ -82,7 +84,8 @@ def evaluate_(options: argparse.Namespace) -> None:
     cells = data.read(
         options.data or about["data"], options.label or about["label"], about["conditions"], drop_rare=True
     )
-    cells = cells.for_genes(_same_genes(model, cells.genes, cells.source, every=True))
+    _check_genes(model, cells.genes, cells.source)
+    cells = cells.for_genes(model.genes_)
     if unknown := sorted(set(cells.labels) - set(model.types_)):
         raise DataError(f"{cells.source}: types that the model does not know: {some(unknown)}")
     seen = cells.obs.index.isin(model.trained_on_)
@@ -113,8 +116,7 @@ def _draw(folder: Path, model: CellGAN, training: data.Cells, held_out: data.Cel
             mixing.mixing_positions(model, held_out, ends), ends, "Mixtures of two types"
         )
     for name, figure in figures.items():
-        with replacing(folder / f"{name}.png") as temporary:
-            figure.savefig(temporary, format="png", dpi=120)
+        save_figure(figure, folder / f"{name}.png", dpi=120)
     print(f"Wrote {some(f'{name}.png' for name in figures)} to {folder}.")
 
 
@@ -126,13 +128,12 @@ def _show(table: pd.DataFrame, out: Path | None) -> None:
         print(f"Wrote {out}.")
 
 
-def _same_genes(model: CellGAN, genes: pd.Index, source: object, *, every: bool = False) -> pd.Index:
-    """The genes in the file's order (or the model's, for `every`). Raises DataError where the sets differ."""
+def _check_genes(model: CellGAN, genes: pd.Index, source: object) -> None:
+    """Raises DataError where the sets of genes differ."""
     missing, new = model.genes_.difference(genes), genes.difference(model.genes_)
     if len(missing) or len(new):
         raise DataError(f"{source}: not the gene set of the model ({len(model.genes_):,} genes); missing: "
                         f"{some(missing, 5) or 'none'}; unknown to the model: {some(new, 5) or 'none'}")  # fmt: skip
-    return model.genes_ if every else genes
 
 
 def _conditions(texts: list[str]) -> dict[str, str]:

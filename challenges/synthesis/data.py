@@ -19,7 +19,6 @@ import h5py
 import hdf5plugin  # noqa: F401 - teaches h5py the filters that pandas writes with, blosc among them
 import numpy as np
 import pandas as pd
-import scanpy as sc
 import scipy.sparse as sp
 from tqdm.auto import tqdm
 
@@ -109,7 +108,9 @@ def read(
     negative values, names that come twice, and a type with a single cell unless `drop_rare` leaves it out.
     """
     if str(source) == EMBEDDED:
-        adata = sc.datasets.pbmc68k_reduced()
+        import scanpy  # noqa: PLC0415 - 60 MB that other files do without
+
+        adata = scanpy.datasets.pbmc68k_reduced()
         cells = from_anndata(adata, label or EMBEDDED_LABEL, conditions, EMBEDDED)
     elif not Path(source).exists():
         raise DataError(f"{source}: no such file (an .h5ad, train_cite_inputs.h5, or {EMBEDDED})")

@@ -8,7 +8,6 @@ held-out cells"); every generator makes as many cells of each type as the truth 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -66,7 +65,7 @@ def compare(model: CellGAN, train: Cells, held_out: Cells, *, draws: int = 5, se
         own = derived_seed(seed, "evaluate", draw)
         first, second = split(held_out, 0.5, own)
         first, second = (_at_most(part, AT_MOST, own) for part in (first, second))
-        reference = space.classifier(_at_most(train, 3 * AT_MOST, own)).accuracy(first)
+        reference = _Classifier(_at_most(train, 3 * AT_MOST, own)).accuracy(first)
         for name, generate in generators(model, train, second, begun).items():
             values = _measure(generate, first, train, space, reference, derived_seed(own, name))
             rows += [
@@ -95,12 +94,8 @@ def generators(model: CellGAN, train: Cells, real: Cells, begun: CellGAN | None 
         REAL: lambda _labels, _seed: real,
         TRAINING: lambda labels, seed: resampled(train, labels, seed),
         INDEPENDENT: lambda labels, seed: independent(train, labels, seed),
-        **{name: partial(_sampled, model) for name, model in made.items()},
+        **{name: one.sample_labels for name, one in made.items()},
     }
-
-
-def _sampled(model: CellGAN, labels: np.ndarray, seed: int) -> Cells:
-    return model.sample(np.stack([model.weights(name) for name in labels]), seed=seed)
 
 
 def resampled(train: Cells, labels: np.ndarray, seed: int) -> Cells:
@@ -152,11 +147,11 @@ def analysis(cells: Cells) -> np.ndarray:
 class _Classifier:
     """Logistic regression of the type on standardised values."""
 
-    def __init__(self, values: np.ndarray, labels: np.ndarray) -> None:
+    def __init__(self, cells: Cells) -> None:
         self.model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
-        self.only = labels[0] if len(set(labels)) == 1 else None
+        self.only = cells.types[0] if len(cells.types) == 1 else None
         if self.only is None:
-            self.model.fit(values, labels)
+            self.model.fit(analysis(cells), cells.labels)
 
     def accuracy(self, cells: Cells) -> float:
         predicted = np.full(len(cells), self.only, object) if self.only else self.model.predict(analysis(cells))
@@ -181,10 +176,6 @@ class _Space:
     def distance(self, values: np.ndarray) -> float:
         return float(np.median(self.near.kneighbors(self.plane.transform(values))[0]))
 
-    @staticmethod
-    def classifier(cells: Cells) -> _Classifier:
-        return _Classifier(analysis(cells), cells.labels)
-
 
 def _measure(
     generate: Generator, truth: Cells, train: Cells, space: _Space, reference: float, seed: int
@@ -202,7 +193,7 @@ def _measure(
     values["mmd"] = mmd(x, y, float(distances.sum() / max(len(x) * (len(x) - 1), 1)))
     values["real_or_synthetic_auc"], values["real_or_synthetic_accuracy"] = real_or_synthetic(x, y, seed)
     taught = generate(_at_most(train, 3 * AT_MOST, seed).labels, derived_seed(seed, "taught"))
-    accuracy = space.classifier(taught).accuracy(truth)
+    accuracy = _Classifier(taught).accuracy(truth)
     values["accuracy_on_real"] = accuracy
     values["accuracy_relative_to_real"] = accuracy / reference if reference else np.nan
     values["nearest_training_cell_ratio"] = space.distance(y) / max(space.distance(x), 1e-12)

@@ -106,14 +106,17 @@ class CellGAN(BaseEstimator):
                 parts.append(generator.draw(*(tensor.to(device) for tensor in (noise, *tensors))).cpu().numpy())
         self.generator_ = generator.cpu()
         counts = np.concatenate(parts) if parts else np.zeros((0, len(self.genes_)), np.float32)
-        steps = self.library_.steps(counts.sum(axis=1), weights, random)
-        if self.scale_.kind in {"counts", "values"}:
-            steps = np.ones(len(counts))
+        normalised = self.scale_.kind in {"log", "linear"}
+        steps = self.library_.steps(counts.sum(axis=1), weights, random) if normalised else np.ones(len(counts))
         return Cells(sp.csr_matrix(counts), steps, obs, self.genes_, self.scale_, "synthetic cells")
 
     def sample_like(self, cells: Cells, seed: int = 0) -> Cells:
         """One cell of the type of each of these cells."""
-        return self.sample(np.stack([self.weights(name) for name in cells.labels]), seed=seed)
+        return self.sample_labels(cells.labels, seed)
+
+    def sample_labels(self, labels: np.ndarray, seed: int = 0) -> Cells:
+        """One cell of each of these types."""
+        return self.sample(np.stack([self.weights(name) for name in labels]), seed=seed)
 
     def _conditions(self, weights: np.ndarray, given: dict[str, str], random: np.random.Generator) -> pd.DataFrame:
         names = [name for name in self.seen_ if name not in {"label", "count"}]

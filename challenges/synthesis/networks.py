@@ -113,6 +113,10 @@ class PositiveValues(nn.Module):
         self.register_buffer("quantiles", torch.as_tensor(quantiles, dtype=torch.float32))
         self.shift = nn.Parameter(torch.zeros(n_types, len(quantiles)))
 
+    def spread(self) -> torch.Tensor:
+        """The standard deviation of each gene's values above 0."""
+        return self.get_buffer("quantiles").std(dim=1).clamp_min(1e-6)
+
     def forward(self, weights: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
         """Values (cells x genes) for label weights and for ranks as standard normal numbers, `moved`."""
         quantiles = self.get_buffer("quantiles")

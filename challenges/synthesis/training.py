@@ -75,8 +75,9 @@ def calibrate(generator: ConditionalGenerator, library: Library, cells: Cells) -
     def move(wanted: torch.Tensor, now: torch.Tensor, share: torch.Tensor) -> None:
         gates = _gate(wanted[0]) - _gate(now[0])
         if generator.values is not None:
+            deviations = (_behind(wanted) - _behind(now)) / generator.values.spread()
+            generator.values.shift.add_(STRIDE * deviations.clamp(-1, 1))
             generator.offset.add_(STRIDE * gates)
-            generator.values.shift.add_(STRIDE * ((_behind(wanted) - _behind(now)) / spread).clamp(-1, 1))
             return
         ratios = (_above(wanted[1]) / _above(now[1])).log().clamp(-1, 1)
         common = share @ (wanted[1].sum(dim=1) / now[1].sum(dim=1)).log()  # the softmax would take it back
@@ -84,8 +85,6 @@ def calibrate(generator: ConditionalGenerator, library: Library, cells: Cells) -
         generator.baseline.add_(STRIDE * (ratios - common))
         generator.offset.add_(STRIDE * (gates - ratios))  # a gate follows the rate, unless it is moved
 
-    if generator.values is not None:
-        spread = generator.values.get_buffer("quantiles").std(dim=1).clamp_min(1e-6)
     pooled = torch.einsum("t,ktg->kg", share, real)[:, None]
     for _ in range(together):
         move(pooled, torch.einsum("t,ktg->kg", share, made())[:, None], torch.ones(1, device=device))
