@@ -1018,7 +1018,7 @@ class ResponseModel(BaseEstimator):
         every = np.hstack([values, loadings.reindex([*genes, ""], fill_value=0.0)])
         basis, left_out = np.vstack([basis, template_basis]), np.hstack([left_out, loadings.loc[names]])
         true = residuals.to_numpy()
-        self.loo_pearson_ = pd.Series(_row_correlations(left_out @ basis, true), index=names)
+        self.loo_pearson_ = pd.Series(row_correlations(left_out @ basis, true), index=names)
         self.expected_ = _expected(every, left_out, basis, true, self.loo_pearson_.to_numpy())
         self.expected_.index = pd.Index([*genes, ""])
         self.coefficients_ = pd.DataFrame(every[:-1].astype(np.float32), index=genes)
@@ -1196,13 +1196,6 @@ def _amplitude(true: np.ndarray, predicted: np.ndarray, length: np.ndarray) -> f
     square = max(float((predicted**2).sum()), 1e-12)
     most = np.sqrt((length**2).sum() / square)
     return float(np.clip((true * predicted).sum() / square, 0.02 * most, most))
-
-
-def _row_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson correlation of each row of a with the same row of b; 0 where a row does not vary."""
-    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
-    scale = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
-    return (a * b).sum(axis=1) / np.where(scale > 0, scale, 1.0)
 
 
 def _expected(
@@ -1764,6 +1757,18 @@ def pearson_delta(truth: np.ndarray, prediction: np.ndarray, reference: np.ndarr
     truth, prediction = (np.atleast_2d(np.asarray(cells, float)).mean(axis=0) for cells in (truth, prediction))
     with np.errstate(invalid="ignore", divide="ignore"):
         return float(np.corrcoef(truth - np.asarray(reference), prediction - np.asarray(reference))[0, 1])
+
+
+def row_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Pearson correlation of each row of a with that row of b; both are rows x values, float64.
+
+    It is 0 where a row is constant: a spread below 1e-9 of the typical value is rounding, not variation.
+    """
+    rounding = 1e-9 * np.sqrt(max((a**2).mean(), (b**2).mean()) * a.shape[1])
+    a, b = (rows - rows.mean(axis=1, keepdims=True) for rows in (a, b))
+    lengths = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
+    flat = (lengths[0] <= rounding) | (lengths[1] <= rounding)
+    return np.where(flat, 0.0, (a * b).sum(axis=1) / np.where(flat, 1.0, lengths[0] * lengths[1]))
 
 
 def mmd(truth: np.ndarray, prediction: np.ndarray, sigma: float = SIGMA) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import anndata as ad
@@ -34,34 +35,57 @@ def baselines() -> dict[str, Predictor]:
     }
 
 
+def score_methods(
+    challenge: Challenge, methods: Mapping[str, Predictor], *, sigma: float | str = "scaled", keep: str | None = None
+) -> tuple[pd.DataFrame, ad.AnnData | None]:
+    """Fit each method on the training cells alone, predict the local perturbations and score them.
+
+    Returns the table of `helpers.score` with a first column `method`, and the cells that the method `keep` made.
+    """
+    truth, targets = _local_truth(challenge)
+    stats = helpers.perturbation_stats(challenge.train_path)
+    pool = helpers.read_cells(challenge.train_path, helpers.pool_rows(challenge.obs, seed=0))
+    tables, kept = {}, None
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of targets that were not measured: the same for every method
+        for name, predictor in methods.items():
+            files = _files(Path(folder))
+            predictor.fit(stats, challenge.proportions, pool)
+            predictor.write(*files, targets, challenge.genes_to_predict, mode="disk")
+            tables[name] = helpers.score(*files, *truth, sigma=sigma)
+            if name == keep:
+                kept = ad.read_h5ad(files[0])
+    return _with_method(tables), kept
+
+
 def compare(
     challenge: Challenge, prediction_folder: str | Path, *, sigma: float | str = "scaled"
-) -> tuple[pd.DataFrame, ad.AnnData]:
+) -> tuple[pd.DataFrame, ad.AnnData | None]:
     """Score the predicted files beside the baselines, fitted here, and beside the other half of the real cells.
 
     Returns the table of `helpers.score` with a first column `method`, and the starter's cells (for a picture).
     """
+    truth, _ = _local_truth(challenge)
+    table, starter = score_methods(challenge, baselines(), sigma=sigma, keep=STARTER)
+    yours = helpers.score(*_files(Path(prediction_folder)), *truth, sigma=sigma)
+    with tempfile.TemporaryDirectory() as folder:
+        half, rest = _halves(ad.read_h5ad(truth[0]), Path(folder))
+        ceiling = helpers.score(rest, truth[1], half, truth[1], sigma=sigma)
+    # Only the cells have a ceiling here: the shares of the other half are not known apart.
+    ceiling = ceiling[ceiling["metric"] != "l1_distance"]
+    return pd.concat([table, _with_method({YOURS: yours, CEILING: ceiling})], ignore_index=True), starter
+
+
+def _with_method(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(tables, names=["method"]).reset_index(level="method").reset_index(drop=True)
+
+
+def _local_truth(challenge: Challenge) -> tuple[tuple[Path, Path], pd.Index]:
+    """The two files of the local truth, and its perturbations."""
     if challenge.local_truth_path is None or challenge.local_proportions is None:
         raise helpers.DataError(f"{challenge.folder}: no local truth, so there is nothing to compare with")
-    truth = challenge.local_truth_path, challenge.folder / helpers.LOCAL_PROPORTIONS_FILE
-    stats = helpers.perturbation_stats(challenge.train_path)
-    pool = helpers.read_cells(challenge.train_path, helpers.pool_rows(challenge.obs, seed=0))
-    tables = {}
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*not measured as genes")
-        for name, predictor in baselines().items():
-            files = _files(Path(folder))
-            predictor.fit(stats, challenge.proportions, pool)
-            predictor.write(*files, challenge.local_proportions.index, challenge.genes_to_predict, mode="disk")
-            tables[name] = helpers.score(*files, *truth, sigma=sigma)
-            if name == STARTER:
-                starter = ad.read_h5ad(files[0])
-        tables[YOURS] = helpers.score(*_files(Path(prediction_folder)), *truth, sigma=sigma)
-        half, rest = _halves(ad.read_h5ad(truth[0]), Path(folder))
-        tables[CEILING] = helpers.score(rest, truth[1], half, truth[1], sigma=sigma)
-    # Only the cells have a ceiling here: the shares of the other half are not known apart.
-    tables[CEILING] = tables[CEILING][tables[CEILING]["metric"] != "l1_distance"]
-    return pd.concat(tables, names=["method"]).reset_index(level="method").reset_index(drop=True), starter
+    files = challenge.local_truth_path, challenge.folder / helpers.LOCAL_PROPORTIONS_FILE
+    return files, challenge.local_proportions.index
 
 
 def _files(folder: Path) -> tuple[Path, Path]:

@@ -56,7 +56,7 @@ class EffectsFold:
             with measured() as cost:
                 predicted, scale = method.predict(means, None, self.test)
             values = predicted.loc[genes].to_numpy()
-            scores = {"pearson": row_pearson(truth - reference, values - reference),
+            scores = {"pearson": helpers.row_correlations(truth - reference, values - reference),
                       "error": np.linalg.norm(truth - values, axis=1)}  # fmt: skip
             for metric, score in scores.items():
                 # Contrasts of one gene are not independent: they count once.
@@ -159,15 +159,6 @@ def real_cells(matrix: Any, obs: pd.DataFrame, perturbation: str) -> Any:
     """The cells of one perturbation in file order, sparse or dense, cells x genes."""
     rows = np.flatnonzero((obs["gene"] == perturbation).to_numpy())
     return matrix[slice(int(rows[0]), int(rows[-1]) + 1)][rows - rows[0]]
-
-
-def row_pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Correlation of each row of a with that row of b; 0 where a row is constant, as the train mean's prediction is."""
-    scale = np.sqrt(max((a**2).mean(), (b**2).mean())) * 1e-9
-    a, b = (rows - rows.mean(axis=1, keepdims=True) for rows in (a, b))
-    lengths = [np.linalg.norm(rows, axis=1) for rows in (a, b)]
-    flat = (lengths[0] <= scale * np.sqrt(a.shape[1])) | (lengths[1] <= scale * np.sqrt(a.shape[1]))
-    return np.where(flat, 0.0, (a * b).sum(axis=1) / np.where(flat, 1.0, lengths[0] * lengths[1]))
 
 
 @dataclass

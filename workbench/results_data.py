@@ -15,7 +15,7 @@ import scipy.optimize
 
 import helpers
 from helpers import CONTROL, SHARES
-from workbench.folds import COLUMNS, row_pearson
+from workbench.folds import COLUMNS
 from workbench.methods import PCA_RIDGE
 from workbench.simulate import simulate
 
@@ -51,7 +51,7 @@ def same_gene(effects: pd.DataFrame, genes: pd.Series) -> pd.DataFrame:
             continue
         reference = effects[genes != gene].groupby(genes[genes != gene]).mean().mean().to_numpy()
         others = (mine.sum(axis=0) - mine) / (len(mine) - 1)
-        value = row_pearson(mine - reference, others - reference).mean()
+        value = helpers.row_correlations(mine - reference, others - reference).mean()
         rows.append(("other contrasts of the gene", gene, "pearson", value, 0, 0, 0, 0, np.nan, np.nan))
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -92,7 +92,7 @@ def demo_scores(seed: int, folder: Path) -> pd.DataFrame:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         predicted = {"this model": model.predict(unseen, columns=scored), PCA_RIDGE: ridge.predict(unseen, scored)}
-    values = {name: row_pearson(true, table.to_numpy() - reference) for name, table in predicted.items()}
+    values = {name: helpers.row_correlations(true, table.to_numpy() - reference) for name, table in predicted.items()}
     values["oracle"] = oracle[unseen].to_numpy()
     about = pd.DataFrame({
         "perturbation": unseen, "seed": seed, "measured": unseen.isin(genes),
