@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 
 import helpers
-from helpers import CONTROL, DataError, FeatureTable
+from helpers import CONTROL, DataError, FeatureTable, row_correlations
 from workbench import cross_validate, methods, model_plots, results, results_data, results_page
 from workbench.compare import CEILING, STARTER
 from workbench.cross_validate import (
@@ -17,7 +17,7 @@ from workbench.cross_validate import (
     cross_validate_proportions,
     summarise,
 )
-from workbench.folds import COLUMNS, TRUE_MEAN, row_pearson, split
+from workbench.folds import COLUMNS, TRUE_MEAN, split
 from workbench.methods import ALL, CONSTANT, PCA_RIDGE, SHUFFLED, TRAIN_MEAN, ZERO
 
 WHAT = ["method", "perturbation", "metric", "seed", "fold", "draw", "panel"]
@@ -148,7 +148,7 @@ def test_row_pearson_is_scipys():
     a, b = generator.normal(size=(2, 4, 9))
     b[3] = 2.0
     expected = [scipy.stats.pearsonr(x, y).statistic for x, y in zip(a[:3], b[:3], strict=True)]
-    np.testing.assert_allclose(row_pearson(a, b), [*expected, 0.0])
+    np.testing.assert_allclose(row_correlations(a, b), [*expected, 0.0])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
