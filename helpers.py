@@ -1,25 +1,22 @@
-"""Everything that travels to the CrunchDAO platform with `notebook.ipynb`, in the order data flows.
+"""What a submission needs of data, arithmetic and files, in the order data flows. Read `contract.py` before it.
 
-1. folder      `load_challenge`      the challenge's `data/` folder, read and checked once
-2. statistics  `perturbation_stats`  one pass over the cells: mean, variance, detection rate and cell count
-3. features    `training_knowledge`, `read_features`: what is known of a gene, from the cells and from your tables
-4. means       `ControlMean`, `PerturbedMean`, `PCARidge`, `ResponseModel`: the mean of an unseen knock-out
-5. programs    `MedianProportions`, `constrain_proportions`: the share of cells in each state
-6. cells       `GaussianCells`, `RecentredCells`: synthetic cells around a predicted mean
-7. files       `write_prediction`, `write_proportions`: both predicted files, written beside and renamed
-8. platform    `train`, `infer`: what the notebook's two functions call
-9. scores      `pearson_delta`, `mmd`, `l1_distance`, `score`: the platform's definitions
-10. local split `local_split`: hold out perturbations of one's own
+1. folder       `load_challenge`       the challenge's `data/` folder, read and checked once
+2. statistics   `perturbation_stats`   one pass over the cells: mean, variance, detection rate and cell count
+3. means        `ControlMean`, `PerturbedMean`, `PCARidge`: baselines for the mean of an unseen knock-out
+4. proportions  `MedianProportions`, `constrain_proportions`: the share of cells in each state
+5. cells        `GaussianCells`, `RecentredCells`: synthetic cells around a predicted mean
+6. files        `write_prediction`, `write_proportions`: both predicted files, written beside and renamed
+7. scores       `pearson_delta`, `mmd`, `l1_distance`, `score`: the platform's definitions
+8. local split  `local_split`: hold out perturbations of one's own
 
-The challenge is Broad obesity, crunch 1: given cells of 122 single-gene knock-outs, predict 100 cells for each of
-2,863 unseen knock-outs, and the share of cells in each state. Expression is log2(1 + 1e5 * count / total of the cell).
+From cells of some single-gene knock-outs, a crunch asks for cells of knock-outs that were never measured, and for the
+share of cells in each state. Expression is log2(1 + 1e5 * count / total count of the cell). The next files are
+`knowledge.py` (what is known of a gene), `response.py` (the response model) and `method.py` (`train` and `infer`).
 """
 
 from __future__ import annotations
 
-import gzip
 import os
-import re
 import shutil
 import threading
 import warnings
@@ -28,7 +25,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
@@ -41,28 +39,14 @@ import pandas as pd
 import psutil
 import scipy.optimize
 import scipy.sparse as sp
-import scipy.stats
 from anndata.io import read_elem
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA
 from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-CONTROL = "NC"
-SHARES = ["pre_adipo", "adipo", "other"]  # every cell is in exactly one of these
-STATES = [*SHARES, "lipo"]  # `lipo` cells are a subset of the `adipo` cells
-TRAIN_FILE = "obesity_challenge_1.h5ad"
-LOCAL_TRUTH_FILE = "obesity_challenge_1_local_gtruth.h5ad"
-PROPORTIONS_FILE = "program_proportion.csv"
-LOCAL_PROPORTIONS_FILE = "program_proportion_local_gtruth.csv"
-PREDICTION_FILE = "prediction.h5ad"
-PREDICTED_PROPORTIONS_FILE = "predict_program_proportion.csv"
-PREDICTED_PROPORTION_COLUMNS = ["gene", "pre_adipo", "adipo", "lipo", "other"]  # the scorer takes exactly these
-MODEL_FILE = "model.h5"
-EXPECTED_FILE = "expected.csv"
-MODEL_FORMAT = 1
-
+from contract import OBESITY_1 as CRUNCH
 
 
 class DataError(ValueError):
@@ -78,6 +62,32 @@ def some(names: Iterable[object], most: int = 10) -> str:
 def text_size(n_bytes: float) -> str:
     """1234567 -> '1.2 MB'."""
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
+
+
+def text_time(seconds: float) -> str:
+    """75 -> 'about 1 min': a promise of the right size, for messages before a long job."""
+    if seconds < 50:
+        return f"about {max(1, round(seconds))} s"
+    return f"about {round(seconds / 60)} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+
+
+_SUBJECT: ContextVar[str] = ContextVar("subject", default="")
+
+
+@contextmanager
+def working_on(subject: str) -> Iterator[None]:
+    """Inside, every progress bar begins with `subject`: a method, a file."""
+    token = _SUBJECT.set(subject)
+    try:
+        yield
+    finally:
+        _SUBJECT.reset(token)
+
+
+def progress_bar(doing: str, **options: Any) -> tqdm:
+    """A bar that says what it is doing and, inside `working_on`, for what; such a bar goes when it is full."""
+    subject = _SUBJECT.get()
+    return tqdm(desc=f"{subject}: {doing}" if subject else doing, leave=not subject, **options)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -108,7 +118,9 @@ class Challenge:
     @property
     def perturbations(self) -> pd.Index:
         """The knocked-out genes of the training file, sorted, without the control."""
-        return pd.Index(sorted(set(self.obs["gene"].unique()) - {CONTROL}), name="gene")
+        return pd.Index(
+            sorted(set(self.obs[CRUNCH.perturbation].unique()) - {CRUNCH.control}), name=CRUNCH.perturbation
+        )
 
 
 def load_challenge(folder: str | os.PathLike[str]) -> Challenge:
@@ -118,24 +130,24 @@ def load_challenge(folder: str | os.PathLike[str]) -> Challenge:
     perturbation without a row in `program_proportion.csv`.
     """
     folder = Path(folder)
-    obs, genes = read_labels(folder / TRAIN_FILE, columns=["gene", *STATES])
-    proportions = read_proportions(folder / PROPORTIONS_FILE)
-    perturbations = set(obs["gene"].unique())
-    if CONTROL not in perturbations:
-        raise DataError(f"{folder / TRAIN_FILE}: no control cells: no row of obs['gene'] is '{CONTROL}'")
+    obs, genes = read_labels(folder / CRUNCH.train_file, columns=[CRUNCH.perturbation, *CRUNCH.states])
+    proportions = read_proportions(folder / CRUNCH.proportions_file)
+    perturbations = set(obs[CRUNCH.perturbation].unique())
+    if CRUNCH.control not in perturbations:
+        raise DataError(f"{folder / CRUNCH.train_file}: no control cells: no row of obs['gene'] is '{CRUNCH.control}'")
     if missing := sorted(perturbations - set(proportions.index)):
-        raise DataError(f"{folder / PROPORTIONS_FILE}: no row for the perturbations {some(missing)}")
-    truth = folder / LOCAL_TRUTH_FILE
-    shares = folder / LOCAL_PROPORTIONS_FILE
+        raise DataError(f"{folder / CRUNCH.proportions_file}: no row for the perturbations {some(missing)}")
+    truth = folder / CRUNCH.local_truth_file
+    shares = folder / CRUNCH.local_proportions_file
     return Challenge(
         folder=folder,
-        train_path=folder / TRAIN_FILE,
+        train_path=folder / CRUNCH.train_file,
         obs=obs,
         genes=genes,
         proportions=proportions,
-        signatures=_read_table(folder / "signature_genes.csv", ["program", "sig_gene"]),
-        targets=_read_names(folder / "predict_perturbations.txt"),
-        genes_to_predict=_read_names(folder / "genes_to_predict.txt"),
+        signatures=_read_table(folder / CRUNCH.signatures_file, CRUNCH.signature_columns),
+        targets=_read_names(folder / CRUNCH.targets_file),
+        genes_to_predict=_read_names(folder / CRUNCH.genes_file),
         local_truth_path=truth if truth.exists() else None,
         local_proportions=read_proportions(shares) if shares.exists() else None,
     )
@@ -168,17 +180,18 @@ def read_labels(path: Path, columns: Sequence[str]) -> tuple[pd.DataFrame, pd.In
         obs, genes = read_elem(file["obs"]), read_elem(file["var"]).index.astype(str)
     if missing := [column for column in columns if column not in obs]:
         raise DataError(f"{path}: obs has no column {some(missing)}; it has {some(obs.columns)}")
-    if obs["gene"].isna().any():
+    if obs[CRUNCH.perturbation].isna().any():
         raise DataError(f"{path}: obs['gene'] is empty for {int(obs['gene'].isna().sum())} cells")
     obs = obs[list(columns)].copy()
-    obs["gene"] = obs["gene"].astype(str).astype("category")
-    _check_unique(genes, f"{path}: var")
-    if "pre_adipo" in columns and not (obs[SHARES].sum(axis=1) == 1).all():
-        raise DataError(f"{path}: {' + '.join(SHARES)} must be 1 for every cell of obs")
+    obs[CRUNCH.perturbation] = obs[CRUNCH.perturbation].astype(str).astype("category")
+    check_unique(genes, f"{path}: var")
+    if set(CRUNCH.shares) <= set(columns) and not (obs[CRUNCH.shares].sum(axis=1) == 1).all():
+        raise DataError(f"{path}: {' + '.join(CRUNCH.shares)} must be 1 for every cell of obs")
     return obs, genes
 
 
-def _check_unique(names: pd.Index, where: str) -> None:
+def check_unique(names: pd.Index, where: str) -> None:
+    """Raises DataError, which begins with `where`, for names that stand twice."""
     if names.has_duplicates:
         raise DataError(f"{where}: duplicated names {some(names[names.duplicated()].unique())}; keep one of each")
 
@@ -194,13 +207,18 @@ def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 
 def read_proportions(path: Path) -> pd.DataFrame:
     """Program proportions by perturbation: the four states and `lipo_adipo`; raises DataError for a bad table."""
-    table = _read_table(path, ["gene", *STATES]).set_index("gene")
-    _check_unique(table.index, f"{path}: column gene")
-    table["lipo_adipo"] = table["lipo"] / table["adipo"].where(table["adipo"] > 0, 1.0)
-    table = table[[*STATES, "lipo_adipo"]].astype(float)
+    table = _read_table(path, [CRUNCH.perturbation, *CRUNCH.states]).set_index(CRUNCH.perturbation)
+    check_unique(table.index, f"{path}: column gene")
+    table[CRUNCH.ratio] = _ratio(table)
+    table = table[[*CRUNCH.states, CRUNCH.ratio]].astype(float)
     if bad := list(table.index[~np.isfinite(table).all(axis=1)]):
         raise DataError(f"{path}: values are missing or infinite for {some(bad)}")
     return table
+
+
+def _ratio(table: pd.DataFrame) -> pd.Series:
+    """Lipo / adipo of each row; 0 where there is no adipo."""
+    return table[CRUNCH.part] / table[CRUNCH.whole].where(table[CRUNCH.whole] > 0, 1.0)
 
 
 def _read_names(path: Path) -> pd.Index:
@@ -209,7 +227,7 @@ def _read_names(path: Path) -> pd.Index:
     names = pd.Index([line.strip() for line in path.read_text().splitlines() if line.strip()])
     if names.empty:
         raise DataError(f"{path}: the file is empty")
-    _check_unique(names, str(path))
+    check_unique(names, str(path))
     return names
 
 
@@ -258,13 +276,13 @@ class PerturbationStats:
 
     def pooled(self) -> PerturbationStats:
         """From (perturbation, state) groups to perturbations."""
-        main = self.n_cells.index.get_level_values("state").isin(SHARES)  # `lipo` cells are counted in `adipo`
+        main = self.n_cells.index.get_level_values("state").isin(CRUNCH.shares)  # `lipo` cells are counted in `adipo`
         parts = (self.sums, self.squares, self.detected, self.n_cells)
-        return PerturbationStats(*(part[main].groupby(level="gene", sort=False).sum() for part in parts))
+        return PerturbationStats(*(part[main].groupby(level=CRUNCH.perturbation, sort=False).sum() for part in parts))
 
     def perturbed_centroid(self) -> pd.Series:
         """Mean expression over all perturbed CELLS (not over perturbations): the reference of Pearson delta."""
-        perturbed = self.n_cells.index != CONTROL
+        perturbed = self.n_cells.index != CRUNCH.control
         return self.sums[perturbed].sum() / self.n_cells[perturbed].sum()
 
 
@@ -287,17 +305,17 @@ def perturbation_stats(
     Raises DataError for NaN, infinite or negative values, a CSC file, missing columns, duplicated or other genes;
     RuntimeError when a worker dies.
     """
-    columns = ["gene", *(STATES if by_state else [])]
+    columns = [CRUNCH.perturbation, *(CRUNCH.states if by_state else [])]
     shards = [_Shard.of(part, columns) for part in (source if isinstance(source, list | tuple) else [source])]
     genes, obs = shards[0].genes, _joined_obs(shards)
     groups, codes = _group_codes(obs, by_state)
     if max_cells is not None:
-        codes = np.where(obs.groupby("gene", observed=True).cumcount() < max_cells, codes, -1)
+        codes = np.where(obs.groupby(CRUNCH.perturbation, observed=True).cumcount() < max_cells, codes, -1)
     totals = [np.zeros((len(groups), len(genes))) for _ in range(3)]
     starts = np.cumsum([0, *(len(shard.obs) for shard in shards)])
     parts = [codes[start:stop] for start, stop in pairwise(starts)]
     tasks = [task for shard, part in zip(shards, parts, strict=True) for task in shard.tasks(part, genes)]
-    with tqdm(total=len(obs), unit="cell", desc="Reading cells") as progress:
+    with progress_bar("reading cells", total=len(obs), unit="cell") as progress:
         for task, (present, sums) in zip(tasks, _map_ahead(executor, _task_sums, tasks), strict=True):
             for total, part in zip(totals, sums, strict=True):
                 total[present] += part
@@ -315,23 +333,26 @@ def perturbation_stats(
 def _joined_obs(shards: Sequence[_Shard]) -> pd.DataFrame:
     if len(shards) == 1:
         return shards[0].obs
-    obs = pd.concat([shard.obs.astype({"gene": str}) for shard in shards], ignore_index=True)
-    return obs.astype({"gene": "category"})
+    obs = pd.concat([shard.obs.astype({CRUNCH.perturbation: str}) for shard in shards], ignore_index=True)
+    return obs.astype({CRUNCH.perturbation: "category"})
 
 
 def _group_codes(obs: pd.DataFrame, by_state: bool) -> tuple[pd.Index, np.ndarray]:
     """The groups, and the group of each cell (int64). States here part the cells: `adipo` is without `lipo`."""
-    perturbations = pd.Index(obs["gene"].cat.categories, name="gene")
-    codes = obs["gene"].cat.codes.to_numpy(np.int64)
+    perturbations = pd.Index(obs[CRUNCH.perturbation].cat.categories, name=CRUNCH.perturbation)
+    codes = obs[CRUNCH.perturbation].cat.codes.to_numpy(np.int64)
     if not by_state:
         return perturbations, codes
-    state = obs[SHARES].to_numpy().argmax(axis=1)
-    state[obs["lipo"].to_numpy() == 1] = STATES.index("lipo")
-    return pd.MultiIndex.from_product([perturbations, STATES], names=["gene", "state"]), codes * len(STATES) + state
+    state = obs[CRUNCH.shares].to_numpy().argmax(axis=1)
+    state[obs[CRUNCH.part].to_numpy() == 1] = CRUNCH.states.index(CRUNCH.part)
+    return pd.MultiIndex.from_product(
+        [perturbations, CRUNCH.states], names=[CRUNCH.perturbation, "state"]
+    ), codes * len(CRUNCH.states) + state
 
 
 def _add_lipo_to_adipo(groups: pd.Index, *totals: np.ndarray) -> None:
-    adipo, lipo = (np.flatnonzero(groups.get_level_values("state") == state) for state in ("adipo", "lipo"))
+    states = groups.get_level_values("state")
+    adipo, lipo = (np.flatnonzero(states == state) for state in (CRUNCH.whole, CRUNCH.part))
     for total in totals:
         total[adipo] += total[lipo]
 
@@ -354,7 +375,6 @@ def _task_sums(task: _Task) -> tuple[np.ndarray, list[np.ndarray]]:
     present = np.unique(task.codes[task.codes >= 0])
     totals = [np.zeros((len(present), task.n_genes)) for _ in range(3)]
     in_memory = not isinstance(task.source, Path)
-    ones = np.ones(SLAB_VALUES, np.int32)
     with _open_rows(task.source) as matrix:
         for rows in task.slabs:
             start, stop = rows.start - task.first, rows.stop - task.first
@@ -362,16 +382,14 @@ def _task_sums(task: _Task) -> tuple[np.ndarray, list[np.ndarray]]:
             if task.columns is not None:
                 slab = sp.csr_matrix((slab.data, task.columns[slab.indices], slab.indptr), shape=slab.shape)
             where = f"{task.name}, cells {rows.start} to {rows.stop}"
-            found, parts = _slab_sums(slab, task.codes[start:stop], ones, where)
+            found, parts = _slab_sums(slab, task.codes[start:stop], where)
             for total, part in zip(totals, parts, strict=True):
                 total[np.searchsorted(present, found)] += part
     return present, totals
 
 
-def _slab_sums(
-    slab: sp.csr_matrix, codes: np.ndarray, ones: np.ndarray, where: str
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The same of a slab, float64, whose memory it takes over; `ones` are ones, as many as a slab has values or more.
+def _slab_sums(slab: sp.csr_matrix, codes: np.ndarray, where: str) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The groups present in a slab (cells x genes, float64), and their sums, squares and detected values by gene.
 
     Cells of a group are brought together and read as ONE long CSR row, whose `toarray()` adds up the values of the
     same gene: several times as fast as a product with an indicator matrix.
@@ -379,21 +397,17 @@ def _slab_sums(
     if (codes < 0).any() or (np.diff(codes) < 0).any():
         order = np.argsort(codes, kind="stable")[(codes < 0).sum() :]
         slab, codes = slab[order], codes[order]
-    values = slab.data
-    lowest = values.min(initial=np.inf)
+    lowest = slab.data.min(initial=np.inf)
     if not lowest >= 0:  # NaN is not >= 0 either
-        raise DataError(f"{where}: X holds negative values or NaN; expected log2(1 + 1e5 * count / total)")
+        raise DataError(f"{where}: X holds negative values or NaN; expected log2(1 + {CRUNCH.scale:g} * count / total)")
     first = np.flatnonzero(np.diff(codes, prepend=-1))
-    by_run = sp.csr_matrix(
-        (values, slab.indices, slab.indptr[np.append(first, len(codes))]), shape=(len(first), slab.shape[1])
-    )
-    parts = [by_run.toarray()]
-    np.multiply(values, values, out=values)
-    parts.append(by_run.toarray())
-    # As a rule all stored values are above 0, and detection is a matter of the indices.
-    by_run.data = ones[: len(values)] if lowest > 0 and len(values) <= len(ones) else (values > 0).astype(np.int32)
-    parts.append(by_run.toarray())
-    return codes[first], parts
+    bounds, shape = slab.indptr[np.append(first, len(codes))], (len(first), slab.shape[1])
+
+    def added_up(values: np.ndarray) -> np.ndarray:
+        return sp.csr_matrix((values, slab.indices, bounds), shape=shape).toarray()
+
+    detected = (slab.data > 0).astype(np.int32)
+    return codes[first], [added_up(slab.data), added_up(slab.data * slab.data), added_up(detected)]
 
 
 def _runs(indptr: np.ndarray, n_values: int) -> list[slice]:
@@ -450,9 +464,9 @@ class _Shard:
         adata = source.to_memory() if source.isbacked else source
         if missing := [column for column in columns if column not in adata.obs]:
             raise DataError(f"the AnnData: obs has no column {some(missing)}")
-        _check_unique(adata.var_names, "the AnnData: var")
+        check_unique(adata.var_names, "the AnnData: var")
         obs = adata.obs[list(columns)].copy()
-        obs["gene"] = obs["gene"].astype(str).astype("category")
+        obs[CRUNCH.perturbation] = obs[CRUNCH.perturbation].astype(str).astype("category")
         X = adata.X.tocsr() if sp.issparse(adata.X) else np.asarray(adata.X)
         return cls(X, obs, adata.var_names, "the AnnData")
 
@@ -487,7 +501,7 @@ class _Shard:
         return tasks
 
 
-class _Rows:
+class _Matrix:
     """Rows of a matrix on disk or in memory by slice: `matrix[a:b]` is CSR or dense; `indptr` counts its values."""
 
     def __init__(self, matrix: Any, file: BinaryIO | None = None) -> None:
@@ -544,10 +558,10 @@ def _flat_reader(dataset: Any, file: BinaryIO | None) -> Callable[[int, int], np
 
 
 @contextmanager
-def _open_rows(source: Path | sp.csr_matrix | np.ndarray) -> Iterator[_Rows]:
+def _open_rows(source: Path | sp.csr_matrix | np.ndarray) -> Iterator[_Matrix]:
     """X of a file or a matrix in memory, by rows."""
     if not isinstance(source, Path):
-        yield _Rows(source)
+        yield _Matrix(source)
         return
     with _open_store(source) as store, ExitStack() as stack:
         X = store["X"]
@@ -556,11 +570,11 @@ def _open_rows(source: Path | sp.csr_matrix | np.ndarray) -> Iterator[_Rows]:
                 f"{source}: X is stored by genes ({X.attrs['encoding-type']}), so cells cannot be read by slabs; "
                 "write it again once with `adata.X = adata.X.tocsr()`"
             )
-        yield _Rows(X, stack.enter_context(source.open("rb", buffering=0)) if source.is_file() else None)
+        yield _Matrix(X, stack.enter_context(source.open("rb", buffering=0)) if source.is_file() else None)
 
 
 @contextmanager
-def open_matrix(source: Source, columns: Sequence[str]) -> Iterator[tuple[_Rows, pd.DataFrame, pd.Index, str]]:
+def open_matrix(source: Source, columns: Sequence[str]) -> Iterator[tuple[_Matrix, pd.DataFrame, pd.Index, str]]:
     """X by rows, checked `obs`, gene names and a name for messages."""
     shard = _Shard.of(source, columns)
     with _open_rows(shard.source) as matrix:
@@ -569,308 +583,52 @@ def open_matrix(source: Source, columns: Sequence[str]) -> Iterator[tuple[_Rows,
 
 def read_cells(path: Path, rows: np.ndarray) -> ad.AnnData:
     """The cells at `rows` (any order) of an `.h5ad`, as float32 CSR or dense, with `obs['gene']`."""
-    with open_matrix(path, ["gene"]) as (matrix, obs, genes, _):
+    with open_matrix(path, [CRUNCH.perturbation]) as (matrix, obs, genes, _):
         parts = [matrix[slice(row, row + 1)].astype(np.float32) for row in tqdm(rows, desc="Reading base cells")]
         X = sp.vstack(parts).tocsr() if sp.issparse(parts[0]) else np.concatenate(parts)
     return ad.AnnData(X, obs=obs.iloc[rows], var=pd.DataFrame(index=genes))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 3. What is known of a gene: feature tables, each of which becomes one kernel of the response model
-# ---------------------------------------------------------------------------------------------------------------------
-
-FEATURES_FOLDER = "features"  # of the model folder: the user's own tables
-COEXPRESSION_COMPONENTS = 10
-
-
-@dataclass(frozen=True)
-class FeatureTable:
-    """Features of genes: genes x features. The kernel of two genes is the product of their rows, to `power`.
-
-    Rows have length 1 unless a table says otherwise, so the kernel is a cosine. It is 0 for a gene without a row: a
-    gene which is missing from one table is predicted from the others.
-    """
-
-    genes: pd.Index
-    features: sp.csr_matrix
-    power: int = 1
-
-    def rows(self, genes: Sequence[str]) -> sp.csr_matrix:
-        """The rows of `genes`, zeros where there is none."""
-        position = self.genes.get_indexer(pd.Index(genes))
-        known = np.flatnonzero(position >= 0)
-        shape = (len(position), len(self.genes))
-        return sp.csr_matrix((np.ones(len(known)), (known, position[known])), shape=shape) @ self.features
-
-    def kernel(self, left: Sequence[str], right: Sequence[str]) -> np.ndarray:
-        """Len(left) x len(right), float64."""
-        return (self.rows(left) @ self.rows(right).T).toarray() ** self.power
-
-    def known(self, genes: Sequence[str]) -> np.ndarray:
-        """Which genes have a row."""
-        return self.genes.get_indexer(pd.Index(genes)) >= 0
-
-    @classmethod
-    def of(cls, genes: Sequence[str], features: Any, power: int = 1, lengths: pd.Series | None = None) -> FeatureTable:
-        """Bring the rows to length 1 (or to `lengths`, by gene); rows of zeros are left out."""
-        names, matrix = pd.Index(genes), sp.csr_matrix(features, dtype=np.float64)
-        length = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
-        wanted = np.ones(len(names)) if lengths is None else lengths[names].to_numpy()
-        kept = (length > 0) & (wanted > 0)
-        scale = sp.diags_array(wanted[kept] / length[kept]).tocsr()
-        return cls(names[kept], scale @ matrix[kept], power)
-
-
-def gene_set_table(sets: dict[str, list[str]]) -> FeatureTable:
-    """Gene sets: squared cosine of the memberships, a set weighing log(all genes / its genes) as in TF-IDF."""
-    genes, incidence = _incidence(sets)
-    size = np.asarray(incidence.sum(axis=0)).ravel()
-    return FeatureTable.of(genes, incidence @ sp.diags_array(np.log((1 + len(genes)) / size)), power=2)
-
-
-def edge_table(source: Sequence[str], target: Sequence[str]) -> FeatureTable:
-    """A graph: cosine of the neighbourhoods (the gene itself included), a hub weighing 1 / sqrt(its degree)."""
-    genes = pd.Index(sorted({*source, *target}))
-    i, j = genes.get_indexer(pd.Index(source)), genes.get_indexer(pd.Index(target))
-    graph = sp.csr_matrix((np.ones(len(i)), (i, j)), shape=(len(genes), len(genes)))
-    graph = ((graph + graph.T + sp.eye_array(len(genes))) > 0).astype(float)
-    degree = np.asarray(graph.sum(axis=0)).ravel()
-    return FeatureTable.of(genes, graph @ sp.diags_array(1.0 / np.sqrt(degree)))
-
-
-def symbol_table(genes: Sequence[str]) -> FeatureTable:
-    """The family part of gene symbols: their first 2 to 5 characters, and the letters before the first digit."""
-    groups: dict[str, list[str]] = {}
-    for gene in genes:
-        for part in {gene[:k] for k in range(2, 6)} | {"family " + re.match("[^0-9]*", gene)[0]}:  # type: ignore[index]
-            groups.setdefault(part, []).append(gene)
-    names, incidence = _incidence(groups)
-    size = np.asarray(incidence.sum(axis=0)).ravel()
-    return FeatureTable.of(names, incidence @ sp.diags_array(np.log((1 + len(names)) / size)))
-
-
-def numeric_table(table: pd.DataFrame) -> FeatureTable:
-    """Numbers (genes x features): cosine of the standardised columns."""
-    values = table.to_numpy(np.float64)
-    spread = values.std(axis=0)
-    return FeatureTable.of(table.index, (values - values.mean(axis=0)) / np.where(spread > 0, spread, 1.0))
-
-
-def _incidence(groups: dict[str, list[str]]) -> tuple[pd.Index, sp.csr_matrix]:
-    """Sparse genes x groups."""
-    genes = pd.Index(sorted({gene for group in groups.values() for gene in group}))
-    pairs = [(gene, j) for j, group in enumerate(groups.values()) for gene in set(group)]
-    rows, columns = genes.get_indexer(pd.Index([gene for gene, _ in pairs])), [j for _, j in pairs]
-    return genes, sp.csr_matrix((np.ones(len(pairs)), (rows, columns)), shape=(len(genes), len(groups)))
-
-
-@dataclass(frozen=True)
-class GeneKnowledge:
-    """What the response model may use of genes: feature `tables`, and a `template` of the response.
-
-    The template is loadings (genes x components) and responses (components x genes): their product is the response of
-    a knock-out, up to one factor that the model learns, before it has seen any like it.
-    """
-
-    tables: dict[str, FeatureTable]
-    template: tuple[pd.DataFrame, pd.DataFrame] | None = None
-
-
-def training_knowledge(
-    stats: PerturbationStats, pool: ad.AnnData, signatures: pd.DataFrame, symbols: Iterable[str]
-) -> GeneKnowledge:
-    """What needs no outside data, of the measured genes and the symbols of all targets; `pool` are control cells.
-
-    `expression`: mean, detection rate and log dispersion in control cells; `co-expression`: loadings on the principal
-    components of the pool's cells, as long as the detection rate (a gene that is not expressed has nothing to lose);
-    `programs`: correlation with each program's mean signature there; `signature`: membership in the signature lists;
-    `symbol`: the family part of the name. The template: what is co-expressed with the target falls with it.
-    """
-    mean, variance, detection = (table.loc[CONTROL] for table in (stats.mean, stats.variance, stats.detection))
-    level = {"mean": mean, "detection": detection, "dispersion": np.log((variance + 1e-3) / (mean + 1e-3))}
-    cells = np.asarray(pool.X.toarray() if sp.issparse(pool.X) else pool.X, np.float32)
-    cells = cells - cells.mean(axis=0)
-    spread = np.maximum(cells.std(axis=0), 1e-3)
-    cells /= spread
-    _, axes = np.linalg.eigh((cells @ cells.T).astype(np.float64))
-    axes = axes[:, ::-1][:, : min(COEXPRESSION_COMPONENTS, max(1, len(cells) - 1))]
-    loadings = pd.DataFrame(cells.T @ axes.astype(np.float32) / np.sqrt(len(cells)), index=pool.var_names)
-    sets = {name: list(group) for name, group in signatures.groupby("program")["sig_gene"]}
-    tables = {
-        "expression": numeric_table(pd.DataFrame(level)),
-        "co-expression": FeatureTable.of(pool.var_names, loadings, lengths=detection),
-        "programs": numeric_table(_program_correlations(cells, pool.var_names, sets)),
-        "signature": gene_set_table(sets),
-        "symbol": symbol_table(sorted({*pool.var_names, *symbols})),
-    }
-    return GeneKnowledge(tables, (loadings.mul(-detection[loadings.index], axis=0), loadings.T * spread))
-
-
-def _program_correlations(cells: np.ndarray, genes: pd.Index, sets: dict[str, list[str]]) -> pd.DataFrame:
-    """Genes x programs: correlation over standardised cells with the mean of the program's signature genes."""
-    columns = {}
-    for name, group in sets.items():
-        score = cells[:, genes.isin(group)].sum(axis=1)
-        columns[name] = (score - score.mean()) / max(float(score.std()), 1e-6) @ cells / len(cells)
-    return pd.DataFrame(columns, index=genes)
-
-
-def read_features(folder: str | os.PathLike[str], genes: Iterable[str]) -> dict[str, FeatureTable]:
-    """The user's tables in a folder, by file name.
-
-    `.gmt` are gene sets; `.csv`, `.tsv`, `.parquet` and `.h5ad` genes x features (first column or index: the gene);
-    `.csv` and `.tsv` with columns `source` and `target` a graph. `.gmt`, `.csv` and `.tsv` may end in `.gz`.
-
-    `genes` are the perturbations and targets. Symbols in other case are matched with a warning; repeated genes are
-    averaged, constant, non-finite and text columns dropped, a table without any of `genes` left out, each with a
-    warning that names file and column. Raises DataError for a file that cannot be read or has no usable column.
-    """
-    wanted = pd.Index(sorted(set(genes)))
-    tables = {}
-    for path in sorted(Path(folder).glob("*")):
-        kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
-        if path.name.startswith(".") or kind in ("md", "txt"):
-            continue
-        if kind not in FEATURE_READERS:
-            raise DataError(f"{path}: not a feature table; use {', '.join('.' + name for name in FEATURE_READERS)}")
-        try:
-            table = FEATURE_READERS[kind](path, wanted)
-        except (OSError, ValueError, KeyError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{path}: cannot be read as {kind}: {error}") from error
-        if not table.known(wanted).any():
-            _warn(f"{path}: none of its genes ({some(table.genes, 3)}) is a perturbation or target; left out")
-            continue
-        tables[path.name] = table
-    return tables
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=4)
-
-
-def _as_symbols(names: Iterable[object], wanted: pd.Index, path: Path) -> pd.Index:
-    """Names as they are, or in upper case when only so they are known."""
-    found = pd.Index([str(name).strip() for name in names])
-    if not found.isin(wanted).any() and found.str.upper().isin(wanted).any():
-        _warn(f"{path}: gene symbols are not in upper case ({some(found, 3)}); matched in upper case")
-        return found.str.upper()
-    return found
-
-
-def _read_gmt(path: Path, wanted: pd.Index) -> FeatureTable:
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
-        fields = [line.rstrip("\n").split("\t") for line in lines if line.strip()]
-    if not any(len(field) > 2 for field in fields):
-        raise DataError(f"{path}: no gene set: a line is `name<TAB>description<TAB>gene<TAB>gene ...`")
-    sets = {field[0]: [gene for gene in field[2:] if gene] for field in fields}
-    names = sorted({gene for group in sets.values() for gene in group})
-    symbol = dict(zip(names, _as_symbols(names, wanted, path), strict=True))
-    return gene_set_table({name: [symbol[gene] for gene in group] for name, group in sets.items() if group})
-
-
-def _read_text_table(path: Path, wanted: pd.Index) -> FeatureTable:
-    separator, other = ("\t", ",") if ".tsv" in path.name else (",", "\t")
-    table = pd.read_csv(path, sep=separator, keep_default_na=False, na_values=["", "nan", "NaN", "inf", "-inf"])
-    if table.shape[1] == 1:
-        hint = "it seems to hold the other separator: rename it to" if other in str(table.columns[0]) else "expected"
-        raise DataError(f"{path}: only one column, {table.columns[0]!r}; {hint} .{'csv' if other == ',' else 'tsv'}")
-    if {"source", "target"} <= set(table.columns):
-        ends = [_as_symbols(table[column], wanted, path) for column in ("source", "target")]
-        return edge_table(*ends)
-    return _clean_numbers(table.set_index(table.columns[0]), wanted, path)
-
-
-def _clean_numbers(table: pd.DataFrame, wanted: pd.Index, path: Path) -> FeatureTable:
-    """Genes x features: numbers that vary, one row a gene."""
-    text = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
-    numbers = table.drop(columns=text).astype(float)
-    not_finite = list(numbers.columns[~np.isfinite(numbers).all()])
-    numbers = numbers.drop(columns=not_finite)
-    constant = list(numbers.columns[numbers.max() == numbers.min()])
-    numbers = numbers.drop(columns=constant)
-    for names, what in ((text, "text"), (not_finite, "missing or infinite values"), (constant, "one value only")):
-        if names:
-            _warn(f"{path}: columns left out, since they hold {what}: {some(names)}")
-    if numbers.shape[1] == 0:
-        raise DataError(f"{path}: no column of numbers that vary; it has {some(table.columns)}")
-    numbers.index = _as_symbols(numbers.index, wanted, path)
-    if numbers.index.has_duplicates:
-        repeated = numbers.index[numbers.index.duplicated()].unique()
-        _warn(f"{path}: repeated genes are averaged: {some(repeated)}")
-        numbers = numbers.groupby(level=0).mean()
-    return numeric_table(numbers)
-
-
-def _read_parquet(path: Path, wanted: pd.Index) -> FeatureTable:
-    table = pd.read_parquet(path)
-    first = table.columns[0]
-    if not pd.api.types.is_numeric_dtype(table[first]) and isinstance(table.index, pd.RangeIndex):
-        table = table.set_index(first)
-    return _clean_numbers(table, wanted, path)
-
-
-def _read_h5ad_table(path: Path, wanted: pd.Index) -> FeatureTable:
-    return _clean_numbers(ad.read_h5ad(path).to_df(), wanted, path)
-
-
-FEATURE_READERS: dict[str, Callable[[Path, pd.Index], FeatureTable]] = {
-    "gmt": _read_gmt,
-    "csv": _read_text_table,
-    "tsv": _read_text_table,
-    "parquet": _read_parquet,
-    "h5ad": _read_h5ad_table,
-}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 4. The mean expression of an unseen knock-out
+# 3. The mean expression of an unseen knock-out: two constants, and the published starter's PCA-ridge
 #
-# Estimators in scikit-learn's manner. `fit(means, responses=None, n_cells=None, knowledge=None)` takes `means`,
-# perturbations x genes with the control among the rows; `responses` (perturbations x anything, default: the means
-# themselves) is what is predicted; `n_cells` is the number of cells of each perturbation; `knowledge` is what is known
-# of the genes, which only `ResponseModel` uses. `predict(targets)` gives targets x responses.
+# `fit(responses, ...)` learns from a table, perturbations x responses, with the control among the rows. The responses
+# are mean expression profiles, or proportions, or any other numbers. `predict(targets)` gives targets x responses.
+# `method.py` says what else an estimator may ask for, and how to write your own.
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 class _SameForAll(BaseEstimator):
     """A prediction that does not depend on the target: `mean_`, by response."""
 
-    def predict(self, targets: Sequence[str], columns: pd.Index | None = None) -> pd.DataFrame:
+    def predict(self, targets: Sequence[str]) -> pd.DataFrame:
+        """The same row for every target: targets x responses, float64."""
         check_is_fitted(self)
-        return _repeat(self.mean_ if columns is None else self.mean_[columns], targets)
+        rows = np.tile(self.mean_.to_numpy(), (len(targets), 1))
+        return pd.DataFrame(rows, index=pd.Index(targets), columns=self.mean_.index)
 
 
 class ControlMean(_SameForAll):
-    """Baseline: every knock-out looks like the control."""
+    """Baseline: every knock-out looks like the control. Fitted: `mean_`, by response."""
 
-    def fit(
-        self,
-        means: pd.DataFrame,
-        responses: pd.DataFrame | None = None,
-        n_cells: pd.Series | None = None,
-        knowledge: GeneKnowledge | None = None,
-    ) -> ControlMean:
-        responses = means if responses is None else responses
+    def fit(self, responses: pd.DataFrame) -> ControlMean:
+        """Keep the control's row of `responses` (perturbations x responses). Raises DataError when there is none."""
         _require_control(responses)
-        self.mean_ = responses.loc[CONTROL].astype(float)
+        self.mean_ = responses.loc[CRUNCH.control].astype(float)
         return self
 
 
 class PerturbedMean(_SameForAll):
-    """Baseline: every knock-out looks like the average perturbed cell (with `n_cells`) or knock-out (without)."""
+    """Baseline: every knock-out looks like the average perturbed cell. Fitted: `mean_`, by response."""
 
-    def fit(
-        self,
-        means: pd.DataFrame,
-        responses: pd.DataFrame | None = None,
-        n_cells: pd.Series | None = None,
-        knowledge: GeneKnowledge | None = None,
-    ) -> PerturbedMean:
-        responses = (means if responses is None else responses).drop(index=CONTROL, errors="ignore")
-        weights = None if n_cells is None else n_cells[responses.index]
-        self.mean_ = pd.Series(np.average(responses, axis=0, weights=weights), index=responses.columns)
+    def fit(self, responses: pd.DataFrame, n_cells: pd.Series | None = None) -> PerturbedMean:
+        """Average `responses` (perturbations x responses) without the control.
+
+        With `n_cells` (cells of each perturbation) it is the mean over cells, else over perturbations.
+        """
+        perturbed = responses.drop(index=CRUNCH.control, errors="ignore")
+        weights = None if n_cells is None else n_cells[perturbed.index]
+        self.mean_ = pd.Series(np.average(perturbed, axis=0, weights=weights), index=perturbed.columns)
         return self
 
 
@@ -879,13 +637,16 @@ class PCARidge(BaseEstimator):
 
     G (genes x `n_components`) are the components of the genes in a PCA of the raw means, genes x perturbations, the
     control included; the features P of a knock-out are its own gene's row of G; b is the mean over the knock-outs
-    that were measured as genes. With Y their means, genes x knock-outs,
+    that were measured as genes. With Y their means, genes x knock-outs, and a = `alpha`,
 
         W = (G'G + aI)^-1 G'(Y - b) P (P'P + aI)^-1        prediction = G W p' + b
 
-    after Ahlmann-Eltze, Huber and Anders (2025) and the challenge's regression starter. For other `responses`
-    (program proportions) G, Y and b come from a PCA of the responses with `n_response_components` (starter: 3).
+    after Ahlmann-Eltze, Huber and Anders (2025) and the challenge's regression starter. For other responses
+    (proportions) G, Y and b come from a PCA of the responses with `n_response_components` (starter: 3).
     A target that was not measured has no features: it gets b, and one warning lists all such targets.
+
+    Fitted: `gene_components_` (genes x components), `coefficients_` = G W (responses x components) and `intercept_` =
+    b (by response).
     """
 
     def __init__(self, n_components: int = 10, alpha: float = 0.1, n_response_components: int = 3) -> None:
@@ -893,32 +654,32 @@ class PCARidge(BaseEstimator):
         self.alpha = alpha
         self.n_response_components = n_response_components
 
-    def fit(
-        self,
-        means: pd.DataFrame,
-        responses: pd.DataFrame | None = None,
-        n_cells: pd.Series | None = None,
-        knowledge: GeneKnowledge | None = None,
-    ) -> PCARidge:
-        self.gene_components_ = self._components(means, self.n_components)
-        if responses is None:
-            responses, response_components = means, self.gene_components_
+    def fit(self, responses: pd.DataFrame, means: pd.DataFrame | None = None) -> PCARidge:
+        """Fit to `responses` (perturbations x responses).
+
+        `means` (the same perturbations x genes) gives the features where the responses are not themselves expression.
+        """
+        if means is None:
+            means = responses
+            self.gene_components_ = G = self._components(means, self.n_components)
         else:
-            response_components = self._components(responses.loc[means.index], self.n_response_components)
-        perturbations = means.index.drop(CONTROL, errors="ignore")
-        known = perturbations[perturbations.isin(means.columns)]
-        self.intercept_ = responses.loc[known if len(known) else perturbations].mean()
-        G, P = response_components.to_numpy(), self.gene_components_.loc[known].to_numpy()
-        residuals = (responses.loc[known] - self.intercept_).to_numpy().T
-        weights = self._regularised_inverse(G) @ (G.T @ residuals @ P) @ self._regularised_inverse(P)
-        self.coefficients_ = pd.DataFrame(G @ weights, index=responses.columns)
+            self.gene_components_ = self._components(means, self.n_components)
+            responses = responses.loc[means.index]
+            G = self._components(responses, self.n_response_components)
+        perturbations = means.index.drop(CRUNCH.control, errors="ignore")
+        measured = perturbations[perturbations.isin(means.columns)]
+        self.intercept_ = responses.loc[measured if len(measured) else perturbations].mean()
+        P = self.gene_components_.loc[measured].to_numpy()
+        residuals = (responses.loc[measured] - self.intercept_).to_numpy().T  # Y - b: responses x knock-outs
+        G = G.to_numpy()
+        W = self._regularised_inverse(G) @ (G.T @ residuals @ P) @ self._regularised_inverse(P)
+        self.coefficients_ = pd.DataFrame(G @ W, index=responses.columns)
         return self
 
-    def predict(self, targets: Sequence[str], columns: pd.Index | None = None) -> pd.DataFrame:
-        """Targets x responses (or only `columns` of them), float64."""
+    def predict(self, targets: Sequence[str]) -> pd.DataFrame:
+        """Targets x responses, float64; a target that was not measured as a gene gets the intercept, and a warning."""
         check_is_fitted(self)
         names = pd.Index(targets)
-        columns = self.intercept_.index if columns is None else columns
         known = names.isin(self.gene_components_.index)
         features = np.zeros((len(names), self.gene_components_.shape[1]))
         features[known] = self.gene_components_.loc[names[known]]
@@ -928,8 +689,8 @@ class PCARidge(BaseEstimator):
                 + some(names[~known]),
                 stacklevel=2,
             )
-        values = features @ self.coefficients_.loc[columns].to_numpy().T + self.intercept_[columns].to_numpy()
-        return pd.DataFrame(values, index=names, columns=columns)
+        values = features @ self.coefficients_.to_numpy().T + self.intercept_.to_numpy()
+        return pd.DataFrame(values, index=names, columns=self.intercept_.index)
 
     @staticmethod
     def _components(table: pd.DataFrame, n_components: int) -> pd.DataFrame:
@@ -942,308 +703,34 @@ class PCARidge(BaseEstimator):
 
 
 def _require_control(table: pd.DataFrame) -> None:
-    if CONTROL not in table.index:
-        raise DataError(f"no row '{CONTROL}' (control) among the perturbations {some(table.index)}")
-
-
-def _repeat(row: pd.Series, targets: Sequence[str]) -> pd.DataFrame:
-    return pd.DataFrame(np.tile(row.to_numpy(), (len(targets), 1)), index=pd.Index(targets), columns=row.index)
-
-
-class ResponseModel(BaseEstimator):
-    """The response of an unseen knock-out from what is known of its gene: a Gaussian process over a sum of kernels.
-
-    With r the residual of a knock-out from the mean over perturbed cells, less a least-squares multiple of the
-    template where there is one, and z = r / |r| its direction (Pearson asks for directions, so every knock-out counts
-    alike but for the noise of its cells),
-
-        z = f(gene) + noise,  cov f = (sum_t w_t K_t) x Sigma,  noise ratio of component k: rho + tau l_1 / l_k
-
-    K_t is the kernel of feature table t, l_k the variance of response component k; one table is a constant: the
-    direction that weak knock-outs share, back to the control. The weights w, then rho and tau, maximise the
-    leave-one-out Pearson correlation of the training knock-outs, which has a closed form; `prior` / n holds the log
-    weights together when knock-outs are few. The size of a prediction is the least-squares amplitude of the left-out
-    predictions.
-
-    Fitted: `weights_` and `coverage_` by table, `template_weight_`; `coefficients_` (genes x components) and `unknown_`
-    (the same for a gene of which nothing is known), `basis_` (components x responses), `reference_`; `loo_pearson_` by
-    training knock-out (optimistic: the basis has seen it); and `expected_` (genes x `error`, the expected length of the
-    prediction's error, and `pearson`; the last row, named "", is for a gene of which nothing is known).
-    """
-
-    def __init__(self, prior: float = 0.1, rank: int = 120) -> None:
-        self.prior = prior
-        self.rank = rank
-
-    def fit(
-        self,
-        means: pd.DataFrame,
-        responses: pd.DataFrame | None = None,
-        n_cells: pd.Series | None = None,
-        knowledge: GeneKnowledge | None = None,
-    ) -> ResponseModel:
-        """How each gene itself responds in training is always one more table; a template must raise `loo_pearson_`."""
-        responses = (means if responses is None else responses).drop(index=CONTROL, errors="ignore")
-        knowledge = knowledge or GeneKnowledge({})
-        cells = np.ones(len(responses)) if n_cells is None else n_cells[responses.index].to_numpy(np.float64)
-        self.reference_ = pd.Series(np.average(responses, axis=0, weights=cells), index=responses.columns)
-        residuals = responses - self.reference_
-        if len(residuals) < 3 or np.abs(residuals.to_numpy()).max() < 1e-9:
-            return self._learn_nothing(responses)
-        templates = [None] if knowledge.template is None else [None, knowledge.template]
-        fits = [clone(self)._fit_residuals(residuals, cells, knowledge.tables, t) for t in templates]  # noqa: SLF001
-        best = max(fits, key=lambda fitted: fitted.loo_pearson_.mean())
-        for name, value in vars(best).items():
-            if name.endswith("_"):
-                setattr(self, name, value)
-        return self
-
-    def _fit_residuals(
-        self,
-        residuals: pd.DataFrame,
-        cells: np.ndarray,
-        tables: dict[str, FeatureTable],
-        template: tuple[pd.DataFrame, pd.DataFrame] | None,
-    ) -> ResponseModel:
-        """One fit, with or without the template; sets all fitted attributes but `reference_`."""
-        names = residuals.index
-        loadings, template_basis = self._fit_template(template, residuals)
-        rest = residuals - loadings.loc[names].to_numpy() @ template_basis
-        tables = {**tables, "own response": _own_responses(rest.to_numpy(), rest)}
-        tables = {name: table for name, table in tables.items() if table.known(names).any()}
-        self.coverage_ = pd.Series({name: table.known(names).mean() for name, table in tables.items()})
-        genes = pd.Index(sorted(set(names).union(loadings.index, *(table.genes for table in tables.values())) - {""}))
-        values, left_out, basis = self._fit_process(tables, genes, rest.to_numpy(), names, cells)
-        # A gene of which nothing is known comes last: it has the constant's coefficients, and no template.
-        every = np.hstack([values, loadings.reindex([*genes, ""], fill_value=0.0)])
-        basis, left_out = np.vstack([basis, template_basis]), np.hstack([left_out, loadings.loc[names]])
-        true = residuals.to_numpy()
-        self.loo_pearson_ = pd.Series(row_correlations(left_out @ basis, true), index=names)
-        self.expected_ = _expected(every, left_out, basis, true, self.loo_pearson_.to_numpy())
-        self.expected_.index = pd.Index([*genes, ""])
-        self.coefficients_ = pd.DataFrame(every[:-1].astype(np.float32), index=genes)
-        self.unknown_ = pd.Series(every[-1])
-        self.basis_ = pd.DataFrame(basis, columns=residuals.columns)
-        return self
-
-    def _fit_template(
-        self, template: tuple[pd.DataFrame, pd.DataFrame] | None, residuals: pd.DataFrame
-    ) -> tuple[pd.DataFrame, np.ndarray]:
-        """The template's loadings (all genes and all perturbations x components) times its weight, and its responses.
-
-        The weight is the least-squares multiple of the templates in the residuals, and not below 0.
-        """
-        self.template_weight_ = pd.Series([0.0])
-        if template is None:
-            return pd.DataFrame(np.zeros((len(residuals), 0)), index=residuals.index), np.zeros((0, residuals.shape[1]))
-        loadings = template[0].reindex(template[0].index.union(residuals.index), fill_value=0.0)
-        basis = template[1].reindex(columns=residuals.columns, fill_value=0.0).to_numpy(np.float64)
-        expected = loadings.loc[residuals.index].to_numpy(np.float64) @ basis
-        square = (expected**2).sum()
-        self.template_weight_[0] = max(0.0, (expected * residuals.to_numpy()).sum() / square) if square > 0 else 0.0
-        return loadings * self.template_weight_[0], basis
-
-    def _fit_process(
-        self,
-        tables: dict[str, FeatureTable],
-        genes: pd.Index,
-        residuals: np.ndarray,
-        names: pd.Index,
-        cells: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Coefficients of `genes` and of an unknown gene, left-out ones of the training knock-outs, and their basis."""
-        centred = residuals - residuals.mean(axis=1, keepdims=True)
-        length = np.maximum(np.linalg.norm(centred, axis=1), 1e-12)
-        # Half of the noise of a knock-out is the sampling of its cells, half what no table can know.
-        precision = 1.0 / np.sqrt((1.0 + np.median(cells) / cells) / 2.0)
-        scale = precision / length
-        gram = (centred @ centred.T) * np.outer(scale, scale)
-        kernels = np.array([table.kernel(names, names) for table in tables.values()] + [np.ones_like(gram)])
-        kernels *= np.outer(precision, precision)
-        weights = _best_weights(kernels, gram, self.prior / len(names))
-        self.weights_ = pd.Series(weights, index=[*tables, "constant"])
-        components, coefficients, variance = _response_components(gram, self.rank)
-        dual, left_out = _best_noise(np.tensordot(weights, kernels, 1), coefficients, variance, np.diag(gram))
-        left_out = left_out / precision[:, None]
-        amplitude = _amplitude(coefficients / scale[:, None], left_out, length)
-        values = np.full((len(genes) + 1, len(names)), weights[-1])
-        for name, table in tables.items():
-            values[:-1] += self.weights_[name] * table.kernel(genes, names)
-        basis = components @ (residuals * scale[:, None])
-        return amplitude * (values * precision) @ dual, amplitude * left_out, basis
-
-    def _learn_nothing(self, responses: pd.DataFrame) -> ResponseModel:
-        """Too few knock-outs, or all alike: every prediction is the reference."""
-        self.coverage_ = self.weights_ = pd.Series(dtype=np.float64)
-        self.template_weight_ = pd.Series([0.0])
-        self.loo_pearson_ = pd.Series(0.0, index=responses.index)
-        self.expected_ = pd.DataFrame({"error": [0.0], "pearson": [0.0]}, index=[""])
-        self.coefficients_ = pd.DataFrame(np.zeros((len(responses), 1), np.float32), index=responses.index)
-        self.unknown_ = pd.Series([0.0])
-        self.basis_ = pd.DataFrame(np.zeros((1, responses.shape[1])), columns=responses.columns)
-        return self
-
-    def predict(self, targets: Sequence[str], columns: pd.Index | None = None) -> pd.DataFrame:
-        """Targets x responses (or only `columns` of them), float64; one warning lists targets that are in no table."""
-        check_is_fitted(self)
-        names = pd.Index(targets)
-        columns = self.reference_.index if columns is None else columns
-        position = self.coefficients_.index.get_indexer(names)
-        if (position < 0).any():
-            warnings.warn(
-                f"nothing is known of {(position < 0).sum()} of {len(names)} targets, which get the prediction of a "
-                "gene in no table: " + some(names[position < 0]),
-                stacklevel=2,
-            )
-        values = np.where(position[:, None] >= 0, self.coefficients_.to_numpy()[position], self.unknown_.to_numpy())
-        predicted = values @ self.basis_[columns].to_numpy() + self.reference_[columns].to_numpy()
-        return pd.DataFrame(predicted, index=names, columns=columns)
-
-    def predict_scale(self, targets: Sequence[str]) -> pd.DataFrame:
-        """How sure: targets x `error` (expected length of the residual's error) and `pearson` (expected)."""
-        check_is_fitted(self)
-        names = pd.Index(targets)
-        position = self.expected_.index.get_indexer(names)
-        return self.expected_.iloc[np.where(position < 0, len(self.expected_) - 1, position)].set_axis(names)
-
-
-def _own_responses(residuals: np.ndarray, responses: pd.DataFrame, rank: int = 30) -> FeatureTable:
-    """How each gene responds in the training knock-outs, its own knock-out apart."""
-    _, axes = np.linalg.eigh(residuals @ residuals.T)
-    axes = axes[:, ::-1][:, :rank]
-    loadings = residuals.T @ axes
-    own = responses.columns.get_indexer(responses.index)
-    rows = np.flatnonzero(own >= 0)
-    loadings[own[rows]] -= axes[rows] * residuals[rows, own[rows]][:, None]
-    return FeatureTable.of(responses.columns.astype(str), loadings)
-
-
-def _best_weights(kernels: np.ndarray, gram: np.ndarray, prior: float) -> np.ndarray:
-    """Weights of the kernels (tables x n x n) that maximise the leave-one-out Pearson correlation."""
-    start = np.full(len(kernels), -1.0)
-    found = scipy.optimize.minimize(
-        _loo_pearson, start, (kernels, gram, prior), jac=True, method="L-BFGS-B",
-        bounds=[(-7.0, 3.0)] * len(kernels), options={"maxiter": 60},
-    )  # fmt: skip
-    return np.exp(found.x)
-
-
-def _loo_pearson(
-    log_weights: np.ndarray, kernels: np.ndarray, gram: np.ndarray, prior: float
-) -> tuple[float, np.ndarray]:
-    """Minus the mean leave-one-out correlation, and its gradient, with unit noise and `gram` = rows @ rows.T.
-
-    With P = (sum w K + I)^-1 the left-out prediction of row i is a fixed mixture of the other rows,
-    sum_j S_ij row_j with S_ij = -P_ij / P_ii (Rasmussen and Williams 2006, eq. 5.12), so all correlations come
-    from n x n matrices.
-    """
-    n, weights = len(gram), np.exp(log_weights)
-    precision = np.linalg.inv(np.tensordot(weights, kernels, 1) + np.eye(n))
-    diagonal = np.diag(precision).copy()
-    smooth = -precision / diagonal[:, None]
-    np.fill_diagonal(smooth, 0.0)
-    predicted = smooth @ gram
-    size = np.sqrt(np.maximum((predicted * smooth).sum(axis=1), 1e-12 * np.trace(gram) / n))
-    length = np.sqrt(np.maximum(np.diag(gram), 1e-12))
-    hit = np.diag(predicted) / (size * length)
-    # The gradient, backwards through the same steps.
-    slope = (gram / length[:, None] - predicted * (hit / size)[:, None]) / size[:, None] / n
-    np.fill_diagonal(slope, 0.0)
-    back = -slope / diagonal[:, None]
-    np.fill_diagonal(back, (slope * precision).sum(axis=1) / diagonal**2)
-    back = -(precision @ back @ precision).T
-    gradient = np.einsum("tij,ij->t", kernels, back) * weights
-    spread = log_weights - log_weights.mean()
-    return -hit.mean() + prior * spread @ spread, -gradient + 2.0 * prior * spread
-
-
-def _response_components(gram: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The low-rank response basis, from rows @ rows.T.
-
-    Returns what turns the rows into components, each row's coefficients on them, and the components' variances.
-    """
-    variance, axes = np.linalg.eigh(gram)
-    variance, axes = variance[::-1], axes[:, ::-1]
-    rank = max(1, min(rank, len(gram) - 1, int((variance > 1e-9 * variance[0]).sum())))
-    root = np.sqrt(variance[:rank])
-    return (axes[:, :rank] / root).T, axes[:, :rank] * root, variance[:rank]
-
-
-def _best_noise(
-    kernel: np.ndarray, coefficients: np.ndarray, variance: np.ndarray, lengths: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Dual coefficients and left-out predictions at the noise (rho, tau) with the best leave-one-out correlation."""
-    values, vectors = np.linalg.eigh(kernel)
-    rotated, squared = vectors.T @ coefficients, vectors**2
-    best, highest = (coefficients, coefficients), -np.inf
-    for rho in (0.02, 0.1, 0.5, 2.0):
-        for tau in 2.0 ** np.arange(-6, 6):
-            inverse = 1.0 / (np.maximum(values, 0.0)[:, None] + rho + tau * variance[0] / variance)
-            dual = vectors @ (rotated * inverse)
-            left_out = coefficients - dual / (squared @ inverse)
-            size = np.maximum(np.linalg.norm(left_out, axis=1), 1e-12)
-            hits = (left_out * coefficients).sum(axis=1) / (size * np.sqrt(np.maximum(lengths, 1e-12)))
-            if hits.mean() > highest:
-                best, highest = (dual, left_out), hits.mean()
-    return best
-
-
-def _amplitude(true: np.ndarray, predicted: np.ndarray, length: np.ndarray) -> float:
-    """Least squares of the true residuals on their left-out predictions.
-
-    Never 0, since Pearson needs the direction, and never more than makes predictions as long as the residuals.
-    """
-    square = max(float((predicted**2).sum()), 1e-12)
-    most = np.sqrt((length**2).sum() / square)
-    return float(np.clip((true * predicted).sum() / square, 0.02 * most, most))
-
-
-def _expected(
-    every: np.ndarray, left_out: np.ndarray, basis: np.ndarray, residuals: np.ndarray, hits: np.ndarray
-) -> pd.DataFrame:
-    """Expected error and Pearson correlation of every prediction, by straight lines of the left-out ones.
-
-    Both follow the length of the prediction: a longer one is a surer one, since the tables agree.
-    """
-    product = basis @ basis.T
-    size, known = (np.sqrt(np.maximum(((c @ product) * c).sum(axis=1), 0.0)) for c in (every, left_out))
-    size = size.clip(known.min(), known.max())
-    error = ((residuals - left_out @ basis) ** 2).sum(axis=1)
-    return pd.DataFrame({"error": np.sqrt(_line(known**2, error, size**2)), "pearson": _line(known, hits, size)})
-
-
-def _line(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """A straight line by least squares at `new`, kept within the middle 90 % of y."""
-    spread = ((x - x.mean()) ** 2).sum()
-    slope = ((x - x.mean()) * (y - y.mean())).sum() / spread if spread > 0 else 0.0
-    return np.clip(y.mean() + slope * (new - x.mean()), *np.quantile(y, [0.05, 0.95]))
+    if CRUNCH.control not in table.index:
+        raise DataError(f"no row '{CRUNCH.control}' (control) among the perturbations {some(table.index)}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 5. Program proportions
+# 4. Program proportions: the share of cells in each state
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 class MedianProportions(_SameForAll):
-    """One prediction for all: the shares nearest to the training knock-outs' in L1, and their median lipo / adipo.
+    """One prediction for all: medians of the training shares, moved so that they sum to 1, and the median lipo / adipo.
 
     The sum of absolute deviations, under the constraint that the shares sum to 1, is least where all shares are the
-    same quantile of the training shares (the Lagrange condition): medians, but for a shift that makes them sum to 1.
+    SAME quantile q of the training shares (the Lagrange condition). Without the constraint q would be 0.5, the median;
+    with it q is as near as the sum allows. Fitted: `mean_`, by share, and the ratio lipo / adipo.
     """
 
-    def fit(
-        self,
-        means: pd.DataFrame,
-        responses: pd.DataFrame | None = None,
-        n_cells: pd.Series | None = None,
-        knowledge: GeneKnowledge | None = None,
-    ) -> MedianProportions:
-        proportions = (means if responses is None else responses).drop(index=CONTROL, errors="ignore")
-        shares = proportions[SHARES].to_numpy(np.float64)
-        level = scipy.optimize.brentq(lambda q: np.quantile(shares, np.clip(q, 0, 1), axis=0).sum() - 1.0, -1e-9, 1)
-        self.mean_ = pd.Series(np.quantile(shares, np.clip(level, 0, 1), axis=0), index=SHARES)
-        ratio = proportions["lipo"] / proportions["adipo"].where(proportions["adipo"] > 0, 1.0)
-        self.mean_["lipo_adipo"] = ratio.median()
+    def fit(self, proportions: pd.DataFrame) -> MedianProportions:
+        """Learn from perturbations x states; the control's row is left out."""
+        perturbed = proportions.drop(index=CRUNCH.control, errors="ignore")
+        shares = perturbed[CRUNCH.shares].to_numpy(np.float64)
+
+        def quantiles(q: float) -> np.ndarray:
+            return np.quantile(shares, np.clip(q, 0, 1), axis=0)
+
+        q = scipy.optimize.brentq(lambda q: quantiles(q).sum() - 1.0, -1e-9, 1)
+        self.mean_ = pd.Series(quantiles(q), index=CRUNCH.shares)
+        self.mean_[CRUNCH.ratio] = _ratio(perturbed).median()
         return self
 
 
@@ -1253,44 +740,57 @@ def constrain_proportions(raw: pd.DataFrame) -> pd.DataFrame:
     The three shares are clipped at 0 and divided by their sum; `lipo` is the ratio `lipo_adipo` (where predicted,
     else `lipo / adipo`), clipped to 0..1, times `adipo`.
     """
-    shares = raw[SHARES].clip(lower=0.0)
+    shares = raw[CRUNCH.shares].clip(lower=0.0)
     total = shares.sum(axis=1)
     shares = shares.div(total.where(total > 0, 1.0), axis=0)
-    shares[total <= 0] = 1 / len(SHARES)
-    ratio = raw["lipo_adipo"] if "lipo_adipo" in raw else raw["lipo"] / raw["adipo"].where(raw["adipo"] > 0, 1.0)
-    shares["lipo"] = ratio.clip(0.0, 1.0) * shares["adipo"]
-    return shares[PREDICTED_PROPORTION_COLUMNS[1:]]
+    shares[total <= 0] = 1 / len(CRUNCH.shares)
+    ratio = raw[CRUNCH.ratio] if CRUNCH.ratio in raw else _ratio(raw)
+    shares[CRUNCH.part] = ratio.clip(0.0, 1.0) * shares[CRUNCH.whole]
+    return shares[CRUNCH.predicted_columns[1:]]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 6. Synthetic cells around a predicted mean
+# 5. Synthetic cells around a predicted mean
 #
-# `fit(means, pool)` learns from the perturbation means and from an AnnData of real cells; `for_genes(genes)` is the
-# fitted generator for those genes in that order; `sample(target, mean, n_cells)` gives n_cells x genes, float32.
+# `fit` learns from the perturbation means, or from a pool of real cells. `for_genes(genes)` gives the generator for
+# these genes in this order; its `sample(target, mean, n_cells)` makes the cells of one knock-out.
 # ---------------------------------------------------------------------------------------------------------------------
+
+POOL_CELLS = 1000  # real cells that a base is herded from: 86 MB at 21,592 genes
+
+
+def pool_rows(obs: pd.DataFrame, seed: int) -> np.ndarray:
+    """The rows, in file order, of POOL_CELLS control cells; where there are fewer, perturbed cells fill them up."""
+    generator = np.random.default_rng(seed)
+    is_control = (obs[CRUNCH.perturbation] == CRUNCH.control).to_numpy()
+    order = np.concatenate([generator.permutation(np.flatnonzero(part)) for part in (is_control, ~is_control)])
+    return np.sort(order[:POOL_CELLS])
 
 
 class GaussianCells(BaseEstimator):
     """The published starter's cells: the mean plus normal noise with the spread of the perturbation MEANS.
 
     That spread (standard deviation over the knock-outs, divided by n - 1) is about 0.05, so the cells are nearly
-    identical. The noise of a target depends on the seed, its name and the gene's name alone.
+    identical. The noise of a target depends on the seed, its name and the gene's name alone. Fitted: `scale_`, by gene.
     """
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
-    def fit(self, means: pd.DataFrame, pool: ad.AnnData | None = None) -> GaussianCells:
-        self.scale_ = means.drop(index=CONTROL, errors="ignore").std()
+    def fit(self, means: pd.DataFrame) -> GaussianCells:
+        """Learn the spread of each gene from the training means (perturbations x genes)."""
+        self.scale_ = means.drop(index=CRUNCH.control, errors="ignore").std()
         return self
 
     def for_genes(self, genes: pd.Index) -> GaussianCells:
+        """The fitted generator for these genes, in this order; a gene that was never measured has no noise."""
         fitted = GaussianCells(self.seed)
         fitted.scale_ = self.scale_
         fitted.columns_ = self.scale_.index.get_indexer(genes)  # -1 for a gene that was never measured
         return fitted
 
     def sample(self, target: str, mean: np.ndarray, n_cells: int) -> np.ndarray:
+        """Cells around `mean` (one value per gene, log2 units): n_cells x genes, float32."""
         generator = np.random.default_rng([self.seed, zlib.crc32(target.encode())])
         # Drawn for all genes in training order, so that the order of the columns changes nothing else.
         noise = generator.standard_normal((n_cells, len(self.scale_)), dtype=np.float32)
@@ -1304,13 +804,15 @@ class RecentredCells(BaseEstimator):
     The base is `n_base` cells of the pool in herded order (Welling 2009; Chen, Welling and Smola 2010), so that every
     prefix represents the pool: the scorer takes the first rows. The kernel is the scorer's, its bandwidth the mean
     squared distance between cells of the pool. All knock-outs share one base; asking for more cells repeats it.
+    Fitted: `base_`, n_base x genes, float32.
     """
 
     def __init__(self, n_base: int = 100) -> None:
         self.n_base = n_base
 
-    def fit(self, means: pd.DataFrame | None, pool: ad.AnnData) -> RecentredCells:
-        X = pool.X.toarray() if sp.issparse(pool.X) else np.asarray(pool.X)
+    def fit(self, pool: ad.AnnData) -> RecentredCells:
+        """Herd the base from real cells (cells x genes, CSR or dense)."""
+        X = np.asarray(dense(pool.X))
         distances = squared_distances(X, X)
         sigma = distances.sum() / max(len(X) * (len(X) - 1), 1)
         chosen = herd(scorer_kernel(distances, sigma or 1.0), min(self.n_base, len(X)))
@@ -1318,11 +820,13 @@ class RecentredCells(BaseEstimator):
         return self
 
     def for_genes(self, genes: pd.Index) -> RecentredCells:
+        """The fitted generator for these genes, in this order; a gene that was never measured is 0 in the base."""
         fitted = RecentredCells(self.n_base)
-        fitted.base_ = self.base_.reindex(columns=genes, fill_value=0.0)  # 0 for a gene that was never measured
+        fitted.base_ = self.base_.reindex(columns=genes, fill_value=0.0)
         return fitted
 
     def sample(self, target: str, mean: np.ndarray, n_cells: int) -> np.ndarray:
+        """Cells whose mean is exactly `mean` (one value per gene, log2 units): n_cells x genes, float32."""
         return self._centred(n_cells) + mean.astype(np.float32)
 
     def _centred(self, n_cells: int) -> np.ndarray:
@@ -1358,7 +862,7 @@ def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _centred_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The same of cells around 0, where |a|^2 + |b|^2 - 2ab loses no digits; of `a is b` BLAS computes half."""
+    """Squared distances of cells around 0, where |a|^2 + |b|^2 - 2ab loses no digits; `a is b` takes half the time."""
     norms_a, norms_b = (np.einsum("ij,ij->i", rows, rows) for rows in (a, b))
     distances = a @ b.T
     distances *= -2.0
@@ -1369,16 +873,16 @@ def _centred_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def scorer_kernel(distances: np.ndarray, sigma: float) -> np.ndarray:
     """The scorer's kernel: the sum of exp(-D / bandwidth) over the bandwidths sigma * (1/4, 1/2, 1, 2, 4)."""
-    power = np.exp(distances / (-4.0 * sigma))
+    power = np.exp(distances / (-CRUNCH.bandwidths[-1] * sigma))
     total = power.copy()
-    for _ in range(4):
-        power *= power  # exp(-D/4s), squared four times: one exponential serves all five bandwidths
+    for _ in CRUNCH.bandwidths[1:]:
+        power *= power  # half the bandwidth is the square: one exponential serves all
         total += power
     return total
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 7. The two predicted files
+# 6. The two predicted files
 # ---------------------------------------------------------------------------------------------------------------------
 
 SLAB_BYTES = 64_000_000
@@ -1389,7 +893,7 @@ def write_prediction(
     means: pd.DataFrame,
     cells: BaseEstimator,
     *,
-    cells_per_perturbation: int = 100,
+    cells_per_perturbation: int = CRUNCH.cells_per_perturbation,
     mode: str = "auto",
     form: str = "auto",
 ) -> tuple[str, str]:
@@ -1410,13 +914,15 @@ def write_prediction(
     mode, form = _choose(mode, form, path.parent, size)
     generator, values = cells.for_genes(means.columns), means.to_numpy(np.float32)
     per_slab = max(1, SLAB_BYTES // max(1, cells_per_perturbation * shape[1] * 4)) if mode == "disk" else len(means)
-    storage = {"chunks": (min(cells_per_perturbation, shape[0]), min(1024, shape[1])), "shuffle": True,
-               "compression": "lzf"} if form == "compact" else {}  # fmt: skip
+    storage: dict[str, Any] = {}
+    if form == "compact":
+        storage = {"chunks": (min(cells_per_perturbation, shape[0]), min(1024, shape[1]))}
+        storage |= {"shuffle": True, "compression": "lzf"}
     with replacing(path) as temporary:
         _write_labels(temporary, means.index.repeat(cells_per_perturbation), means.columns)
         with (
             h5py.File(temporary, "r+") as file,
-            tqdm(total=size, unit="B", unit_scale=True, desc=f"Writing {path.name}") as progress,
+            progress_bar(f"writing {path.name}", total=size, unit="B", unit_scale=True) as progress,
         ):
             X = file.create_dataset("X", shape, np.float32, **storage)
             X.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
@@ -1444,11 +950,12 @@ def in_steps(cells: np.ndarray, step: float = 1 / 64) -> np.ndarray:
 
 def write_proportions(path: str | os.PathLike[str], proportions: pd.DataFrame) -> None:
     """Write `predict_program_proportion.csv` from targets x pre_adipo, adipo, lipo, other."""
-    table = proportions.rename_axis("gene").reset_index()[PREDICTED_PROPORTION_COLUMNS]
+    table = proportions.rename_axis(CRUNCH.perturbation).reset_index()[CRUNCH.predicted_columns]
     with replacing(Path(path)) as temporary:
         table.to_csv(temporary, index=False)
 
 
+WRITTEN_PER_SECOND = 0.4e9  # bytes, on a slow disk
 COMPACT_SHARE = 0.45  # of the plain size, at most: measured 0.39 on cells of the challenge's scale
 
 
@@ -1470,14 +977,20 @@ def _choose(mode: str, form: str, folder: Path, size: int) -> tuple[str, str]:
         mode = "ram" if size < available / 4 else "disk"
         how = "made in memory, then written" if mode == "ram" else "written slab by slab"
         why = f"{'less' if mode == 'ram' else 'more'} than a quarter of the {text_size(available)} of free memory"
-        print(f"Prediction of {text_size(size)} in {form} form, {how}: {why}; {text_size(free)} of disk are free.")
+        seconds = size / (WRITTEN_PER_SECOND if form == "plain" else WRITTEN_PER_SECOND / 10)
+        print(
+            f"Writing {text_size(size)} in {form} form takes {text_time(seconds)}. It is {how}: {why}; "
+            f"{text_size(free)} of disk are free."
+        )
     return mode, form
 
 
 def _write_labels(path: Path, genes_of_cells: pd.Index, genes: pd.Index) -> None:
     """An `.h5ad` with obs['gene'], var and no X."""
     number = np.arange(len(genes_of_cells)).astype(str)
-    obs = pd.DataFrame({"gene": pd.Categorical(genes_of_cells, categories=genes_of_cells.unique())}, index=number)
+    obs = pd.DataFrame(
+        {CRUNCH.perturbation: pd.Categorical(genes_of_cells, categories=genes_of_cells.unique())}, index=number
+    )
     ad.AnnData(obs=obs, var=pd.DataFrame(index=pd.Index(genes.astype(str), name=None))).write_h5ad(path)
 
 
@@ -1502,148 +1015,8 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# 8. What the platform calls: `train` once, then `infer`
-# ---------------------------------------------------------------------------------------------------------------------
-
-POOL_CELLS = 1000  # real cells that the base is herded from: 86 MB at 21,592 genes
-
-
-@dataclass
-class Predictor:
-    """A whole method: how the mean, the program proportions and the cells of a knock-out are made."""
-
-    expression: BaseEstimator
-    proportions: BaseEstimator
-    cells: BaseEstimator
-
-    @classmethod
-    def default(cls) -> Predictor:
-        return cls(ResponseModel(), MedianProportions(), RecentredCells())
-
-    def fit(
-        self,
-        stats: PerturbationStats,
-        proportions: pd.DataFrame,
-        pool: ad.AnnData,
-        knowledge: GeneKnowledge | None = None,
-    ) -> Predictor:
-        """Fit all three; the same bytes for any number of threads, since BLAS is held to one."""
-        proportions = proportions.loc[stats.mean.index]
-        with threadpool_limits(1):
-            self.expression.fit(stats.mean, n_cells=stats.n_cells, knowledge=knowledge)
-            self.proportions.fit(stats.mean, proportions, stats.n_cells, knowledge)
-            self.cells.fit(stats.mean, pool)
-        self.genes = stats.mean.columns
-        return self
-
-    def write(
-        self,
-        prediction_path: str | os.PathLike[str],
-        proportions_path: str | os.PathLike[str],
-        targets: Sequence[str],
-        genes: Sequence[str],
-        *,
-        cells_per_perturbation: int = 100,
-        mode: str = "auto",
-    ) -> None:
-        """Predict `targets` on `genes` (in that order) and write both files.
-
-        A repeated target is predicted once, and a gene that was never measured is predicted as 0 (not detected),
-        each with a warning. Raises DataError for repeated genes, or when the model knows less than half of them.
-        """
-        names, columns = self._checked_targets(targets), self._checked_genes(genes)
-        known = columns[columns.isin(self.genes)]
-        with threadpool_limits(1):
-            means = self.expression.predict(names, columns=known).astype(np.float32)
-            if len(known) < len(columns):
-                means = means.reindex(columns=columns, fill_value=0.0)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # the same targets were listed a line above
-                shares = constrain_proportions(self.proportions.predict(names))
-        write_prediction(
-            prediction_path, means, self.cells, cells_per_perturbation=cells_per_perturbation, mode=mode
-        )
-        write_proportions(proportions_path, shares)
-
-    @staticmethod
-    def _checked_targets(targets: Sequence[str]) -> pd.Index:
-        index = pd.Index([str(target) for target in targets])
-        if index.empty:
-            raise DataError("predict_perturbations is empty: there is nothing to predict")
-        if index.has_duplicates:
-            warnings.warn(f"listed twice, predicted once: {some(index[index.duplicated()].unique())}", stacklevel=3)
-        return index.unique()
-
-    def _checked_genes(self, genes: Sequence[str]) -> pd.Index:
-        index = pd.Index([str(gene) for gene in genes])
-        _check_unique(index, "genes_to_predict")
-        unknown = index[~index.isin(self.genes)]
-        if len(unknown) > len(index) / 2:
-            raise DataError(
-                f"the model knows only {len(index) - len(unknown)} of the {len(index)} genes to predict: it was "
-                f"trained on other data; delete {MODEL_FILE} in the model folder and train again"
-            )
-        if len(unknown):
-            warnings.warn(f"never measured, predicted as 0: {some(unknown)}", stacklevel=3)
-        return index
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fitted model as HDF5 (arrays, names and settings; no pickle)."""
-        with replacing(Path(path)) as temporary, h5py.File(temporary, "w") as file:
-            file.attrs["format"] = MODEL_FORMAT
-            write_array(file, "genes", self.genes.to_numpy())
-            for part in ("expression", "proportions", "cells"):
-                _write_estimator(file.create_group(part), getattr(self, part))
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Predictor:
-        """Read a saved model. Raises DataError when it is not one, or of another version."""
-        again = f"delete {path} and train again"
-        try:
-            with h5py.File(path, "r") as file:
-                if file.attrs.get("format") != MODEL_FORMAT:
-                    raise DataError(f"{path}: made by another version of helpers.py; {again}")
-                predictor = cls(*(_read_estimator(file[part]) for part in ("expression", "proportions", "cells")))
-                predictor.genes = pd.Index(read_array(file["genes"]))
-        except (OSError, KeyError) as error:
-            raise DataError(f"{path}: not a saved model, or a broken one ({error}); {again}") from error
-        return predictor
-
-
-ESTIMATORS = {
-    cls.__name__: cls
-    for cls in [ControlMean, PerturbedMean, PCARidge, ResponseModel, MedianProportions, GaussianCells, RecentredCells]
-}
-
-
-def _write_estimator(group: h5py.Group, estimator: BaseEstimator) -> None:
-    """The class's name, its parameters and its fitted attributes (the tables whose names end in `_`)."""
-    group.attrs["class"] = type(estimator).__name__
-    group.attrs.update(estimator.get_params())
-    for name, table in vars(estimator).items():
-        if name.endswith("_") and isinstance(table, pd.DataFrame | pd.Series):
-            part = group.create_group(name)
-            write_array(part, "values", table.to_numpy())
-            write_array(part, "index", table.index.to_numpy())
-            if isinstance(table, pd.DataFrame):
-                write_array(part, "columns", table.columns.to_numpy())
-
-
-def _read_estimator(group: h5py.Group) -> BaseEstimator:
-    parameters = dict(group.attrs)
-    estimator = ESTIMATORS[parameters.pop("class")](**{name: value.item() for name, value in parameters.items()})
-    for name, part in group.items():
-        values, index = read_array(part["values"]), read_array(part["index"])
-        if "columns" in part:
-            table = pd.DataFrame(values, index=index, columns=read_array(part["columns"]))
-        else:
-            table = pd.Series(values, index=index)
-        setattr(estimator, name, table)
-    return estimator
-
-
 def write_array(group: h5py.Group, name: str, values: np.ndarray) -> None:
+    """Write an array of numbers or texts (of any shape but a scalar) into an open HDF5 group, compressed."""
     if values.dtype.kind in "OUT":
         group.create_dataset(name, data=[str(value) for value in values], dtype=h5py.string_dtype())
     else:
@@ -1651,101 +1024,16 @@ def write_array(group: h5py.Group, name: str, values: np.ndarray) -> None:
 
 
 def read_array(dataset: h5py.Dataset) -> np.ndarray:
+    """What `write_array` wrote; texts come back as `str`."""
     return dataset.asstr()[:] if dataset.dtype.kind == "O" else dataset[:]
 
 
-def fit_predictor(
-    challenge: Challenge,
-    predictor: Predictor | None = None,
-    *,
-    features: str | os.PathLike[str] | None = None,
-    seed: int = 0,
-) -> Predictor:
-    """Fit a method (default: `Predictor.default()`) to the training cells of a challenge folder.
-
-    `features` is a folder of the user's own feature tables (`read_features`).
-    """
-    size = challenge.train_path.stat().st_size
-    memory = (64 * len(challenge.perturbations) + 12 * POOL_CELLS) * len(challenge.genes) + 0.4e9
-    print(f"Training on {len(challenge.obs):,} cells x {len(challenge.genes):,} genes ({text_size(size)} on disk), "
-          f"{len(challenge.perturbations)} perturbations; takes about {text_size(memory)} of memory.")
-    local = pd.Index([]) if challenge.local_proportions is None else challenge.local_proportions.index
-    names = challenge.perturbations.union(challenge.targets).union(local)
-    own = read_features(features, names) if features is not None and Path(features).is_dir() else {}
-    stats = perturbation_stats(challenge.train_path)
-    pool = read_cells(challenge.train_path, pool_rows(challenge.obs, seed))
-    with threadpool_limits(1):
-        knowledge = training_knowledge(stats, pool, challenge.signatures, names)
-    knowledge = replace(knowledge, tables=knowledge.tables | own)
-    for name, table in knowledge.tables.items():
-        known = {part: table.known(part_names).sum() for part, part_names in
-                 (("training", challenge.perturbations), ("predicted", challenge.targets))}
-        print(f"  feature table {name}: knows {known['training']} of {len(challenge.perturbations)} training and "
-              f"{known['predicted']} of {len(challenge.targets)} predicted knock-outs")
-    return (predictor or Predictor.default()).fit(stats, challenge.proportions, pool, knowledge)
-
-
-def pool_rows(obs: pd.DataFrame, seed: int) -> np.ndarray:
-    """The rows, in file order, of POOL_CELLS control cells; where there are fewer, perturbed cells fill them up."""
-    generator = np.random.default_rng(seed)
-    is_control = (obs["gene"] == CONTROL).to_numpy()
-    order = np.concatenate([generator.permutation(np.flatnonzero(part)) for part in (is_control, ~is_control)])
-    return np.sort(order[:POOL_CELLS])
-
-
-def train(data_directory_path: str, model_directory_path: str, *, seed: int = 0) -> Predictor:
-    """Fit the default method on the data folder and save it into the model folder (`resources/`).
-
-    Uses the feature tables in the model folder's `features/`, where there are any. Beside the model it writes
-    `expected.csv`: for each target, how large an error and which Pearson correlation the model expects. A model folder
-    that cannot be written to costs a warning, not the fitted model, which is returned.
-    """
-    challenge, folder = load_challenge(data_directory_path), Path(model_directory_path)
-    predictor = fit_predictor(challenge, features=folder / FEATURES_FOLDER, seed=seed)
-    try:
-        predictor.save(folder / MODEL_FILE)
-        with replacing(folder / EXPECTED_FILE) as temporary:
-            predictor.expression.predict_scale(challenge.targets).rename_axis("gene").to_csv(temporary)
-        print(f"Saved {folder / MODEL_FILE} ({text_size((folder / MODEL_FILE).stat().st_size)}) and {EXPECTED_FILE}.")
-    except DataError as error:
-        warnings.warn(f"the model was fitted but not saved: {error}", stacklevel=2)
-    return predictor
-
-
-def infer(
-    data_directory_path: str,
-    prediction_directory_path: str,
-    prediction_h5ad_file_path: str,
-    program_proportion_csv_file_path: str,
-    model_directory_path: str,
-    predict_perturbations: Sequence[str],
-    genes_to_predict: Sequence[str],
-    cells_per_perturbation: int = 100,
-) -> None:
-    """Predict with the saved model, which is all it needs; with an empty model folder it trains first."""
-    path = Path(model_directory_path) / MODEL_FILE
-    if path.exists():
-        predictor = Predictor.load(path)
-    else:
-        print(f"No {path}: training first.")
-        predictor = train(data_directory_path, model_directory_path)
-    predictor.write(
-        prediction_h5ad_file_path,
-        program_proportion_csv_file_path,
-        predict_perturbations,
-        genes_to_predict,
-        cells_per_perturbation=cells_per_perturbation,
-    )
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# 9. The platform's three scores
+# 7. The platform's three scores
 # ---------------------------------------------------------------------------------------------------------------------
 
-SIGMA = 2326.0  # the scorer's middle bandwidth
 REFERENCE_TOLERANCE = 1e-5  # expression units; float32 cells of the challenge's scale round their mean to about 1e-6
-SCORED_TOGETHER = 16  # perturbations a task for an executor
-SIGMA_GENES = 1000  # the number of genes it was made for: the mean squared distance between cells grows with it
+SCORED_TOGETHER = 16  # perturbations per task for an executor
 
 
 def pearson_delta(truth: np.ndarray, prediction: np.ndarray, reference: np.ndarray) -> float:
@@ -1771,52 +1059,33 @@ def row_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(flat, 0.0, (a * b).sum(axis=1) / np.where(flat, 1.0, lengths[0] * lengths[1]))
 
 
-def mmd(truth: np.ndarray, prediction: np.ndarray, sigma: float = SIGMA) -> float:
+def mmd(truth: np.ndarray, prediction: np.ndarray, sigma: float = CRUNCH.sigma) -> float:
     """Squared maximum mean discrepancy (biased) of the first n = min(true, predicted) cells; lower is better.
 
     `truth` and `prediction` are cells x genes. mean(K_xx) + mean(K_yy) - 2 mean(K_xy), with `scorer_kernel`.
     """
-    return _mmd(np.asarray(truth, float), np.asarray(prediction, float), sigma, _mean_kernel)
-
-
-def _mmd(x: np.ndarray, y: np.ndarray, sigma: float, own_kernel: Callable[..., float]) -> float:
-    """The same; `own_kernel` gives the predicted cells' part."""
-    n = min(len(x), len(y))
+    n = min(len(truth), len(prediction))
     if n == 0:
         raise ValueError("mmd needs at least one true and one predicted cell")
-    centre = y[:n].mean(axis=0)
-    x, y = x[:n] - centre, y[:n] - centre
-    return _mean_kernel(x, x, sigma) + own_kernel(y, y, sigma) - 2.0 * _mean_kernel(x, y, sigma)
+    centre = np.asarray(prediction[:n], float).mean(axis=0)
+    x, y = (np.asarray(cells[:n], float) - centre for cells in (truth, prediction))
+    return _mean_kernel(x, x, sigma) + _mean_kernel(y, y, sigma) - 2.0 * _mean_kernel(x, y, sigma)
 
 
 def _mean_kernel(a: np.ndarray, b: np.ndarray, sigma: float) -> float:
     return float(np.mean(scorer_kernel(_centred_distances(a, b), sigma)))
 
 
-class _BaseKernel:
-    """`_mean_kernel` of predicted cells with each other, whose distances are computed once a base.
+def cell_scores(
+    truth: np.ndarray, prediction: np.ndarray, reference: np.ndarray, sigma: float = CRUNCH.sigma
+) -> dict[str, float]:
+    """`pearson_delta` and `mmd` of one perturbation (cells x genes), as `score` has them.
 
-    The cells of all knock-outs are one base around other means, up to float32 rounding. What the rounding changes is
-    added by its gradient, exact to the square of the rounding; other cells are computed anew.
+    A prediction that equals the reference to float32 rounding has no Pearson delta but that of the rounding: it is 0.
     """
-
-    def __init__(self) -> None:
-        self.base, self.value, self.gradient = np.empty((0, 0)), 0.0, np.empty((0, 0))
-
-    def __call__(self, cells: np.ndarray, _: np.ndarray, sigma: float) -> float:
-        if self.base.shape == cells.shape:
-            rounding = cells - self.base
-            if np.abs(rounding).max() < REFERENCE_TOLERANCE:
-                return self.value + float(np.vdot(rounding, self.gradient))
-        self.base = cells
-        distances = _centred_distances(cells, cells)
-        self.value = float(np.mean(scorer_kernel(distances, sigma)))
-        power, slope = np.exp(distances / (-4.0 * sigma)), np.zeros_like(distances)
-        for i in range(5):
-            slope -= 2.0**i / (4.0 * sigma) * power
-            power *= power
-        self.gradient = 4.0 / slope.size * (slope.sum(axis=1)[:, None] * cells - slope @ cells)
-        return self.value
+    is_reference = np.abs(prediction.mean(axis=0) - reference).max() < REFERENCE_TOLERANCE
+    pearson = 0.0 if is_reference else pearson_delta(truth, prediction, reference)
+    return {"pearson_delta": pearson, "mmd": mmd(truth, prediction, sigma)}
 
 
 def l1_distance(truth: pd.DataFrame, prediction: pd.DataFrame) -> float:
@@ -1830,15 +1099,17 @@ def l1_by_perturbation(truth: pd.DataFrame, prediction: pd.DataFrame) -> pd.Seri
     Both tables hold one row a perturbation, named by a column `gene` or by the index; they are matched by name.
     Raises DataError when a perturbation of `truth` is missing or repeated in `prediction`.
     """
-    truth, prediction = (table.set_index("gene") if "gene" in table else table for table in (truth, prediction))
+    truth, prediction = (
+        table.set_index(CRUNCH.perturbation) if CRUNCH.perturbation in table else table for table in (truth, prediction)
+    )
     for table, where in ((truth, "true proportions"), (prediction, "predicted proportions")):
-        _check_unique(table.index, where)
+        check_unique(table.index, where)
     if missing := list(truth.index.difference(prediction.index)):
         raise DataError(f"predicted proportions: no row for {some(missing)}")
     prediction = prediction.loc[truth.index]
-    shares = (truth[SHARES] - prediction[SHARES]).abs().sum(axis=1)
-    ratio = (truth["lipo"] / (truth["adipo"] + 1e-20) - prediction["lipo"] / (prediction["adipo"] + 1e-20)).abs()
-    return 0.75 * shares + 0.25 * ratio
+    shares = (truth[CRUNCH.shares] - prediction[CRUNCH.shares]).abs().sum(axis=1)
+    true_ratio, predicted_ratio = (table[CRUNCH.part] / (table[CRUNCH.whole] + 1e-20) for table in (truth, prediction))
+    return CRUNCH.share_weight * shares + CRUNCH.ratio_weight * (true_ratio - predicted_ratio).abs()
 
 
 def score(
@@ -1864,15 +1135,15 @@ def score(
     Returns a tidy table with columns `perturbation, metric, panel, n_genes, sigma, sigma_rule, value`. A prediction
     that equals the reference to float32 rounding has no Pearson delta but that of the rounding; it counts as 0.
     """
-    true, predicted = (_Shard.of(Path(path), ["gene"]) for path in (truth_h5ad, prediction_h5ad))
+    true, predicted = (_Shard.of(Path(path), [CRUNCH.perturbation]) for path in (truth_h5ad, prediction_h5ad))
     panels = draw_panels(true.genes, predicted.genes, genes, n_panels, panel_size, seed)
-    reference = pd.Series(_read_uns(Path(truth_h5ad), "perturbed_centroid_train"), index=true.genes)
-    perturbations = list(true.obs["gene"].cat.categories)
-    if missing := sorted(set(perturbations) - set(predicted.obs["gene"].cat.categories)):
+    reference = pd.Series(_read_uns(Path(truth_h5ad), CRUNCH.perturbed_centroid), index=true.genes)
+    perturbations = list(true.obs[CRUNCH.perturbation].cat.categories)
+    if missing := sorted(set(perturbations) - set(predicted.obs[CRUNCH.perturbation].cat.categories)):
         raise DataError(f"{predicted.name}: no cells for the scored perturbations {some(missing)}")
     with _open_rows(true.source) as X:
         widths = [bandwidth(sigma, panel, X, true.genes) for panel in panels]
-    cells = [shard.obs.reset_index().groupby("gene", observed=True).indices for shard in (true, predicted)]
+    cells = [shard.obs.reset_index().groupby(CRUNCH.perturbation, observed=True).indices for shard in (true, predicted)]
     settings = [
         _PanelTask(
             true.genes.get_indexer(panel), predicted.genes.get_indexer(panel), reference[panel].to_numpy(), width
@@ -1884,11 +1155,11 @@ def score(
         names = perturbations[first : first + SCORED_TOGETHER]
         tasks.append((true.source, predicted.source, [(cells[0][name], cells[1][name]) for name in names], settings))
     rows = []
-    with tqdm(total=len(perturbations), desc="Scoring", unit="perturbation") as progress:
+    with progress_bar("scoring", total=len(perturbations), unit="perturbation") as progress:
         scored = (values for part in _map_ahead(executor, _score_task, tasks) for values in part)
         for perturbation, values in zip(perturbations, scored, strict=True):
             for i, (panel, (width, rule), pair) in enumerate(zip(panels, widths, values, strict=True)):
-                for metric, value in zip(("pearson_delta", "mmd"), pair, strict=True):
+                for metric, value in pair.items():
                     rows.append((perturbation, metric, i, len(panel), width, rule, value))
             progress.update()
     truth, shares = (read_proportions(Path(path)) for path in (truth_proportions_csv, proportions_csv))
@@ -1911,20 +1182,15 @@ def _score_task(task: tuple[Path, Path, list[tuple[np.ndarray, np.ndarray]], lis
     """Pearson delta and MMD of some perturbations (rows of the truth, rows of the prediction) on every panel."""
     truth, prediction, perturbations, panels = task
     scores: list[list] = []
-    base_kernels = [_BaseKernel() for _ in panels]
     # The products are small: more threads would wait for each other.
     with _open_rows(truth) as true, _open_rows(prediction) as predicted, threadpool_limits(1):
         for true_rows, predicted_rows in perturbations:
             true_cells, predicted_cells = _cells_at(true, true_rows), _cells_at(predicted, predicted_rows)
             scores.append([])
-            for panel, base_kernel in zip(panels, base_kernels, strict=True):
+            for panel in panels:
                 x = true_cells[:, panel.true_columns].astype(np.float64)
                 y = predicted_cells[:, panel.predicted_columns].astype(np.float64)
-                delta = y.mean(axis=0) - panel.reference
-                pearson = 0.0
-                if np.abs(delta).max() >= REFERENCE_TOLERANCE:
-                    pearson = pearson_delta(x, y, panel.reference)
-                scores[-1].append((pearson, _mmd(x, y, panel.sigma, base_kernel)))
+                scores[-1].append(cell_scores(x, y, panel.reference, panel.sigma))
     return scores
 
 
@@ -1934,11 +1200,13 @@ def summarise_scores(table: pd.DataFrame) -> pd.DataFrame:
     `spread` is the standard deviation of the panels' means (0 for one panel), `perturbations` their number.
     """
     by_panel = table.groupby(["metric", "panel"])["value"].mean().groupby("metric")
-    return pd.DataFrame({
-        "mean": by_panel.mean(),
-        "spread": by_panel.std().fillna(0.0),
-        "perturbations": table.groupby("metric")["perturbation"].nunique(),
-    }).loc[["pearson_delta", "mmd", "l1_distance"]]
+    return pd.DataFrame(
+        {
+            "mean": by_panel.mean(),
+            "spread": by_panel.std().fillna(0.0),
+            "perturbations": table.groupby("metric")["perturbation"].nunique(),
+        }
+    ).loc[list(CRUNCH.metrics)]
 
 
 def draw_panels(
@@ -1948,7 +1216,7 @@ def draw_panels(
     shared = true_genes[true_genes.isin(predicted_genes)]
     if genes is not None:
         panel = pd.Index(genes)
-        _check_unique(panel, "genes")
+        check_unique(panel, "genes")
         if missing := list(panel[~panel.isin(shared)]):
             raise DataError(f"genes: not in both the prediction and the truth: {some(missing)}")
         return [panel]
@@ -1961,18 +1229,21 @@ def draw_panels(
     return [pd.Index(generator.choice(np.sort(shared), size, replace=False)) for generator in generators]
 
 
-def bandwidth(rule: float | str, panel: pd.Index, X: _Rows, genes: pd.Index) -> tuple[float, str]:
-    """The middle bandwidth of MMD on a panel, and the rule it follows; `X` and `genes` are the truth's."""
+def bandwidth(rule: float | str, panel: pd.Index, X: _Matrix, genes: pd.Index) -> tuple[float, str]:
+    """The middle bandwidth of MMD on a panel, and the rule it follows: "scaled", "calibrated" or "given".
+
+    `rule` is one of the first two, or a number; `X` (cells x `genes`) are the true cells.
+    """
     if rule == "scaled":
-        return SIGMA * len(panel) / SIGMA_GENES, "scaled with the number of genes"
+        return CRUNCH.sigma * len(panel) / CRUNCH.sigma_genes, "scaled"
     if rule != "calibrated":
         return float(rule), "given"
     rows = np.unique(np.linspace(0, X.shape[0] - 1, 500).astype(int))
     cells = _cells_at(X, rows)[:, genes.get_indexer(panel)].astype(np.float64)
-    return float(squared_distances(cells, cells).sum() / (len(rows) * (len(rows) - 1))), "calibrated on true cells"
+    return float(squared_distances(cells, cells).sum() / (len(rows) * (len(rows) - 1))), "calibrated"
 
 
-def _cells_at(X: _Rows, rows: np.ndarray) -> np.ndarray:
+def _cells_at(X: _Matrix, rows: np.ndarray) -> np.ndarray:
     """The cells at `rows` (ascending), dense; read at once where they lie together."""
     runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
     parts = [dense(X[slice(int(run[0]), int(run[-1]) + 1)]) for run in runs]
@@ -1992,7 +1263,7 @@ def _read_uns(path: Path, key: str) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 10. A local split: hold out perturbations of the training file
+# 8. A local split: hold out perturbations of the training file
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -2013,7 +1284,7 @@ def local_split(
     `local_test_perturbated_genes.txt`. Returns the held-out perturbations, sorted.
     """
     source, folder = Path(source), Path(folder)
-    obs, genes = read_labels(source, ["gene"])
+    obs, genes = read_labels(source, [CRUNCH.perturbation])
     generator = np.random.default_rng(seed)
     test = _held_out(obs, held_out, generator, source)
     columns = np.arange(len(genes))
@@ -2021,13 +1292,13 @@ def local_split(
         columns = np.sort(generator.choice(len(genes), min(n_genes, len(genes)), replace=False))
     kept = np.ones(len(obs), bool)
     if max_cells is not None:
-        kept = (obs.groupby("gene", observed=True).cumcount() < max_cells).to_numpy()
-    is_test = obs["gene"].isin(test).to_numpy()
+        kept = (obs.groupby(CRUNCH.perturbation, observed=True).cumcount() < max_cells).to_numpy()
+    is_test = obs[CRUNCH.perturbation].isin(test).to_numpy()
     train_part, test_part = (_subset(source, kept & part, columns) for part in (~is_test, is_test))
     stats = perturbation_stats(train_part)
     _require_control(stats.mean)
-    test_part.uns["control_centroid_train"] = stats.mean.loc[CONTROL].to_numpy()
-    test_part.uns["perturbed_centroid_train"] = stats.perturbed_centroid().to_numpy()
+    test_part.uns[CRUNCH.control_centroid] = stats.mean.loc[CRUNCH.control].to_numpy()
+    test_part.uns[CRUNCH.perturbed_centroid] = stats.perturbed_centroid().to_numpy()
     for part, name in ((train_part, "local_train.h5ad"), (test_part, "local_test_eval.h5ad")):
         with replacing(folder / name) as temporary:
             part.write_h5ad(temporary)
@@ -2039,7 +1310,7 @@ def local_split(
 def _held_out(
     obs: pd.DataFrame, held_out: Sequence[str] | float, generator: np.random.Generator, source: Path
 ) -> pd.Index:
-    perturbations = pd.Index(obs["gene"].cat.categories).drop(CONTROL, errors="ignore")
+    perturbations = pd.Index(obs[CRUNCH.perturbation].cat.categories).drop(CRUNCH.control, errors="ignore")
     if isinstance(held_out, float | int):
         number = max(1, round(held_out * len(perturbations)))
         if not 0 < held_out < 1 or number >= len(perturbations):

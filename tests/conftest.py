@@ -12,6 +12,8 @@ import pytest
 import scipy.sparse as sp
 
 import helpers
+from contract import OBESITY_1 as CRUNCH
+from method import infer, train
 from workbench.simulate import simulate
 
 REAL_DATA = Path(os.environ.get("REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -47,7 +49,7 @@ def trained(demo_folder, tmp_path_factory):
     resources = tmp_path_factory.mktemp("resources")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        helpers.train(str(demo_folder), str(resources))
+        train(str(demo_folder), str(resources))
     return resources
 
 
@@ -58,7 +60,7 @@ def tiny():
     X = rng.gamma(2.0, size=(60, 7)) * (rng.random((60, 7)) < 0.6)
     gene = np.array([*(["NC", "A", "C"] * 20)[:59], "B"])
     state = rng.integers(0, 3, 60)
-    obs = pd.DataFrame({name: (state == i).astype(int) for i, name in enumerate(helpers.SHARES)})
+    obs = pd.DataFrame({name: (state == i).astype(int) for i, name in enumerate(CRUNCH.shares)})
     obs["lipo"] = obs["adipo"] * rng.integers(0, 2, 60)
     obs.insert(0, "gene", pd.Categorical(gene))
     obs.index = obs.index.astype(str)
@@ -75,8 +77,8 @@ def real_folder():
 
 
 def run_infer(data, resources, prediction, targets, genes, **options):
-    """`helpers.infer` with the platform's arguments; the paths of the two files."""
+    """`infer` with the platform's arguments; the paths of the two files."""
     prediction.mkdir(exist_ok=True)
     files = prediction / "prediction.h5ad", prediction / "predict_program_proportion.csv"
-    helpers.infer(str(data), str(prediction), *map(str, files), str(resources), list(targets), list(genes), **options)
+    infer(str(data), str(prediction), *map(str, files), str(resources), list(targets), list(genes), **options)
     return files

@@ -15,7 +15,7 @@ def pool(challenge):
 
 @pytest.fixture(scope="module")
 def recentred(stats, pool):
-    return helpers.RecentredCells().fit(stats.mean, pool)
+    return helpers.RecentredCells().fit(pool)
 
 
 def test_recentred_cells_have_the_exact_mean_and_the_spread_of_the_base(recentred, stats):
@@ -41,8 +41,10 @@ def test_every_prefix_of_the_herded_base_represents_the_pool(recentred, pool):
 
     def far(cells):
         """MMD against the whole pool (not balanced)."""
-        k = [helpers.scorer_kernel(helpers.squared_distances(a, b), sigma).mean()
-             for a, b in ((cells, cells), (cells, X))]
+        k = [
+            helpers.scorer_kernel(helpers.squared_distances(a, b), sigma).mean()
+            for a, b in ((cells, cells), (cells, X))
+        ]
         return k[0] - 2 * k[1]
 
     rng = np.random.default_rng(0)
@@ -62,10 +64,10 @@ def test_more_cells_than_the_base_repeat_it_and_keep_the_mean(recentred, stats):
 
 def test_a_pool_smaller_than_the_base(stats):
     pool = ad.AnnData(np.eye(3, 240, dtype=np.float32), var=pd.DataFrame(index=stats.mean.columns))
-    cells = helpers.RecentredCells().fit(stats.mean, pool)
+    cells = helpers.RecentredCells().fit(pool)
     assert len(cells.base_) == 3
     assert cells.for_genes(stats.mean.columns).sample("T", np.zeros(240), 100).shape == (100, 240)
-    one = helpers.RecentredCells().fit(stats.mean, pool[:1])
+    one = helpers.RecentredCells().fit(pool[:1])
     assert np.abs(one.for_genes(stats.mean.columns).sample("T", np.ones(240), 5) - 1).max() == 0
 
 

@@ -8,8 +8,11 @@ import pytest
 import scipy.stats
 
 import helpers
-from helpers import CONTROL, DataError, FeatureTable, row_correlations
-from workbench import cross_validate, methods, model_plots, results, results_data, results_page
+from contract import OBESITY_1 as CRUNCH
+from helpers import DataError, row_correlations
+from knowledge import FeatureTable
+from response import ResponseModel
+from workbench import cross_validate
 from workbench.compare import CEILING, STARTER
 from workbench.cross_validate import (
     cross_validate_challenge,
@@ -17,8 +20,12 @@ from workbench.cross_validate import (
     cross_validate_proportions,
     summarise,
 )
-from workbench.folds import COLUMNS, TRUE_MEAN, split
-from workbench.methods import ALL, CONSTANT, PCA_RIDGE, SHUFFLED, TRAIN_MEAN, ZERO
+from workbench.evaluation import methods, pictures
+from workbench.evaluation.folds import COLUMNS, TRUE_MEAN, split
+from workbench.evaluation.methods import ALL, CONSTANT, PCA_RIDGE, SHUFFLED, TRAIN_MEAN, ZERO
+from workbench.results import __main__ as results
+from workbench.results import data as results_data
+from workbench.results import page as results_page
 
 WHAT = ["method", "perturbation", "metric", "seed", "fold", "draw", "panel"]
 SIX = ["method", "metric", "value", "low", "high", "n"]
@@ -52,8 +59,16 @@ def by_method(table, metric="pearson"):
 def test_the_right_table_wins_and_shuffled_names_do_not(table):
     rows = by_method(table)
     assert set(rows.index) == {
-        ZERO, TRAIN_MEAN, PCA_RIDGE, CONSTANT, "right alone", "own response alone", ALL, "random features", SHUFFLED
-    }  # fmt: skip
+        ZERO,
+        TRAIN_MEAN,
+        PCA_RIDGE,
+        CONSTANT,
+        "right alone",
+        "own response alone",
+        ALL,
+        "random features",
+        SHUFFLED,
+    }
     assert rows.loc["right alone", "low"] > 0.5
     assert rows.loc[ALL, "low"] > 0.5
     assert abs(rows.loc[SHUFFLED, "value"]) < 0.15
@@ -158,9 +173,12 @@ def test_row_pearson_is_scipys():
 
 def test_summary_by_hand():
     values = {ZERO: [0.0, 0.2, 0.1], "mine": [0.3, 0.4, 0.0]}
-    rows = [(method, f"P{i}", "pearson", value + shift, 0, 0, 0, panel, 2.0, 100.0)
-            for method, numbers in values.items() for i, value in enumerate(numbers)
-            for panel, shift in enumerate((-0.05, 0.05))]  # fmt: skip
+    rows = [
+        (method, f"P{i}", "pearson", value + shift, 0, 0, 0, panel, 2.0, 100.0)
+        for method, numbers in values.items()
+        for i, value in enumerate(numbers)
+        for panel, shift in enumerate((-0.05, 0.05))
+    ]
     summary = summarise(pd.DataFrame(rows, columns=COLUMNS))
     assert list(summary.columns[:6]) == SIX
     mine = summary.set_index("method").loc["mine"]
@@ -174,8 +192,16 @@ def test_summary_by_hand():
 
 
 def test_lower_is_better_for_distances():
-    frame = pd.DataFrame({"method": [ZERO, "mine"], "perturbation": "P", "metric": "mmd", "value": [2.0, 1.0],
-                          "seconds": 1.0, "peak_mb": 1.0})  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "method": [ZERO, "mine"],
+            "perturbation": "P",
+            "metric": "mmd",
+            "value": [2.0, 1.0],
+            "seconds": 1.0,
+            "peak_mb": 1.0,
+        }
+    )
     mine = summarise(frame).set_index("method").loc["mine"]
     assert mine["win_rate"] == 1.0
     assert np.isnan(mine["low"])  # one perturbation has no interval
@@ -212,10 +238,10 @@ def test_challenge_scores_are_the_platforms(cells, challenge, stats):
     X = helpers.ad.read_h5ad(challenge.train_path)
     panel = helpers.draw_panels(challenge.genes, challenge.genes, None, 2, 100, 0)[1]
     gene = challenge.obs["gene"].to_numpy()
-    train = ~np.isin(gene, [*test, CONTROL])
+    train = ~np.isin(gene, [*test, CRUNCH.control])
     reference = X[train, panel].X.toarray().mean(axis=0)
     true = X[gene == test[0], panel].X.toarray()
-    control = stats.mean.loc[CONTROL, panel].to_numpy()
+    control = stats.mean.loc[CRUNCH.control, panel].to_numpy()
     row = cells[(cells["method"] == "control") & (cells["perturbation"] == test[0]) & (cells["panel"] == 1)]
     value = row.set_index("metric")["value"]
     expected = np.corrcoef(true.mean(axis=0) - reference, control - reference)[0, 1]
@@ -244,8 +270,22 @@ def test_command_line_for_effects(simulated, tmp_path, capsys):
     (tmp_path / "features").mkdir()
     pd.DataFrame(np.random.default_rng(0).normal(size=(30, 3)), index=effects.index).to_csv(tmp_path / "features/a.csv")
     out, details = tmp_path / "new" / "table.csv", tmp_path / "details.csv"
-    cross_validate.main(["--effects", str(tmp_path / "effects.csv"), "--features", str(tmp_path / "features"),
-                         "--folds", "3", "--draws", "1", "--out", str(out), "--details", str(details)])  # fmt: skip
+    cross_validate.main(
+        [
+            "--effects",
+            str(tmp_path / "effects.csv"),
+            "--features",
+            str(tmp_path / "features"),
+            "--folds",
+            "3",
+            "--draws",
+            "1",
+            "--out",
+            str(out),
+            "--details",
+            str(details),
+        ]
+    )
     assert list(pd.read_csv(out).columns[:6]) == SIX
     assert "a.csv alone" in set(pd.read_csv(out)["method"])
     assert "30 rows of 30 perturbed genes x 80 responses" in capsys.readouterr().out
@@ -253,34 +293,57 @@ def test_command_line_for_effects(simulated, tmp_path, capsys):
 
 
 def test_command_line_for_a_challenge_folder(demo_folder, tmp_path):
-    cross_validate.main(["--data", str(demo_folder), "--folds", "2", "--panels", "1", "--jobs", "2", "--sigma", "2000",
-                         "--methods", "control", ALL, "--out", str(tmp_path / "table.csv")])  # fmt: skip
+    cross_validate.main(
+        [
+            "--data",
+            str(demo_folder),
+            "--folds",
+            "2",
+            "--panels",
+            "1",
+            "--jobs",
+            "2",
+            "--sigma",
+            "2000",
+            "--only",
+            "control",
+            ALL,
+            "--out",
+            str(tmp_path / "table.csv"),
+        ]
+    )
     table = pd.read_csv(tmp_path / "table.csv")
     assert list(table.columns[:6]) == SIX
     assert set(table["metric"]) >= {"pearson_delta", "mmd", "l1_distance"}
 
 
 def test_pictures_are_drawn(table, cells, simulated):
-    figure = model_plots.strips(table, ["pearson"])
-    assert len(model_plots.strips(cells, ["pearson_delta", "mmd", "l1_distance"]).axes) == 3
+    figure = pictures.strips(table, ["pearson"])
+    assert len(pictures.strips(cells, ["pearson_delta", "mmd", "l1_distance"]).axes) == 3
     axis = figure.axes[0]
-    model_plots.calibration(axis, table, ALL, unit="log2 units")
-    wide = model_plots.by_perturbation(table, "pearson")
+    pictures.calibration(axis, table, ALL, unit="log2 units")
+    wide = pictures.by_perturbation(table, "pearson")
     assert wide.shape == (30, 9)
-    model_plots.score_against(axis, wide[[ALL]], pd.Series(range(30), wide.index), label="effect", metric="pearson")
-    model_plots.kernel_weights(axis, helpers.ResponseModel().fit(simulated[0]))
+    pictures.score_against(axis, wide[[ALL]], pd.Series(range(30), wide.index), label="effect", metric="pearson")
+    pictures.kernel_weights(axis, ResponseModel().fit(simulated[0]))
     genes = simulated[0].columns[:9]
     true, predicted = results_data.held_out_predictions(simulated[0], simulated[1], genes, seed=0)
     assert sorted(predicted.index) == sorted(simulated[0].index)
     assert np.corrcoef(true.mean(axis=1), predicted.mean(axis=1))[0, 1] > 0.2
-    model_plots.gene_set_effect(axis, true, predicted, "a set", unit="log2 units")
+    pictures.gene_set_effect(axis, true, predicted, "a set", unit="log2 units")
     assert axis.get_xlabel()
 
 
 def test_the_page_reads(table):
     rows = summarise(table).query("metric == 'pearson'").set_index("method")
-    section = results_page.Section("Title", "> 0.3", results_page.text(rows.loc[ALL]), results_page.verdict(False),
-                                   results_page.markdown(rows), 12.0)  # fmt: skip
+    section = results_page.Section(
+        "Title",
+        "> 0.3",
+        results_page.text(rows.loc[ALL]),
+        results_page.verdict(False),
+        results_page.markdown(rows),
+        12.0,
+    )
     page = results_page.page({"name": section})
     assert "| [Title](#name) | > 0.3 | 0." in page
     assert "| **no** |" in page
@@ -289,7 +352,7 @@ def test_the_page_reads(table):
 
 
 def test_best_constant_is_the_best(challenge):
-    shares = challenge.proportions.drop(index=CONTROL)
+    shares = challenge.proportions.drop(index=CRUNCH.control)
     best = results.best_constant(shares)
     fitted = helpers.MedianProportions().fit(shares).predict(shares.index)
     reached = helpers.l1_by_perturbation(shares, helpers.constrain_proportions(fitted)).mean()

@@ -9,6 +9,16 @@ import pytest
 
 import helpers
 from helpers import DataError
+from knowledge import (
+    FeatureTable,
+    edge_table,
+    gene_set_table,
+    numeric_table,
+    read_features,
+    symbol_table,
+    training_knowledge,
+)
+from method import EXPECTED_FILE, MODEL_FILE, Predictor, train
 
 GENES = ["MED1", "MED12", "JAK2", "STAT1", "POLR2A"]
 
@@ -20,18 +30,19 @@ def read(folder, name, content, genes=GENES):
         path.write_bytes(content)
     else:
         path.write_text(content)
-    return helpers.read_features(folder, genes)
+    return read_features(folder, genes)
 
 
 def test_kernel_is_the_cosine_and_zero_for_a_missing_gene():
-    table = helpers.FeatureTable.of(["A", "B", "C"], np.array([[3.0, 4.0], [4.0, 3.0], [0.0, 0.0]]), power=2)
+    table = FeatureTable.of(["A", "B", "C"], np.array([[3.0, 4.0], [4.0, 3.0], [0.0, 0.0]]), power=2)
     np.testing.assert_allclose(
-        table.kernel(["B", "X", "A", "C"], ["A", "B"]), [[0.96**2, 1], [0, 0], [1, 0.96**2], [0, 0]])
+        table.kernel(["B", "X", "A", "C"], ["A", "B"]), [[0.96**2, 1], [0, 0], [1, 0.96**2], [0, 0]]
+    )
     assert table.known(["A", "C", "X"]).tolist() == [True, False, False]
 
 
 def test_gene_sets_weigh_small_sets_more():
-    table = helpers.gene_set_table({"small": ["A", "B"], "large": list("ABCDEFGH"), "own": ["C"]})
+    table = gene_set_table({"small": ["A", "B"], "large": list("ABCDEFGH"), "own": ["C"]})
     kernel = table.kernel(["A"], list("BCD"))[0]
     small, large = np.log(9 / 2), np.log(9 / 8)
     assert kernel[0] == pytest.approx(1)
@@ -40,16 +51,16 @@ def test_gene_sets_weigh_small_sets_more():
 
 
 def test_edges_compare_neighbourhoods_whatever_their_direction():
-    table = helpers.edge_table(["A", "B", "D"], ["C", "C", "E"])
+    table = edge_table(["A", "B", "D"], ["C", "C", "E"])
     kernel = table.kernel(["A"], ["B", "C", "D"])[0]
     assert 0 < kernel[0] < 1
     assert kernel[2] == 0
-    turned = helpers.edge_table(["C", "C", "E"], ["A", "B", "D"])
+    turned = edge_table(["C", "C", "E"], ["A", "B", "D"])
     np.testing.assert_allclose(turned.kernel(["A"], ["B", "C", "D"])[0], kernel)
 
 
 def test_symbols_know_families():
-    table = helpers.symbol_table([*GENES, "MED13"])
+    table = symbol_table([*GENES, "MED13"])
     kernel = pd.Series(table.kernel(["MED1"], [*GENES, "MED13"])[0], index=[*GENES, "MED13"])
     assert kernel["MED1"] == pytest.approx(1)
     assert kernel["MED12"] > 0.3
@@ -59,8 +70,8 @@ def test_symbols_know_families():
 
 def test_numbers_are_standardised_by_column():
     frame = pd.DataFrame({"small": [1.0, 2, 3, 6], "large": [1000.0, 9000, 2000, 4000]}, index=list("ABCD"))
-    kernel = helpers.numeric_table(frame).kernel(list("ABCD"), list("ABCD"))
-    np.testing.assert_allclose(helpers.numeric_table(frame * [5, 0.01]).kernel(list("ABCD"), list("ABCD")), kernel)
+    kernel = numeric_table(frame).kernel(list("ABCD"), list("ABCD"))
+    np.testing.assert_allclose(numeric_table(frame * [5, 0.01]).kernel(list("ABCD"), list("ABCD")), kernel)
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.csv.gz", "t.parquet", "t.h5ad"])
@@ -74,20 +85,20 @@ def test_every_format_gives_the_same_table(name, tmp_path):
         ad.AnnData(frame).write_h5ad(folder / name)
     else:
         frame.to_csv(folder / name, sep="\t" if "tsv" in name else ",")
-    (table,) = helpers.read_features(folder, GENES).values()
-    expected = helpers.numeric_table(frame).kernel(GENES, GENES)
+    (table,) = read_features(folder, GENES).values()
+    expected = numeric_table(frame).kernel(GENES, GENES)
     np.testing.assert_allclose(table.kernel(GENES, GENES), expected, atol=1e-12)
 
 
 def test_gmt_and_edge_list_are_recognised(tmp_path):
     gmt = "SET\tnote\tMED1\tJAK2\t\nOTHER\tnote\tMED12\n"
     table = read(tmp_path / "a", "s.gmt", gmt)["s.gmt"]
-    expected = helpers.gene_set_table({"SET": ["MED1", "JAK2"], "OTHER": ["MED12"]})
+    expected = gene_set_table({"SET": ["MED1", "JAK2"], "OTHER": ["MED12"]})
     np.testing.assert_allclose(table.kernel(GENES, GENES), expected.kernel(GENES, GENES))
     table = read(tmp_path / "b", "s.gmt.gz", gzip.compress(gmt.encode()))["s.gmt.gz"]
     np.testing.assert_allclose(table.kernel(GENES, GENES), expected.kernel(GENES, GENES))
     table = read(tmp_path / "c", "e.csv", "target,weight,source\nMED1,0.4,JAK2\nSTAT1,1,JAK2\n")["e.csv"]
-    expected = helpers.edge_table(["JAK2", "JAK2"], ["MED1", "STAT1"])
+    expected = edge_table(["JAK2", "JAK2"], ["MED1", "STAT1"])
     np.testing.assert_allclose(table.kernel(GENES, GENES), expected.kernel(GENES, GENES))
 
 
@@ -138,12 +149,12 @@ def test_repeated_genes_are_averaged(tmp_path):
     with pytest.warns(UserWarning, match="averaged"):
         table = read(tmp_path, "t.csv", "gene,x,y\nMED1,1,2\nMED1,3,4\nJAK2,5,1\nSTAT1,0,0\n")["t.csv"]
     frame = pd.DataFrame({"x": [2.0, 5, 0], "y": [3.0, 1, 0]}, index=["MED1", "JAK2", "STAT1"])
-    np.testing.assert_allclose(table.kernel(GENES, GENES), helpers.numeric_table(frame).kernel(GENES, GENES))
+    np.testing.assert_allclose(table.kernel(GENES, GENES), numeric_table(frame).kernel(GENES, GENES))
 
 
 def test_training_features_need_no_outside_data(stats, challenge):
     pool = helpers.read_cells(challenge.train_path, helpers.pool_rows(challenge.obs, 0))
-    tables = helpers.training_knowledge(stats, pool, challenge.signatures, ["NEWGENE1", *challenge.targets]).tables
+    tables = training_knowledge(stats, pool, challenge.signatures, ["NEWGENE1", *challenge.targets]).tables
     assert list(tables) == ["expression", "co-expression", "programs", "signature", "symbol"]
     measured = challenge.targets[challenge.targets.isin(challenge.genes)]
     for name in ("expression", "co-expression", "programs", "symbol"):
@@ -160,7 +171,7 @@ def test_training_features_need_no_outside_data(stats, challenge):
 
 def test_template_is_the_covariance_of_control_cells_turned_round(stats, challenge):
     pool = helpers.read_cells(challenge.train_path, helpers.pool_rows(challenge.obs, 0))
-    loadings, responses = helpers.training_knowledge(stats, pool, challenge.signatures, []).template
+    loadings, responses = training_knowledge(stats, pool, challenge.signatures, []).template
     X = pool.to_df()
     genes = X.columns[X.std() > 0.3][:40]
     product = loadings.loc[genes].to_numpy() @ responses[genes].to_numpy()
@@ -175,13 +186,13 @@ def test_user_tables_reach_the_model_through_the_resources_folder(folder, challe
     names = [*challenge.perturbations, *challenge.targets]
     values = pd.DataFrame(np.random.default_rng(0).normal(size=(len(names), 4)), index=names)
     values.to_csv(resources / "features" / "mine.csv")
-    helpers.train(str(folder), str(resources))
+    train(str(folder), str(resources))
     said = capsys.readouterr().out
-    assert "feature table mine.csv: knows 14 of 14 training and 12 of 12 predicted" in said
-    model = helpers.Predictor.load(resources / helpers.MODEL_FILE).expression
+    assert "mine.csv: knows 14 of 14 training and 12 of 12 predicted" in said
+    model = Predictor.load(resources / MODEL_FILE).expression
     assert "mine.csv" in model.weights_.index
     assert model.coverage_["mine.csv"] == 1
-    expected = pd.read_csv(resources / helpers.EXPECTED_FILE)
+    expected = pd.read_csv(resources / EXPECTED_FILE)
     assert expected.columns.tolist() == ["gene", "error", "pearson"]
     assert expected["gene"].tolist() == challenge.targets.tolist()
 
@@ -190,6 +201,6 @@ def test_a_bad_table_stops_training_before_anything_is_computed(folder, tmp_path
     (tmp_path / "features").mkdir()
     (tmp_path / "features" / "t.csv").write_text("gene;x\nA;1\n")
     with pytest.raises(DataError, match=r"t\.csv: only one column"):
-        helpers.train(str(folder), str(tmp_path))
+        train(str(folder), str(tmp_path))
     assert "Reading cells" not in capsys.readouterr().err
-    assert not (tmp_path / helpers.MODEL_FILE).exists()
+    assert not (tmp_path / MODEL_FILE).exists()

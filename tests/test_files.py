@@ -18,18 +18,20 @@ import pytest
 from conftest import run_infer
 
 import helpers
+from contract import OBESITY_1 as CRUNCH
 from helpers import DataError
+from method import MODEL_FILE, Predictor
 
 
 @pytest.fixture(scope="module")
 def predictor(trained):
-    return helpers.Predictor.load(trained / helpers.MODEL_FILE)
+    return Predictor.load(trained / MODEL_FILE)
 
 
 @pytest.fixture(scope="module")
 def means(predictor, challenge):
     known = challenge.targets[challenge.targets.isin(challenge.genes)][:9]
-    return predictor.expression.predict(known, columns=challenge.genes_to_predict)
+    return predictor.expression.predict(known)[challenge.genes_to_predict]
 
 
 def names(folder):
@@ -56,7 +58,8 @@ def test_both_modes_write_the_same_file(means, predictor, tmp_path, monkeypatch)
     monkeypatch.setattr(helpers, "SLAB_BYTES", 4 * means.shape[1] * 20 * 2)  # slabs of two perturbations, one left over
     for mode in ("ram", "disk"):
         written = helpers.write_prediction(
-            tmp_path / f"{mode}.h5ad", means, predictor.cells, cells_per_perturbation=20, mode=mode)
+            tmp_path / f"{mode}.h5ad", means, predictor.cells, cells_per_perturbation=20, mode=mode
+        )
         assert written == (mode, "plain")
     assert contents(tmp_path / "ram.h5ad") == contents(tmp_path / "disk.h5ad")
 
@@ -139,7 +142,7 @@ WRITE = """
     genes = pd.Index([f"G{i}" for i in range(2000)])
     means = pd.DataFrame(1.0, index=[f"T{i}" for i in range(50)], columns=genes)
     pool = ad.AnnData(np.random.default_rng(0).random((100, 2000), np.float32), var=pd.DataFrame(index=genes))
-    cells = helpers.RecentredCells().fit(None, pool)
+    cells = helpers.RecentredCells().fit(pool)
     helpers.SLAB_BYTES = 1_000_000
 """
 
@@ -147,8 +150,12 @@ WRITE = """
 def run_script(body, path):
     script = textwrap.dedent(WRITE) + textwrap.dedent(body)
     return subprocess.Popen(
-        [sys.executable, "-c", script, str(path)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        cwd=Path(helpers.__file__).parent)
+        [sys.executable, "-c", script, str(path)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(helpers.__file__).parent,
+    )
 
 
 def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -158,7 +165,9 @@ def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
         """
         resource.setrlimit(resource.RLIMIT_FSIZE, (9_000_000, 9_000_000))  # the disk is full after 9 MB
         helpers.write_prediction(path, means, cells, mode="disk")
-        """, path)
+        """,
+        path,
+    )
     _, error = process.communicate(timeout=120)
     assert process.returncode == 1, error
     assert "DataError" in error
@@ -180,7 +189,9 @@ def test_killed_run_leaves_the_old_file_and_the_next_run_cleans_up(tmp_path, mea
             return plain(self, target, mean, n_cells)
         helpers.RecentredCells.sample = slow
         helpers.write_prediction(path, means, cells, mode="disk")
-        """, path)
+        """,
+        path,
+    )
     while "halfway" not in process.stdout.readline():
         assert process.poll() is None
     process.kill()
@@ -234,11 +245,10 @@ def test_what_is_not_a_folder_cannot_be_written_to(means, predictor, tmp_path):
     with pytest.raises(DataError, match=r"p\.h5ad: could not be written"):
         helpers.write_prediction(tmp_path / "file" / "p.h5ad", means, predictor.cells)
     with pytest.raises(DataError, match=r"p\.csv: could not be written"):
-        helpers.write_proportions(tmp_path / "file" / "p.csv", pd.DataFrame(columns=helpers.STATES))
+        helpers.write_proportions(tmp_path / "file" / "p.csv", pd.DataFrame(columns=CRUNCH.states))
 
 
 def test_proportions_file_has_exactly_the_scorers_columns(tmp_path):
-    shares = pd.DataFrame(
-        {"pre_adipo": [0.5], "adipo": [0.3], "lipo": [0.1], "other": [0.2]}, index=pd.Index(["T"]))
+    shares = pd.DataFrame({"pre_adipo": [0.5], "adipo": [0.3], "lipo": [0.1], "other": [0.2]}, index=pd.Index(["T"]))
     helpers.write_proportions(tmp_path / "p.csv", shares)
     assert (tmp_path / "p.csv").read_text() == "gene,pre_adipo,adipo,lipo,other\nT,0.5,0.3,0.1,0.2\n"

@@ -6,11 +6,12 @@ import pandas as pd
 import pytest
 
 import helpers
+from contract import OBESITY_1 as CRUNCH
 from helpers import DataError
 
 
 def test_everything_is_read_and_labelled(challenge):
-    assert challenge.obs.columns.tolist() == ["gene", *helpers.STATES]
+    assert challenge.obs.columns.tolist() == ["gene", *CRUNCH.states]
     assert len(challenge.obs) == 1500
     assert len(challenge.genes) == 240
     assert len(challenge.perturbations) == 14
@@ -29,8 +30,8 @@ def test_orders_of_the_files_are_kept(challenge, demo_folder):
 
 
 def test_local_truth_is_optional(folder):
-    (folder / helpers.LOCAL_TRUTH_FILE).unlink()
-    (folder / helpers.LOCAL_PROPORTIONS_FILE).unlink()
+    (folder / CRUNCH.local_truth_file).unlink()
+    (folder / CRUNCH.local_proportions_file).unlink()
     challenge = helpers.load_challenge(folder)
     assert challenge.local_truth_path is None
     assert challenge.local_proportions is None
@@ -38,8 +39,13 @@ def test_local_truth_is_optional(folder):
 
 @pytest.mark.parametrize(
     "name",
-    [helpers.TRAIN_FILE, helpers.PROPORTIONS_FILE, "signature_genes.csv", "predict_perturbations.txt",
-     "genes_to_predict.txt"],
+    [
+        CRUNCH.train_file,
+        CRUNCH.proportions_file,
+        "signature_genes.csv",
+        "predict_perturbations.txt",
+        "genes_to_predict.txt",
+    ],
 )
 def test_missing_file_is_named(folder, name):
     (folder / name).unlink()
@@ -48,15 +54,15 @@ def test_missing_file_is_named(folder, name):
 
 
 def test_truncated_h5ad(folder):
-    path = folder / helpers.TRAIN_FILE
+    path = folder / CRUNCH.train_file
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(DataError, match=r"obesity_challenge_1\.h5ad: not a readable HDF5 file"):
         helpers.load_challenge(folder)
 
 
 def rewrite(folder, change):
-    adata = ad.read_h5ad(folder / helpers.TRAIN_FILE)
-    change(adata).write_h5ad(folder / helpers.TRAIN_FILE)
+    adata = ad.read_h5ad(folder / CRUNCH.train_file)
+    change(adata).write_h5ad(folder / CRUNCH.train_file)
 
 
 def test_no_control_cells(folder):
@@ -76,7 +82,7 @@ def test_missing_column_lists_those_there_are(folder):
 
 
 def test_duplicated_genes_of_var(folder):
-    with h5py.File(folder / helpers.TRAIN_FILE, "r+") as file:
+    with h5py.File(folder / CRUNCH.train_file, "r+") as file:
         names = file["var"][file["var"].attrs["_index"]]
         names[1] = names[0]
         duplicated = names[0].decode()
@@ -106,7 +112,7 @@ def test_duplicated_and_empty_lists(folder, name):
 
 
 def test_proportions_by_name_and_complete(folder, challenge):
-    path = folder / helpers.PROPORTIONS_FILE
+    path = folder / CRUNCH.proportions_file
     table = pd.read_csv(path)
     table.iloc[::-1].to_csv(path, index=False)
     pd.testing.assert_frame_equal(helpers.load_challenge(folder).proportions.iloc[::-1], challenge.proportions)

@@ -6,6 +6,7 @@ import pytest
 
 import helpers
 from helpers import DataError
+from method import Predictor
 
 NAMES = {"local_train.h5ad", "local_test_eval.h5ad", "local_test_perturbated_genes.txt"}
 
@@ -51,7 +52,7 @@ def test_the_split_can_be_scored(challenge, tmp_path):
     obs, genes = helpers.read_labels(tmp_path / "local_train.h5ad", ["gene"])
     pool = helpers.read_cells(tmp_path / "local_train.h5ad", helpers.pool_rows(obs, 0))
     files = tmp_path / "p.h5ad", tmp_path / "p.csv"
-    helpers.Predictor.default().fit(stats, challenge.proportions, pool).write(*files, names, genes)
+    Predictor.default().fit(stats, challenge.proportions, pool).write(*files, names, genes)
     challenge.proportions.loc[names].to_csv(tmp_path / "truth.csv")
     table = helpers.score(*files, tmp_path / "local_test_eval.h5ad", tmp_path / "truth.csv")
     assert table["perturbation"].nunique() == 2

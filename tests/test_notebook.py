@@ -16,12 +16,15 @@ from crunch_convert.notebook import extract_from_file
 from nbclient import NotebookClient
 
 import helpers
+from contract import OBESITY_1 as CRUNCH
+from contract import TRAVELLING
+from method import MODEL_FILE
 from workbench import bundle, demo
 from workbench.hub import environment, serve, write_project
 from workbench.validate import validate_method_description, validate_prediction_folder
 
 ROOT = Path(helpers.__file__).parent
-CRUNCH = Path(sys.executable).with_name("crunch")
+CLIENT = Path(sys.executable).with_name("crunch")
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +33,11 @@ def converted():
 
 
 def top_level(source):
-    return [node for node in ast.parse(source).body if not (
-        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))]
+    return [
+        node
+        for node in ast.parse(source).body
+        if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+    ]
 
 
 def test_notebook_converts_with_no_warning_and_keeps_only_what_it_should(converted):
@@ -49,10 +55,13 @@ def test_notebook_converts_with_no_warning_and_keeps_only_what_it_should(convert
 
 def test_requirements_of_the_conversion_are_those_of_helpers(converted):
     """The platform installs what the notebook imports, so it must import what helpers.py needs."""
-    tree = ast.parse((ROOT / "helpers.py").read_text())
-    needed = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    needed |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    needed = {name.split(".")[0] for name in needed} - set(sys.stdlib_module_names)
+    needed = set()
+    for name in TRAVELLING:
+        tree = ast.parse((ROOT / name).read_text())
+        needed |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        needed |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    project = {name.removesuffix(".py") for name in TRAVELLING}
+    needed = {name.split(".")[0] for name in needed} - set(sys.stdlib_module_names) - project
     found = {requirement.alias for requirement in converted.requirements}
     assert found == needed - {"threadpoolctl", "zarr"}, "these come with scikit-learn and anndata"
 
@@ -92,9 +101,14 @@ def test_executed_notebook_leaves_a_valid_submission_and_a_report(executed):
     challenge = helpers.load_challenge(folder / "data")
     targets = challenge.local_proportions.index
     assert validate_prediction_folder(folder / "prediction", targets, challenge.genes_to_predict) == []
-    assert (folder / "resources" / helpers.MODEL_FILE).exists()
-    pictures = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
-                if "image/png" in output.get("data", {})]
+    assert (folder / "resources" / MODEL_FILE).exists()
+    pictures = [
+        output
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if "image/png" in output.get("data", {})
+    ]
     assert len(pictures) == 5
     html = report.read_text()
     assert html.count('src="data:image/png;base64') == 5
@@ -104,7 +118,8 @@ def test_executed_notebook_leaves_a_valid_submission_and_a_report(executed):
 
 def test_the_real_client_ran_and_said_so(executed):
     said = "".join(
-        output.get("text", "") for cell in executed[2].cells if cell.cell_type == "code" for output in cell.outputs)
+        output.get("text", "") for cell in executed[2].cells if cell.cell_type == "code" for output in cell.outputs
+    )
     assert "running local test" in said
     assert "executing - command=train" in said
     assert "executing - command=infer" in said
@@ -114,8 +129,14 @@ def test_the_real_client_ran_and_said_so(executed):
 
 def crunch(arguments, folder, hub):
     return subprocess.run(
-        [CRUNCH, *arguments], cwd=folder, env={**os.environ, **environment(hub)}, capture_output=True, text=True,
-        check=False, timeout=600)
+        [CLIENT, *arguments],
+        cwd=folder,
+        env={**os.environ, **environment(hub)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +159,16 @@ def test_bundle_converts_to_a_main_that_runs_with_the_extracted_helpers(bundled,
     assert tested.returncode == 0, tested.stderr
     assert (folder / "helpers.py").read_text().strip() == (ROOT / "helpers.py").read_text().strip()
     names = {path.name for path in folder.iterdir()} - {"__pycache__"}
-    assert names == {"notebook.ipynb", "main.py", "helpers.py", "Method description.md", ".crunchdao", "data",
-                     "prediction", "resources"}
+    assert names == {
+        "notebook.ipynb",
+        "main.py",
+        "helpers.py",
+        "Method description.md",
+        ".crunchdao",
+        "data",
+        "prediction",
+        "resources",
+    }
     targets = challenge.local_proportions.index
     assert validate_prediction_folder(folder / "prediction", targets, challenge.genes_to_predict) == []
 
@@ -151,9 +180,9 @@ def test_push_lists_what_would_be_sent(bundled):
         done = crunch(["push", "--dry", "--message", "test"], folder, hub)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
-    for name in ("main.py", "helpers.py", "Method description.md", "requirements.txt", helpers.MODEL_FILE):
+    for name in ("main.py", "helpers.py", "Method description.md", "requirements.txt", MODEL_FILE):
         assert name in said
-    assert helpers.TRAIN_FILE not in said
+    assert CRUNCH.train_file not in said
     assert "dry run, not uploading files" in said
 
 
@@ -163,9 +192,11 @@ def test_bundle_runs_on_an_empty_machine(demo_folder, tmp_path, monkeypatch):
     notebook = bundle.bundle()
     (tmp_path / "data").symlink_to(demo_folder)  # in place of the demo data that it would make: to save time
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert (tmp_path / "prediction" / helpers.PREDICTION_FILE).exists()
-    origin = NotebookClient(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(
-        "import helpers; print(helpers.__file__)")]), resources={"metadata": {"path": str(tmp_path)}})
+    assert (tmp_path / "prediction" / CRUNCH.prediction_file).exists()
+    origin = NotebookClient(
+        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import helpers; print(helpers.__file__)")]),
+        resources={"metadata": {"path": str(tmp_path)}},
+    )
     assert origin.execute().cells[0].outputs[0]["text"].strip() == str(tmp_path / "helpers.py")
 
 
@@ -186,10 +217,24 @@ def test_real_cells_under_the_real_client(real_folder, tmp_path):
     challenge = helpers.load_challenge(real_folder)
     targets = challenge.local_proportions.index
     assert validate_prediction_folder(tmp_path / "prediction", targets, challenge.genes_to_predict) == []
-    assert ad.read_h5ad(tmp_path / "prediction" / helpers.PREDICTION_FILE).n_obs == 500
+    assert ad.read_h5ad(tmp_path / "prediction" / CRUNCH.prediction_file).n_obs == 500
     done = subprocess.run(
-        [sys.executable, "-m", "workbench.compare", real_folder, tmp_path / "prediction", "--sigma", "calibrated",
-         "--out", tmp_path / "table.csv"], cwd=ROOT, capture_output=True, text=True, check=True)
+        [
+            sys.executable,
+            "-m",
+            "workbench.compare",
+            real_folder,
+            tmp_path / "prediction",
+            "--sigma",
+            "calibrated",
+            "--out",
+            tmp_path / "table.csv",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "your prediction" in done.stdout
     table = pd.read_csv(tmp_path / "table.csv").groupby(["method", "metric"])["value"].mean()
     assert table["PCA-ridge (starter)", "mmd"] > 1 > 5 * table["your prediction", "mmd"]

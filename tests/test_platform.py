@@ -10,7 +10,10 @@ import pytest
 from conftest import run_infer
 
 import helpers
+import method
+from contract import OBESITY_1 as CRUNCH
 from helpers import DataError
+from method import EXPECTED_FILE, MODEL_FILE, Predictor
 from workbench.validate import validate_prediction_folder, validate_submission
 
 
@@ -29,7 +32,7 @@ def test_a_trained_model_needs_nothing_else_and_the_files_are_valid(files, chall
 def test_empty_resources_trains_first_and_gives_the_same(folder, files, challenge, tmp_path):
     resources = tmp_path / "resources"
     again = run_infer(folder, resources, tmp_path / "p", challenge.targets, challenge.genes_to_predict)
-    assert (resources / helpers.MODEL_FILE).exists()
+    assert (resources / MODEL_FILE).exists()
     np.testing.assert_array_equal(ad.read_h5ad(again[0]).X, ad.read_h5ad(files[0]).X)
     assert again[1].read_bytes() == files[1].read_bytes()
 
@@ -63,20 +66,20 @@ def test_one_thread_and_many_give_the_same_bits(folder, files, challenge, tmp_pa
 def test_every_method_survives_saving(stats, challenge, tmp_path):
     pool = helpers.read_cells(challenge.train_path, np.arange(150))
     methods = [
-        helpers.Predictor(helpers.PCARidge(4, 0.2), helpers.PCARidge(3), helpers.GaussianCells(7)),
-        helpers.Predictor(helpers.ControlMean(), helpers.ControlMean(), helpers.RecentredCells(12)),
-        helpers.Predictor(helpers.PerturbedMean(), helpers.PerturbedMean(), helpers.RecentredCells()),
-        helpers.Predictor.default(),
+        Predictor(helpers.PCARidge(4, 0.2), helpers.PCARidge(3), helpers.GaussianCells(7)),
+        Predictor(helpers.ControlMean(), helpers.ControlMean(), helpers.RecentredCells(12)),
+        Predictor(helpers.PerturbedMean(), helpers.PerturbedMean(), helpers.RecentredCells()),
+        Predictor.default(),
     ]
     targets = challenge.targets[challenge.targets.isin(challenge.genes)][:3]
-    for i, method in enumerate(methods):
-        method.fit(stats, challenge.proportions, pool).save(tmp_path / f"{i}.h5")
-        loaded = helpers.Predictor.load(tmp_path / f"{i}.h5")
+    for i, predictor in enumerate(methods):
+        predictor.fit(stats, challenge.proportions, pool).save(tmp_path / f"{i}.h5")
+        loaded = Predictor.load(tmp_path / f"{i}.h5")
         for part in ("expression", "proportions"):
-            a, b = getattr(method, part), getattr(loaded, part)
+            a, b = getattr(predictor, part), getattr(loaded, part)
             assert a.get_params() == b.get_params()
             pd.testing.assert_frame_equal(a.predict(targets), b.predict(targets), check_names=False)
-        a, b = (m.cells.for_genes(challenge.genes).sample("T", np.zeros(240), 9) for m in (method, loaded))
+        a, b = (m.cells.for_genes(challenge.genes).sample("T", np.zeros(240), 9) for m in (predictor, loaded))
         np.testing.assert_array_equal(a, b)
 
 
@@ -86,7 +89,7 @@ def test_the_model_file_holds_no_pickle(trained):
             assert item.dtype.kind in "fiO", name
             assert item.dtype.kind != "O" or h5py.check_string_dtype(item.dtype), name
 
-    with h5py.File(trained / helpers.MODEL_FILE) as file:
+    with h5py.File(trained / MODEL_FILE) as file:
         file.visititems(check)
 
 
@@ -125,7 +128,7 @@ def test_old_model_of_other_data(trained, tmp_path):
 
 @pytest.mark.parametrize("damage", ["truncated", "other version", "not HDF5", "part missing"])
 def test_model_file_that_cannot_be_used(trained, challenge, damage, tmp_path):
-    path = shutil.copytree(trained, tmp_path / "resources") / helpers.MODEL_FILE
+    path = shutil.copytree(trained, tmp_path / "resources") / MODEL_FILE
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:2000])
     elif damage == "not HDF5":
@@ -142,13 +145,13 @@ def test_model_file_that_cannot_be_used(trained, challenge, damage, tmp_path):
 
 def test_failed_training_keeps_the_old_model(folder, trained, tmp_path):
     resources = shutil.copytree(trained, tmp_path / "resources")
-    before = (resources / helpers.MODEL_FILE).read_bytes()
-    with h5py.File(folder / helpers.TRAIN_FILE, "r+") as file:
+    before = (resources / MODEL_FILE).read_bytes()
+    with h5py.File(folder / CRUNCH.train_file, "r+") as file:
         file["X/data"][5] = np.nan
     with pytest.raises(DataError, match="NaN"):
-        helpers.train(str(folder), str(resources))
-    assert (resources / helpers.MODEL_FILE).read_bytes() == before
-    assert {path.name for path in resources.iterdir()} == {helpers.MODEL_FILE, helpers.EXPECTED_FILE}
+        method.train(str(folder), str(resources))
+    assert (resources / MODEL_FILE).read_bytes() == before
+    assert {path.name for path in resources.iterdir()} == {MODEL_FILE, EXPECTED_FILE}
 
 
 def test_read_only_resources_cost_a_warning_and_no_prediction(folder, files, challenge, tmp_path):
@@ -159,26 +162,27 @@ def test_read_only_resources_cost_a_warning_and_no_prediction(folder, files, cha
 
 
 def test_dense_x_and_no_layers(folder, files, challenge, tmp_path):
-    adata = ad.read_h5ad(folder / helpers.TRAIN_FILE)
+    adata = ad.read_h5ad(folder / CRUNCH.train_file)
     adata.X = adata.X.toarray()
     adata.layers.clear()
-    adata.write_h5ad(folder / helpers.TRAIN_FILE)
+    adata.write_h5ad(folder / CRUNCH.train_file)
     dense = run_infer(folder, tmp_path / "r", tmp_path / "p", challenge.targets, challenge.genes_to_predict)
     np.testing.assert_array_equal(ad.read_h5ad(dense[0]).X, ad.read_h5ad(files[0]).X)
 
 
 def test_perturbation_with_one_cell(folder, challenge, tmp_path):
-    adata = ad.read_h5ad(folder / helpers.TRAIN_FILE)
+    adata = ad.read_h5ad(folder / CRUNCH.train_file)
     lost = challenge.perturbations[0]
     rows = np.flatnonzero(adata.obs["gene"] == lost)[1:]
-    adata[np.setdiff1d(np.arange(adata.n_obs), rows)].copy().write_h5ad(folder / helpers.TRAIN_FILE)
+    adata[np.setdiff1d(np.arange(adata.n_obs), rows)].copy().write_h5ad(folder / CRUNCH.train_file)
     files = run_infer(folder, tmp_path / "r", tmp_path / "p", challenge.targets, challenge.genes_to_predict)
     assert validate_submission(*files, challenge.targets, challenge.genes_to_predict) == []
 
 
 def test_number_of_cells_is_an_option(trained, challenge, tmp_path):
-    prediction, _ = run_infer("", trained, tmp_path, challenge.targets[:2], challenge.genes_to_predict,
-                              cells_per_perturbation=130)
+    prediction, _ = run_infer(
+        "", trained, tmp_path, challenge.targets[:2], challenge.genes_to_predict, cells_per_perturbation=130
+    )
     assert ad.read_h5ad(prediction).obs["gene"].value_counts().tolist() == [130, 130]
 
 
@@ -186,8 +190,9 @@ def test_real_cells(real_folder, tmp_path):
     challenge = helpers.load_challenge(real_folder)
     files = run_infer(real_folder, tmp_path / "r", tmp_path / "p", challenge.targets, challenge.genes_to_predict)
     assert validate_submission(*files, challenge.targets, challenge.genes_to_predict) == []
-    table = helpers.score(*files, challenge.local_truth_path, real_folder / helpers.LOCAL_PROPORTIONS_FILE,
-                          sigma="calibrated")
+    table = helpers.score(
+        *files, challenge.local_truth_path, real_folder / CRUNCH.local_proportions_file, sigma="calibrated"
+    )
     summary = helpers.summarise_scores(table)["mean"]
     assert summary["mmd"] < 0.15, "near-identical cells cost more than 1"
     assert summary["l1_distance"] < 0.12

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 import helpers
-from helpers import FeatureTable, GeneKnowledge
+from knowledge import FeatureTable, GeneKnowledge, numeric_table, symbol_table
+from response import ResponseModel, _loo_pearson
 
 
 def screen(n=60, genes=150, noise=1.0, seed=0):
@@ -19,18 +20,18 @@ def screen(n=60, genes=150, noise=1.0, seed=0):
 
 def held_out_pearson(responses, tables, n_test=20):
     train, test = responses[n_test:], responses[:n_test]
-    model = helpers.ResponseModel().fit(train, knowledge=GeneKnowledge(tables))
+    model = ResponseModel().fit(train, knowledge=GeneKnowledge(tables))
     predicted = model.predict(test.index)
     return np.mean([helpers.pearson_delta(test.loc[g], predicted.loc[g], train.mean()) for g in test.index])
 
 
 def test_it_learns_from_the_right_table_and_not_from_the_wrong_one():
     responses, features = screen()
-    right = {"right": helpers.numeric_table(features)}
-    wrong = {"wrong": helpers.numeric_table(features.set_axis(np.random.default_rng(1).permutation(features.index)))}
+    right = {"right": numeric_table(features)}
+    wrong = {"wrong": numeric_table(features.set_axis(np.random.default_rng(1).permutation(features.index)))}
     assert held_out_pearson(responses, right) > 0.6
     assert abs(held_out_pearson(responses, wrong)) < 0.15
-    both = helpers.ResponseModel().fit(responses[20:], knowledge=GeneKnowledge(right | wrong))
+    both = ResponseModel().fit(responses[20:], knowledge=GeneKnowledge(right | wrong))
     assert both.weights_["right"] > 5 * both.weights_["wrong"]
     assert held_out_pearson(responses, right | wrong) > 0.55
 
@@ -48,7 +49,7 @@ def test_leave_one_out_is_what_refitting_without_each_row_gives():
         dual = np.linalg.solve(total[np.ix_(others, others)] + np.eye(11), rows[others])
         predicted = total[i, others] @ dual
         hits.append(predicted @ rows[i] / np.sqrt(predicted @ predicted * (rows[i] @ rows[i])))
-    value, _ = helpers._loo_pearson(log_weights, kernels, rows @ rows.T, 0.0)
+    value, _ = _loo_pearson(log_weights, kernels, rows @ rows.T, 0.0)
     assert -value == pytest.approx(np.mean(hits), abs=1e-10)
 
 
@@ -60,10 +61,12 @@ def test_gradient_of_leave_one_out():
         kernels.append(half @ half.T)
     at = rng.normal(size=3)
     arguments = np.array(kernels), rows @ rows.T, 0.05
-    _, gradient = helpers._loo_pearson(at, *arguments)
+    _, gradient = _loo_pearson(at, *arguments)
     step = 1e-6
-    numeric = [(helpers._loo_pearson(at + step * e, *arguments)[0] - helpers._loo_pearson(at - step * e, *arguments)[0])
-               / (2 * step) for e in np.eye(3)]
+    numeric = [
+        (_loo_pearson(at + step * e, *arguments)[0] - _loo_pearson(at - step * e, *arguments)[0]) / (2 * step)
+        for e in np.eye(3)
+    ]
     np.testing.assert_allclose(gradient, numeric, atol=1e-7)
 
 
@@ -71,8 +74,8 @@ def test_noise_is_chosen_by_leave_one_out_per_component():
     rng = np.random.default_rng(2)
     half = rng.normal(size=(15, 4))
     kernel, rows = half @ half.T, rng.normal(size=(15, 40))
-    _, coefficients, variance = helpers._response_components(rows @ rows.T, 6)
-    _, left_out = helpers._best_noise(kernel, coefficients, variance, np.diag(rows @ rows.T))
+    _, coefficients, variance = response._response_components(rows @ rows.T, 6)
+    _, left_out = response._best_noise(kernel, coefficients, variance, np.diag(rows @ rows.T))
     best = -np.inf
     for rho in (0.02, 0.1, 0.5, 2.0):
         for tau in 2.0 ** np.arange(-6, 6):
@@ -82,8 +85,9 @@ def test_noise_is_chosen_by_leave_one_out_per_component():
                     others = np.delete(np.arange(15), i)
                     system = kernel[np.ix_(others, others)] + ratio * np.eye(14)
                     found[i, k] = kernel[i, others] @ np.linalg.solve(system, coefficients[others, k])
-            score = np.mean((found * coefficients).sum(axis=1)
-                            / (np.linalg.norm(found, axis=1) * np.linalg.norm(rows, axis=1)))
+            score = np.mean(
+                (found * coefficients).sum(axis=1) / (np.linalg.norm(found, axis=1) * np.linalg.norm(rows, axis=1))
+            )
             if score > best:
                 best, expected = score, found
     np.testing.assert_allclose(left_out, expected, atol=1e-10)
@@ -92,9 +96,9 @@ def test_noise_is_chosen_by_leave_one_out_per_component():
 def test_gene_in_one_table_of_two_is_predicted_from_it():
     responses, features = screen(noise=0.5)
     part = features.drop(index=features.index[5:10])
-    model = helpers.ResponseModel().fit(
-        responses[20:], knowledge=GeneKnowledge(
-            {"a": helpers.numeric_table(part), "b": helpers.numeric_table(features.iloc[:, :2])}))
+    model = ResponseModel().fit(
+        responses[20:], knowledge=GeneKnowledge({"a": numeric_table(part), "b": numeric_table(features.iloc[:, :2])})
+    )
     predicted = model.predict(responses.index[5:10])
     assert (predicted.std(axis=1) > 0).all()
     assert not np.allclose(predicted.iloc[0], predicted.iloc[1])
@@ -103,7 +107,7 @@ def test_gene_in_one_table_of_two_is_predicted_from_it():
 def test_unknown_target_gets_the_common_direction_and_one_warning():
     responses, features = screen()
     shifted = responses + 3 * np.random.default_rng(5).normal(size=150) * (np.arange(60) % 3 > 0)[:, None]
-    model = helpers.ResponseModel().fit(shifted, knowledge=GeneKnowledge({"t": helpers.numeric_table(features)}))
+    model = ResponseModel().fit(shifted, knowledge=GeneKnowledge({"t": numeric_table(features)}))
     with pytest.warns(UserWarning, match="nothing is known of 2 of 3 targets.*: X, Y") as caught:
         predicted = model.predict(["X", "K3", "Y"])
     assert len(caught) == 1
@@ -113,12 +117,12 @@ def test_unknown_target_gets_the_common_direction_and_one_warning():
 
 def test_order_of_rows_columns_and_tables_does_not_matter():
     responses, features = screen(30)
-    tables = {"a": helpers.numeric_table(features), "b": helpers.symbol_table(features.index)}
+    tables = {"a": numeric_table(features), "b": symbol_table(features.index)}
     rng = np.random.default_rng(0)
     shuffled = responses.iloc[rng.permutation(30), rng.permutation(150)]
     turned = dict(reversed(tables.items()))
-    one = helpers.ResponseModel().fit(responses, knowledge=GeneKnowledge(tables)).predict(["K4", "K20"])
-    other = helpers.ResponseModel().fit(shuffled, knowledge=GeneKnowledge(turned)).predict(["K20", "K4"])
+    one = ResponseModel().fit(responses, knowledge=GeneKnowledge(tables)).predict(["K4", "K20"])
+    other = ResponseModel().fit(shuffled, knowledge=GeneKnowledge(turned)).predict(["K20", "K4"])
     pd.testing.assert_frame_equal(one, other.loc[one.index, one.columns], atol=1e-3, rtol=0)
 
 
@@ -129,11 +133,11 @@ def test_noisy_knock_outs_count_less():
     noisy = responses.copy()
     noisy.loc[bad] += np.random.default_rng(0).normal(0, 8, (15, 150))
     n_cells[bad] = 2
-    tables = {"t": helpers.numeric_table(features)}
+    tables = {"t": numeric_table(features)}
     truth, test = responses.iloc[30:], responses.index[30:]
     scores = []
     for weights in (n_cells[:30], None):
-        model = helpers.ResponseModel().fit(noisy[:30], n_cells=weights, knowledge=GeneKnowledge(tables))
+        model = ResponseModel().fit(noisy[:30], n_cells=weights, knowledge=GeneKnowledge(tables))
         predicted = model.predict(test)
         scores.append(np.mean([np.corrcoef(predicted.loc[g], truth.loc[g])[0, 1] for g in test]))
     assert scores[0] > scores[1]
@@ -142,7 +146,7 @@ def test_noisy_knock_outs_count_less():
 @pytest.mark.parametrize("n", [1, 2])
 def test_one_or_two_perturbations_predict_their_mean(n):
     responses, features = screen(10)
-    model = helpers.ResponseModel().fit(responses[:n], knowledge=GeneKnowledge({"t": helpers.numeric_table(features)}))
+    model = ResponseModel().fit(responses[:n], knowledge=GeneKnowledge({"t": numeric_table(features)}))
     with pytest.warns(UserWarning, match="nothing is known"):
         predicted = model.predict(["NEW"])
     np.testing.assert_allclose(predicted.loc["NEW"], responses[:n].mean())
@@ -151,13 +155,13 @@ def test_one_or_two_perturbations_predict_their_mean(n):
 def test_perturbations_that_are_all_alike_predict_their_mean():
     responses, features = screen(10)
     responses.iloc[:] = responses.iloc[0].to_numpy()
-    model = helpers.ResponseModel().fit(responses, knowledge=GeneKnowledge({"t": helpers.numeric_table(features)}))
+    model = ResponseModel().fit(responses, knowledge=GeneKnowledge({"t": numeric_table(features)}))
     np.testing.assert_allclose(model.predict(["K3"]).loc["K3"], responses.iloc[0])
 
 
 def test_no_table_at_all_and_no_target_known():
     responses, _ = screen(20)
-    model = helpers.ResponseModel().fit(responses)
+    model = ResponseModel().fit(responses)
     assert "constant" in model.weights_.index
     with pytest.warns(UserWarning, match="nothing is known of 1 of 1"):
         assert np.isfinite(model.predict(["NEW"])).all(axis=None)
@@ -166,14 +170,15 @@ def test_no_table_at_all_and_no_target_known():
 def test_expected_error_and_pearson_rank_the_true_ones():
     responses, features = screen(200, noise=1.5, seed=3)
     size = np.linspace(0.2, 2.0, 200)[:, None]
-    table = helpers.numeric_table(features * size)
+    table = numeric_table(features * size)
     plain = FeatureTable(table.genes, helpers.sp.csr_matrix((features * size).to_numpy()))
     weak = responses * 1.0
     weak.iloc[:] = (features * size).to_numpy() @ np.random.default_rng(0).normal(size=(5, 150)) + 2 * (
-        np.random.default_rng(1).normal(size=(200, 150)))
+        np.random.default_rng(1).normal(size=(200, 150))
+    )
     order = np.random.default_rng(2).permutation(200)
     train, test = weak.iloc[order[:140]], weak.iloc[order[140:]]
-    model = helpers.ResponseModel().fit(train, knowledge=GeneKnowledge({"t": plain}))
+    model = ResponseModel().fit(train, knowledge=GeneKnowledge({"t": plain}))
     expected, predicted = model.predict_scale(test.index), model.predict(test.index)
     pearson = [helpers.pearson_delta(test.loc[g], predicted.loc[g], model.reference_) for g in test.index]
     assert helpers.scipy.stats.spearmanr(expected["pearson"], pearson).statistic > 0.5
@@ -185,11 +190,11 @@ def test_own_response_leaves_the_own_knock_out_apart():
     """A gene that only its own knock-out moves has no response of its own in the table."""
     rng = np.random.default_rng(0)
     residuals = rng.normal(size=(8, 12))
-    responses = pd.DataFrame(residuals, index=[f"G{i}" for i in range(8)], columns=[f"G{i}" for i in range(12)])
     residuals[:, 3] = 0.0
     residuals[3, 3] = 5.0
-    assert not helpers._own_responses(residuals, responses).known(["G3"])[0]
-    assert helpers._own_responses(residuals, responses).known(["G4"])[0]
+    responses = pd.DataFrame(residuals, index=[f"G{i}" for i in range(8)], columns=[f"G{i}" for i in range(12)])
+    assert not response._own_responses(responses).known(["G3"])[0]
+    assert response._own_responses(responses).known(["G4"])[0]
 
 
 def test_a_template_that_holds_needs_no_training_of_its_kind():
@@ -199,18 +204,18 @@ def test_a_template_that_holds_needs_no_training_of_its_kind():
     names, genes = [f"K{i}" for i in range(50)], [f"G{i}" for i in range(80)]
     responses = pd.DataFrame(3 * loadings @ basis + rng.normal(0, 2, (50, 80)), index=names, columns=genes)
     template = pd.DataFrame(loadings, index=names), pd.DataFrame(basis, columns=genes)
-    model = helpers.ResponseModel().fit(responses[:25], knowledge=GeneKnowledge({}, template))
-    assert model.template_weight_[0] == pytest.approx(3, rel=0.15)
+    model = ResponseModel().fit(responses[:25], knowledge=GeneKnowledge({}, template))
+    assert model.template_weight_ == pytest.approx(3, rel=0.15)
     predicted, truth = model.predict(names[25:]), responses[25:]
     assert np.mean([np.corrcoef(predicted.loc[g], truth.loc[g])[0, 1] for g in names[25:]]) > 0.8
     wrong = template[0].set_axis(rng.permutation(names)), template[1]
-    assert helpers.ResponseModel().fit(responses[:25], knowledge=GeneKnowledge({}, wrong)).template_weight_[0] < 0.3
+    assert ResponseModel().fit(responses[:25], knowledge=GeneKnowledge({}, wrong)).template_weight_ < 0.3
     against = -template[0], template[1]
-    assert helpers.ResponseModel().fit(responses[:25], knowledge=GeneKnowledge({}, against)).template_weight_[0] == 0
+    assert ResponseModel().fit(responses[:25], knowledge=GeneKnowledge({}, against)).template_weight_ == 0
 
 
 def test_a_response_without_a_name_is_no_gene():
     responses, features = screen(20)
     responses.columns = ["", *responses.columns[1:]]
-    model = helpers.ResponseModel().fit(responses, knowledge=GeneKnowledge({"t": helpers.numeric_table(features)}))
+    model = ResponseModel().fit(responses, knowledge=GeneKnowledge({"t": numeric_table(features)}))
     assert model.predict_scale(["K1", "NEW"]).index.tolist() == ["K1", "NEW"]

@@ -13,7 +13,8 @@ from crunch.runner.unstructured import RunnerContext, RunnerExecutorContext, Use
 from crunch.unstructured import RunnerModule, deduce_code_loader
 from crunch.utils import smart_call
 
-from workbench.hub import COMPETITION, PLATFORM
+from contract import OBESITY_1 as CRUNCH
+from workbench.hub import PLATFORM
 
 LOCAL, CLOUD = ["ZBTB20", "CHD4"], ["PPARG", "CEBPA", "KLF4"]  # neither is sorted
 GENES = ["PLIN1", "ADIPOQ", "LPL", "FABP4"]
@@ -83,7 +84,7 @@ class Context(RunnerContext):
 @pytest.fixture(scope="module")
 def runner():
     source = f"local://{PLATFORM}"
-    return RunnerModule.load(deduce_code_loader(competition_name=COMPETITION, file_name="runner", source=source))
+    return RunnerModule.load(deduce_code_loader(competition_name=CRUNCH.name, file_name="runner", source=source))
 
 
 @pytest.fixture

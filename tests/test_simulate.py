@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
+from contract import OBESITY_1 as CRUNCH
 from workbench import simulate as module
-from workbench.simulate import FILES, LOCAL_TRUTH, OBS, TRAINING, simulate
+from workbench.simulate import FILES, OBS, simulate
 
 SMALL = {"cells": 3000, "genes": 150, "perturbations": 20, "seed": 5}
 TINY = {"cells": 300, "genes": 60, "perturbations": 3}
@@ -31,12 +32,12 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def train(made):
-    return ad.read_h5ad(made / "data" / TRAINING)
+    return ad.read_h5ad(made / "data" / CRUNCH.train_file)
 
 
 @pytest.fixture(scope="module")
 def local(made):
-    return ad.read_h5ad(made / "data" / LOCAL_TRUTH)
+    return ad.read_h5ad(made / "data" / CRUNCH.local_truth_file)
 
 
 def names(path):
@@ -46,12 +47,14 @@ def names(path):
 def arrays(folder):
     """Every array and attribute of both h5ad files, and the text of the small ones."""
     found = {name: (folder / name).read_bytes() for name in FILES if not name.endswith("h5ad")}
-    for name in (TRAINING, LOCAL_TRUTH):
+    for name in (CRUNCH.train_file, CRUNCH.local_truth_file):
         with h5py.File(folder / name) as file:
+
             def collect(path, item, name=name):
                 found[name, path, "attributes"] = {key: str(value) for key, value in item.attrs.items()}
                 if isinstance(item, h5py.Dataset):
                     found[name, path] = item[()].tobytes() if item.dtype != object else list(item[()])
+
             file.visititems(collect)
     return found
 
@@ -62,13 +65,16 @@ def test_the_folder_holds_the_seven_files_and_nothing_else_is_left(made):
 
 
 def test_matrices_are_plain_csr_with_the_contract_dtypes(made):
-    with h5py.File(made / "data" / TRAINING) as file:
+    with h5py.File(made / "data" / CRUNCH.train_file) as file:
         assert dict(file.attrs) == {"encoding-type": "anndata", "encoding-version": "0.1.0"}
         for group in (file["X"], file["layers/counts"]):
             assert group.attrs["encoding-type"] == "csr_matrix"
             assert list(group.attrs["shape"]) == [3000, 150]
             assert {name: str(group[name].dtype) for name in group} == {
-                "data": "float64", "indices": "int32", "indptr": "int32"}
+                "data": "float64",
+                "indices": "int32",
+                "indptr": "int32",
+            }
             assert all(group[name].chunks is None and group[name].compression is None for name in group)
         assert np.array_equal(file["X/indices"][:], file["layers/counts/indices"][:])
         assert 0.3 < len(file["X/data"]) / (3000 * 150) < 0.45
@@ -167,7 +173,7 @@ def test_signature_genes_are_higher_in_their_state(made, train):
 
 
 def test_local_truth_is_dense_and_carries_the_centroids_of_the_training_cells(made, train, local):
-    with h5py.File(made / "data" / LOCAL_TRUTH) as file:
+    with h5py.File(made / "data" / CRUNCH.local_truth_file) as file:
         assert (file["X"].dtype, file["X"].shape, file["X"].compression) == (np.float64, (1000, 150), None)
         assert list(file["obs"].attrs["column-order"]) == ["gene"]
     assert isinstance(local.obs["gene"].dtype, pd.CategoricalDtype)
@@ -244,7 +250,8 @@ def test_predictable_share_sets_what_an_oracle_reaches(tmp_path):
 
 def test_counts_are_negative_binomial_of_the_mean_they_should_have():
     model = module._build_model(
-        np.random.default_rng(0), n_genes=200, seen=(2, 0), unseen=(6, 2), n_listed=100, share=0.5)
+        np.random.default_rng(0), n_genes=200, seen=(2, 0), unseen=(6, 2), n_listed=100, share=0.5
+    )
     model = replace(model, loadings=np.zeros_like(model.loadings), target=np.full_like(model.target, -1))
     mean = np.repeat([0.05, 1.0, 3.9, 4.1, 50.0], 40)
     model.loadings[:, -4:] = np.log(mean)[:, None]
@@ -266,14 +273,14 @@ def test_the_same_seed_gives_the_same_arrays_and_another_seed_others(tmp_path, m
     simulate(tmp_path / "c", seed=2, **TINY)
     first, same, other = (arrays(tmp_path / folder) for folder in "abc")
     assert first == same
-    assert first[TRAINING, "X/data"] != other[TRAINING, "X/data"]
+    assert first[CRUNCH.train_file, "X/data"] != other[CRUNCH.train_file, "X/data"]
     assert first["genes_to_predict.txt"] != other["genes_to_predict.txt"]
 
 
 def test_slabs_are_drawn_independently(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SLAB", 60 * 40)
     simulate(tmp_path / "data", **TINY)
-    x = ad.read_h5ad(tmp_path / "data" / TRAINING).X.toarray()
+    x = ad.read_h5ad(tmp_path / "data" / CRUNCH.train_file).X.toarray()
     x -= x.mean(axis=0)
     alike = [np.corrcoef(x[i], x[i + 40])[0, 1] for i in range(200)]  # the same place in the next slab
     assert abs(np.mean(alike)) < 0.1
@@ -281,13 +288,24 @@ def test_slabs_are_drawn_independently(tmp_path, monkeypatch):
 
 def test_counts_can_be_left_out(tmp_path):
     simulate(tmp_path / "data", counts=False, **TINY)
-    assert not ad.read_h5ad(tmp_path / "data" / TRAINING).layers
+    assert not ad.read_h5ad(tmp_path / "data" / CRUNCH.train_file).layers
 
 
-@pytest.mark.parametrize("change", [
-    {"genes": 59}, {"perturbations": 1}, {"cells": 30}, {"unseen": 7}, {"perturbations": 29}, {"listed": 61},
-    {"listed": 5}, {"local_cells": 4}, {"predictable": 1.1}, {"seed": -1},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"genes": 59},
+        {"perturbations": 1},
+        {"cells": 30},
+        {"unseen": 7},
+        {"perturbations": 29},
+        {"listed": 61},
+        {"listed": 5},
+        {"local_cells": 4},
+        {"predictable": 1.1},
+        {"seed": -1},
+    ],
+)
 def test_silly_arguments_are_refused(tmp_path, change):
     with pytest.raises(ValueError):
         simulate(tmp_path / "data", **{**TINY, **change})
@@ -325,8 +343,9 @@ def test_a_failed_run_leaves_nothing(tmp_path, monkeypatch):
 
 def test_a_terminated_run_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_write_small_files", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
-    monkeypatch.setattr(sys, "argv", ["simulate", str(tmp_path / "data"), "--cells", "300", "--genes", "60",
-                                      "--perturbations", "3"])
+    monkeypatch.setattr(
+        sys, "argv", ["simulate", str(tmp_path / "data"), "--cells", "300", "--genes", "60", "--perturbations", "3"]
+    )
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit):
@@ -339,7 +358,7 @@ def test_a_terminated_run_leaves_nothing(tmp_path, monkeypatch):
 def test_what_a_killed_run_left_is_cleared_but_nothing_foreign(tmp_path):
     partial = tmp_path / "data.partial"
     partial.mkdir()
-    (partial / TRAINING).write_text("half")
+    (partial / CRUNCH.train_file).write_text("half")
     simulate(tmp_path / "data", **TINY)
     assert not partial.exists()
     partial.mkdir()
@@ -347,7 +366,7 @@ def test_what_a_killed_run_left_is_cleared_but_nothing_foreign(tmp_path):
     with pytest.raises(FileExistsError, match="thesis"):
         simulate(tmp_path / "data", force=True, **TINY)
     assert (partial / "thesis.txt").exists()
-    assert (tmp_path / "data" / TRAINING).exists()
+    assert (tmp_path / "data" / CRUNCH.train_file).exists()
 
 
 def test_a_full_disk_is_seen_beforehand(tmp_path, monkeypatch):
@@ -358,8 +377,21 @@ def test_a_full_disk_is_seen_beforehand(tmp_path, monkeypatch):
 
 
 def test_command_line(tmp_path):
-    command = [sys.executable, "-m", "workbench.simulate", tmp_path / "data", "--cells", "300", "--genes", "60",
-               "--perturbations", "3", "--answer", tmp_path / "answer.h5", "--seed"]
+    command = [
+        sys.executable,
+        "-m",
+        "workbench.simulate",
+        tmp_path / "data",
+        "--cells",
+        "300",
+        "--genes",
+        "60",
+        "--perturbations",
+        "3",
+        "--answer",
+        tmp_path / "answer.h5",
+        "--seed",
+    ]
     root = Path(__file__).parents[1]
     done = subprocess.run([*command, "7"], cwd=root, capture_output=True, text=True, check=True)
     assert "MB in" in done.stdout

@@ -11,6 +11,7 @@ import pytest
 import scipy.sparse as sp
 
 import helpers
+from contract import OBESITY_1 as CRUNCH
 from helpers import DataError
 
 
@@ -60,7 +61,7 @@ def test_by_state_and_pooled(tiny):
     stats = helpers.perturbation_stats(tiny, by_state=True)
     X = tiny.X.toarray()
     for gene in ("NC", "A", "C"):
-        for state in helpers.STATES:
+        for state in CRUNCH.states:
             cells = X[(tiny.obs["gene"] == gene) & (tiny.obs[state] == 1)]
             assert stats.n_cells[gene, state] == len(cells)
             np.testing.assert_allclose(stats.mean.loc[(gene, state)], cells.mean(axis=0), atol=1e-12)
@@ -91,8 +92,14 @@ def assert_same_bits(one, other):
     pd.testing.assert_series_equal(one.n_cells, other.n_cells)
 
 
-@pytest.mark.parametrize("make", [lambda: ThreadPoolExecutor(1), lambda: ThreadPoolExecutor(7),
-                                  lambda: ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ThreadPoolExecutor(1),
+        lambda: ThreadPoolExecutor(7),
+        lambda: ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")),
+    ],
+)
 def test_every_executor_gives_the_same_bits(challenge, stats, small_tasks, make):
     default = helpers.perturbation_stats(challenge.train_path)
     with make() as executor:

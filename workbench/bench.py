@@ -31,6 +31,8 @@ import psutil
 from threadpoolctl import threadpool_limits
 
 import helpers
+import method
+from contract import OBESITY_1 as CRUNCH
 from workbench.simulate import simulate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,18 +48,24 @@ class Size:
     predicted_genes: int
     repeats: int
 
-    perturbations: int = 122
+    perturbations: int = CRUNCH.n_training
 
 
 SIZES = {
     "quick": Size(5_000, 11_046, 48, 10_238, 1),
-    "small": Size(44_846, 11_046, 2_863, 10_238, 2),
-    "full": Size(88_202, 21_592, 2_863, 10_238, 2),
+    "small": Size(44_846, 11_046, CRUNCH.n_targets, 10_238, 2),
+    "full": Size(88_202, 21_592, CRUNCH.n_targets, 10_238, 2),
     "growth": Size(22_423, 5_523, 716, 5_119, 2),
 }
 AXES = {"cells": ["cells"], "genes": ["genes", "predicted_genes"], "perturbations": ["perturbations", "targets"]}
-GROWTH = [("aggregate", "cells"), ("aggregate", "genes"), ("aggregate", "perturbations"), ("write", "genes"),
-          ("write", "perturbations"), ("score", "perturbations")]  # fmt: skip
+GROWTH = [
+    ("aggregate", "cells"),
+    ("aggregate", "genes"),
+    ("aggregate", "perturbations"),
+    ("write", "genes"),
+    ("write", "perturbations"),
+    ("score", "perturbations"),
+]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The jobs: job -> variant -> function(folder, size). `folder` holds the simulated data folder `data`.
@@ -65,7 +73,7 @@ GROWTH = [("aggregate", "cells"), ("aggregate", "genes"), ("aggregate", "perturb
 
 
 def _train_file(folder: Path) -> Path:
-    return folder / "data" / helpers.TRAIN_FILE
+    return folder / "data" / CRUNCH.train_file
 
 
 def aggregate_starter(folder: Path, size: Size) -> None:
@@ -103,7 +111,7 @@ def read_only(folder: Path, size: Size) -> None:
 
 def train_ours(folder: Path, size: Size) -> None:
     """`train`: statistics, features, response model, base of cells, saved."""
-    helpers.train(str(folder / "data"), str(folder / "resources"))
+    method.train(str(folder / "data"), str(folder / "resources"))
 
 
 def _prediction(size: Size) -> tuple[pd.DataFrame, helpers.RecentredCells]:
@@ -115,7 +123,7 @@ def _prediction(size: Size) -> tuple[pd.DataFrame, helpers.RecentredCells]:
     means = level + generator.normal(0, 0.05, (len(targets), len(genes))).astype(np.float32)
     cells = generator.normal(level, 1.0, (100, len(genes))).clip(0).astype(np.float32)
     pool = ad.AnnData(cells, var=pd.DataFrame(index=genes))
-    return pd.DataFrame(means, targets, genes), helpers.RecentredCells().fit(None, pool)
+    return pd.DataFrame(means, targets, genes), helpers.RecentredCells().fit(pool)
 
 
 def _write_twice(folder: Path, means: pd.DataFrame, cells_of: Callable[[int], np.ndarray]) -> None:
@@ -177,7 +185,7 @@ def _broadcast_mmd(x: np.ndarray, y: np.ndarray) -> float:
     """All pairs of cells at once, cells x cells x genes, as many cells on each side."""
     both, n = np.concatenate([x, y]), len(x)
     distances = ((both[None] - both[:, None]) ** 2).sum(axis=2)
-    kernel = sum(np.exp(-distances / (helpers.SIGMA / 4 * 2**i)) for i in range(5))
+    kernel = sum(np.exp(-distances / (CRUNCH.sigma / 4 * 2**i)) for i in range(5))
     return (kernel[:n, :n] + kernel[n:, n:] - kernel[:n, n:] - kernel[n:, :n]).sum() / n**2
 
 
@@ -254,8 +262,11 @@ JOBS: dict[str, dict[str, Job]] = {  # the first variant is the baseline of `rat
     "score": {"broadcasting": score_broadcasting, "this": score_ours},
 }
 # The library needs 40 GB of memory there, the others an hour and twice the disk.
-NOT_AT_FULL_SIZE = {("aggregate", "library (scanpy, in memory)"), ("write", "starter"),
-                    ("write", "temporary file and copy")}  # fmt: skip
+NOT_AT_FULL_SIZE = {
+    ("aggregate", "library (scanpy, in memory)"),
+    ("write", "starter"),
+    ("write", "temporary file and copy"),
+}
 
 
 def variants_at(job: str, size: str) -> list[str]:
@@ -329,8 +340,13 @@ def run_job(job: str, folder: Path, size: str, variants: list[str]) -> list[dict
         best = min(results, key=lambda result: result["seconds"])
         peak = max(result["peak_gb"] for result in results)
         shape = SIZES[size]
-        row = {"job": job, "variant": variant, "cells": shape.cells, "genes": shape.genes,
-               "perturbations": shape.perturbations}  # fmt: skip
+        row = {
+            "job": job,
+            "variant": variant,
+            "cells": shape.cells,
+            "genes": shape.genes,
+            "perturbations": shape.perturbations,
+        }
         if job in ("write", "score"):
             row |= {"cells": shape.targets * 100, "genes": shape.predicted_genes, "perturbations": shape.targets}
         if variant == COMPACT:
@@ -338,8 +354,11 @@ def run_job(job: str, folder: Path, size: str, variants: list[str]) -> list[dict
         rows.append(row | best | {"peak_gb": peak})
     for row in rows:
         row["ratio"] = row["seconds"] / rows[0]["seconds"]
-        print(f"{job:10} {row['variant']:28} {row['seconds']:8.2f} s {row['peak_gb']:6.2f} GB "
-              f"{row['ratio']:8.3f} x {rows[0]['variant']}; file {row['file_gb']:.2f} GB", flush=True)  # fmt: skip
+        print(
+            f"{job:10} {row['variant']:28} {row['seconds']:8.2f} s {row['peak_gb']:6.2f} GB "
+            f"{row['ratio']:8.3f} x {rows[0]['variant']}; file {row['file_gb']:.2f} GB",
+            flush=True,
+        )
     return rows
 
 
@@ -355,9 +374,17 @@ def compact_loss(folder: Path) -> list[dict]:
     tables = [helpers.score(path, shares, truth, shares, n_panels=1) for path in (plain, compact)]
     change = (tables[1]["value"] - tables[0]["value"]).abs().groupby(tables[0]["metric"]).max()
     print(f"compact form: largest change of {', '.join(f'{name} {value:.1e}' for name, value in change.items())}")
-    return [{"job": "compact form", "variant": f"largest change of {name}", "cells": size.targets * 100,
-             "genes": size.predicted_genes, "perturbations": size.targets, "value": value}
-            for name, value in change.items()]  # fmt: skip
+    return [
+        {
+            "job": "compact form",
+            "variant": f"largest change of {name}",
+            "cells": size.targets * 100,
+            "genes": size.predicted_genes,
+            "perturbations": size.targets,
+            "value": value,
+        }
+        for name, value in change.items()
+    ]
 
 
 def growth(folder: Path, size: str) -> list[dict]:
@@ -379,8 +406,16 @@ def growth(folder: Path, size: str) -> list[dict]:
             cells, genes, perturbations = part.cells, part.genes, part.perturbations
             if job != "aggregate":
                 cells, genes, perturbations = part.targets * 100, part.predicted_genes, part.targets
-            measured.append({"job": f"{job}, growth", "variant": f"by {axis}", "cells": cells, "genes": genes,
-                             "perturbations": perturbations, **best})  # fmt: skip
+            measured.append(
+                {
+                    "job": f"{job}, growth",
+                    "variant": f"by {axis}",
+                    "cells": cells,
+                    "genes": genes,
+                    "perturbations": perturbations,
+                    **best,
+                }
+            )
             for path in sorted(place.rglob("*"), reverse=True):
                 path.rmdir() if path.is_dir() else path.unlink()
         seconds = np.log([row["seconds"] for row in measured])
@@ -393,8 +428,15 @@ def growth(folder: Path, size: str) -> list[dict]:
 def _simulated(folder: Path, size: Size) -> None:
     if not _train_file(folder).exists():
         real = size.genes == SIZES["full"].genes
-        simulate(folder / "data", cells=size.cells, genes=size.genes, perturbations=size.perturbations, counts=False,
-                 unseen=2_863 if real else None, listed=10_238 if real else None)  # fmt: skip
+        simulate(
+            folder / "data",
+            cells=size.cells,
+            genes=size.genes,
+            perturbations=size.perturbations,
+            counts=False,
+            unseen=CRUNCH.n_targets if real else None,
+            listed=10_238 if real else None,
+        )
 
 
 def run(size: str, folder: Path) -> pd.DataFrame:
@@ -412,21 +454,30 @@ def run(size: str, folder: Path) -> pd.DataFrame:
 
 def machine() -> str:
     """The machine and the versions, in one line."""
-    return (f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB, {platform.system()}, Python "
-            f"{platform.python_version()}, numpy {np.__version__}, h5py {h5py.__version__}")
+    return (
+        f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB, {platform.system()}, Python "
+        f"{platform.python_version()}, numpy {np.__version__}, h5py {h5py.__version__}"
+    )
 
 
 def page(table: pd.DataFrame, command: str) -> str:
     """The table as a Markdown page."""
-    lines = ["# Benchmarks", "", f"Made by `{command}` on a shared machine: {machine()}.",
-             "Best of the repeats; `ratio` is to the first row of each job, in the same run; `value` is the",
-             "largest change of a score, or the log-log slope of the time.", "",
-             "| job | variant | cells x genes | seconds | peak GB | read GB | written GB | file GB | ratio | value |",
-             "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "# Benchmarks",
+        "",
+        f"Made by `{command}` on a shared machine: {machine()}.",
+        "Best of the repeats; `ratio` is to the first row of each job, in the same run; `value` is the",
+        "largest change of a score, or the log-log slope of the time.",
+        "",
+        "| job | variant | cells x genes | seconds | peak GB | read GB | written GB | file GB | ratio | value |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for row in table.fillna("").to_dict("records"):
-        numbers = [f"{row[name]:.2f}" if row.get(name, "") != "" else "" for name in
-                   ("seconds", "peak_gb", "read_gb", "write_gb", "file_gb", "ratio")]
-        numbers.append(f"{row['value']:.2g}" if row.get("value", "") != "" else "")  # fmt: skip
+        numbers = [
+            f"{row[name]:.2f}" if row.get(name, "") != "" else ""
+            for name in ("seconds", "peak_gb", "read_gb", "write_gb", "file_gb", "ratio")
+        ]
+        numbers.append(f"{row['value']:.2g}" if row.get("value", "") != "" else "")
         shape = f"{row['cells']:,} x {row['genes']:,}"
         lines.append(f"| {row['job']} | {row['variant']} | {shape} | {' | '.join(numbers)} |")
     return "\n".join(lines) + "\n"

@@ -19,6 +19,8 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from contract import TRAVELLING
+
 ROOT = Path(__file__).resolve().parents[1]
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the same files give the same bytes
 
@@ -43,7 +45,7 @@ file: helpers.py
 
 def bundled_files() -> list[Path]:
     """What the notebook needs beside itself."""
-    names = ["helpers.py", "requirements.txt", "Method description.md", "notebook.ipynb"]
+    names = [*TRAVELLING, "requirements.txt", "Method description.md", "notebook.ipynb"]
     return [ROOT / name for name in names] + sorted((ROOT / "workbench").rglob("*.py"))
 
 

@@ -19,7 +19,9 @@ import numpy as np
 import pandas as pd
 
 import helpers
-from helpers import Challenge, Predictor
+from contract import OBESITY_1 as CRUNCH
+from helpers import Challenge
+from method import Predictor
 
 YOURS = "your prediction"
 STARTER = "PCA-ridge (starter)"
@@ -84,12 +86,12 @@ def _local_truth(challenge: Challenge) -> tuple[tuple[Path, Path], pd.Index]:
     """The two files of the local truth, and its perturbations."""
     if challenge.local_truth_path is None or challenge.local_proportions is None:
         raise helpers.DataError(f"{challenge.folder}: no local truth, so there is nothing to compare with")
-    files = challenge.local_truth_path, challenge.folder / helpers.LOCAL_PROPORTIONS_FILE
+    files = challenge.local_truth_path, challenge.folder / CRUNCH.local_proportions_file
     return files, challenge.local_proportions.index
 
 
 def _files(folder: Path) -> tuple[Path, Path]:
-    return folder / helpers.PREDICTION_FILE, folder / helpers.PREDICTED_PROPORTIONS_FILE
+    return folder / CRUNCH.prediction_file, folder / CRUNCH.predicted_proportions_file
 
 
 def _halves(truth: ad.AnnData, folder: Path) -> tuple[Path, Path]:
@@ -127,8 +129,10 @@ def main() -> None:
         table.to_csv(options.out, index=False)
     panels = table[table["metric"] == "mmd"][["n_genes", "sigma", "sigma_rule"]].drop_duplicates().iloc[0]
     print(summary(table).to_string())
-    print(f"mean ± standard error over perturbations [spread over panels]; panels of {panels['n_genes']} genes, "
-          f"sigma {panels['sigma']:.0f}, {panels['sigma_rule']}")
+    print(
+        f"mean ± standard error over perturbations [spread over panels]; panels of {panels['n_genes']} genes, "
+        f"sigma {panels['sigma']:.0f}, {panels['sigma_rule']}"
+    )
 
 
 if __name__ == "__main__":

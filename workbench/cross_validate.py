@@ -2,18 +2,18 @@
 
     python -m workbench.cross_validate --data FOLDER --out table.csv [--features DIR]     a challenge folder
     python -m workbench.cross_validate --effects FILE --out table.csv [--features DIR]    perturbations x responses
+    python -m workbench.cross_validate --data FOLDER --out table.csv --method mine.py:Mine  your own class beside them
 
 In: a folder in the challenge's layout, or a csv or parquet file whose rows are perturbations (first column or index)
 and whose other columns are responses (log fold changes or any other numbers). Out: a tidy table, one row a method and
 metric (`summarise`); `--details` adds the table with one row a perturbation. Whatever is tuned is tuned inside
-`ResponseModel.fit`, on the training perturbations of the fold. `workbench.methods` says what is compared,
-`workbench.folds` how a fold is scored, `workbench.model_plots` draws the result.
+`ResponseModel.fit`, on the training perturbations of the fold. `workbench.evaluation.methods` says what is compared,
+`workbench.evaluation.folds` how a fold is scored, `workbench.evaluation.pictures` draws the result.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -26,23 +26,14 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 import helpers
-from helpers import (
-    CONTROL,
-    Challenge,
-    DataError,
-    FeatureTable,
-    GeneKnowledge,
-    bandwidth,
-    draw_panels,
-    open_matrix,
-    some,
-)
-from workbench import methods
-from workbench import tables as tidy
+from contract import OBESITY_1 as CRUNCH
+from helpers import Challenge, DataError, bandwidth, draw_panels, open_matrix, some
+from knowledge import FeatureTable, GeneKnowledge, read_features, symbol_table, training_knowledge
 from workbench.compare import STARTER
-from workbench.effects import check_enough, genes_of, read_effects, read_groups
-from workbench.folds import ChallengeFold, EffectsFold, proportion_rows, run_all, split
-from workbench.methods import Method, random_methods
+from workbench.evaluation import intervals, methods
+from workbench.evaluation.effects import check_enough, genes_of, read_effects, read_groups
+from workbench.evaluation.folds import ChallengeFold, EffectsFold, proportion_rows, run_all, split
+from workbench.evaluation.methods import Method, own_methods, random_methods
 
 HIGHER_IS_BETTER = ("pearson", "pearson_delta", "expected_pearson")
 METRICS = ("pearson", "pearson_delta", "mmd", "l1_distance", "error", "expected_error", "expected_pearson")  # in order
@@ -58,6 +49,7 @@ def cross_validate_effects(
     seeds: Sequence[int] = (0,),
     draws: int = 2,
     zero_effect: bool | None = None,
+    own: Sequence[str] = (),
     only: Sequence[str] | None = None,
     executor: Executor | None = None,
     name: str = "effects",
@@ -67,7 +59,8 @@ def cross_validate_effects(
     `groups` is the gene of each row: all contrasts of one gene leave together, train as their mean, and count once.
     `n_folds` is a number or "loo"; with "loo" the seeds differ in the random methods only. `draws` is the number of
     random tables and of permutations a seed. `zero_effect` adds the prediction 0 (default: where effects have both
-    signs, since 0 is no effect only there). `only` names the methods to run. `name` stands in messages.
+    signs, since 0 is no effect only there). `own` names methods of yours (`methods.load_method`), which run beside the
+    built-in ones; `only` restricts all to these names. `name` stands in messages.
 
     The reference of Pearson is the mean of the training genes; `error` is the length of the prediction's error, in
     the units of `effects`. Returns one row a method, perturbation, metric, seed, fold and draw (`folds.COLUMNS`).
@@ -82,7 +75,7 @@ def cross_validate_effects(
         zero_effect = bool((effects.to_numpy() < 0).any())
     knowledge = GeneKnowledge(tables)
     fixed = methods.effect_baselines(names, effects.columns, zero_effect=zero_effect)
-    fixed += methods.model_methods(knowledge, names, effects.columns)
+    fixed += [*methods.model_methods(knowledge, names, effects.columns), *own_methods(own, knowledge)]
 
     def fold(test: pd.Index, chosen: list[Method], seed: int, number: int) -> EffectsFold:
         return EffectsFold(effects, genes, test, chosen, seed, number)
@@ -93,13 +86,14 @@ def cross_validate_effects(
 def cross_validate_challenge(
     challenge: Challenge,
     *,
-    features: str | os.PathLike[str] | None = None,
+    features: str | Path | None = None,
     n_folds: int | str = 5,
     seeds: Sequence[int] = (0,),
     n_panels: int = 3,
     panel_size: int = 1000,
     sigma: float | str = "scaled",
     draws: int = 2,
+    own: Sequence[str] = (),
     only: Sequence[str] | None = None,
     executor: Executor | None = None,
 ) -> pd.DataFrame:
@@ -119,6 +113,7 @@ def cross_validate_challenge(
     names, genes = challenge.perturbations, challenge.genes
     check_enough(names, str(challenge.train_path))
     fixed = [*methods.challenge_baselines(), *methods.model_methods(knowledge, names, genes)]
+    fixed += own_methods(own, knowledge)
 
     def fold(test: pd.Index, chosen: list[Method], seed: int, number: int) -> ChallengeFold:
         return ChallengeFold(**parts, test=test, methods=chosen, seed=seed, fold=number)
@@ -130,7 +125,7 @@ def cross_validate_proportions(
     proportions: pd.DataFrame, *, n_folds: int | str = "loo", seeds: Sequence[int] = (0,)
 ) -> pd.DataFrame:
     """Constant predictions of the shares (perturbations x states, the control among them); the table of the others."""
-    names = proportions.index.drop(CONTROL)
+    names = proportions.index.drop(CRUNCH.control)
     tables = [
         proportion_rows(proportions, test, None, seed, number)
         for seed in (seeds[:1] if n_folds == "loo" else seeds)
@@ -140,36 +135,40 @@ def cross_validate_proportions(
 
 
 def _prepare(
-    challenge: Challenge, features: str | os.PathLike[str] | None, panels: tuple[int, int], sigma: float | str
+    challenge: Challenge, features: str | Path | None, panels: tuple[int, int], sigma: float | str
 ) -> tuple[dict[str, Any], GeneKnowledge]:
     """What all folds share: members of `ChallengeFold`, and what is known of the genes."""
     stats = helpers.perturbation_stats(challenge.train_path)
-    control = challenge.obs[challenge.obs["gene"] == CONTROL]  # the pool must not hold cells that are held out
-    rows = np.flatnonzero((challenge.obs["gene"] == CONTROL).to_numpy())
+    control = challenge.obs[challenge.obs["gene"] == CRUNCH.control]  # the pool must not hold cells that are held out
+    rows = np.flatnonzero((challenge.obs["gene"] == CRUNCH.control).to_numpy())
     pool = helpers.read_cells(challenge.train_path, rows[helpers.pool_rows(control, seed=0)])
     names = challenge.perturbations
-    knowledge = helpers.training_knowledge(stats, pool, challenge.signatures, names)
+    knowledge = training_knowledge(stats, pool, challenge.signatures, names)
     knowledge = GeneKnowledge(knowledge.tables | _own_tables(features, names), knowledge.template)
     drawn = draw_panels(challenge.genes, challenge.genes, None, *panels, seed=0)
     with open_matrix(challenge.train_path, ["gene"]) as (matrix, _, genes, _):
         sigmas = [bandwidth(sigma, panel, matrix, genes) for panel in drawn]
     print(f"Panels of {len(drawn[0])} genes; bandwidth of MMD {sigmas[0][0]:.4g}, {sigmas[0][1]}.")
-    base = helpers.RecentredCells().fit(None, pool)
+    base = helpers.RecentredCells().fit(pool)
     parts = {
-        "path": challenge.train_path, "means": stats.mean, "n_cells": stats.n_cells,
-        "proportions": challenge.proportions, "base": base,
+        "path": challenge.train_path,
+        "means": stats.mean,
+        "n_cells": stats.n_cells,
+        "proportions": challenge.proportions,
+        "pool": pool,
+        "base": base,
         "panels": [(panel, width) for panel, (width, _) in zip(drawn, sigmas, strict=True)],
-    }  # fmt: skip
+    }
     return parts, knowledge
 
 
-def _own_tables(folder: str | os.PathLike[str] | None, names: pd.Index) -> dict[str, FeatureTable]:
+def _own_tables(folder: str | Path | None, names: pd.Index) -> dict[str, FeatureTable]:
     """The user's tables; refused when the folder gives none that knows a perturbation."""
     if folder is None:
         return {}
     if not Path(folder).is_dir():
         raise DataError(f"{folder}: no such folder of feature tables")
-    tables = helpers.read_features(folder, names)
+    tables = read_features(folder, names)
     if not tables:
         raise DataError(f"{folder}: no table knows any of the perturbations ({some(names, 3)})")
     return tables
@@ -207,13 +206,13 @@ def _folds(
 
 
 def summarise(table: pd.DataFrame, baseline: str | None = None) -> pd.DataFrame:
-    """Tidy summary, one row a method and metric (`workbench.tables.summarise`), over perturbations.
+    """Tidy summary, one row a method and metric (`workbench.evaluation.intervals.summarise`), over perturbations.
 
     Differences are to `baseline` where given, else to the first of `BASELINES` that has the metric. `seconds` is the
     mean time of a fit with its predictions, `peak_mb` the largest memory of the process meanwhile.
     """
     baselines = BASELINES if baseline is None else (baseline, *BASELINES)
-    summary = tidy.summarise(
+    summary = intervals.summarise(
         table, "perturbation", metrics=METRICS, higher_is_better=HIGHER_IS_BETTER, baselines=baselines
     )
     cost = table.groupby("method", sort=False).agg({"seconds": "mean", "peak_mb": "max"})
@@ -237,7 +236,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--draws", type=int, default=2, help="random tables and permutations a seed; default 2")
     parser.add_argument("--panels", type=int, default=3, help="random panels of 1,000 genes; default 3")
     parser.add_argument("--sigma", default="scaled", help="bandwidth of MMD: scaled, calibrated or a number")
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods")
+    parser.add_argument(
+        "--method",
+        action="append",
+        default=[],
+        metavar="MODULE:CLASS",
+        help="a method of yours beside the built-in ones",
+    )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only the methods of these names")
     parser.add_argument("--jobs", type=int, default=1, help="processes; default 1")
     parser.add_argument("--out", type=Path, required=True, help="csv: method, metric, value, low, high, n, ...")
     parser.add_argument("--details", type=Path, help="csv with one row a perturbation")
@@ -254,13 +260,21 @@ def _n_folds(text: str) -> int | str:
 
 
 def _run(options: argparse.Namespace, executor: Executor | None) -> pd.DataFrame:
-    common = {"n_folds": options.folds, "seeds": tuple(range(options.seeds)), "draws": options.draws,
-              "only": options.methods, "executor": executor}  # fmt: skip
+    common = {
+        "n_folds": options.folds,
+        "seeds": tuple(range(options.seeds)),
+        "draws": options.draws,
+        "own": options.method,
+        "only": options.only,
+        "executor": executor,
+    }
     how = "leave one out" if options.folds == "loo" else f"{options.folds} folds x {options.seeds} splits"
     if options.data:
         challenge = helpers.load_challenge(options.data)
-        print(f"{options.data}: {len(challenge.perturbations)} perturbations, {len(challenge.obs):,} cells x "
-              f"{len(challenge.genes):,} genes; {how}.")
+        print(
+            f"{options.data}: {len(challenge.perturbations)} perturbations, {len(challenge.obs):,} cells x "
+            f"{len(challenge.genes):,} genes; {how}."
+        )
         sigma = options.sigma if options.sigma in ("scaled", "calibrated") else float(options.sigma)
         return cross_validate_challenge(
             challenge, features=options.features, n_panels=options.panels, sigma=sigma, **common
@@ -268,9 +282,11 @@ def _run(options: argparse.Namespace, executor: Executor | None) -> pd.DataFrame
     effects = read_effects(options.effects)
     groups = read_groups(options.groups) if options.groups else None
     names = pd.Index(np.unique(genes_of(effects, groups, str(options.effects))))
-    tables = {"symbol": helpers.symbol_table(sorted({*names, *effects.columns}))} | _own_tables(options.features, names)
-    print(f"{options.effects}: {len(effects)} rows of {len(names)} perturbed genes x {effects.shape[1]:,} responses; "
-          f"{how}.")
+    tables = {"symbol": symbol_table(sorted({*names, *effects.columns}))} | _own_tables(options.features, names)
+    print(
+        f"{options.effects}: {len(effects)} rows of {len(names)} perturbed genes x {effects.shape[1]:,} responses; "
+        f"{how}."
+    )
     for name, table in tables.items():
         print(f"  feature table {name}: knows {table.known(names).sum()} of {len(names)} perturbed genes")
     return cross_validate_effects(effects, tables, groups=groups, name=str(options.effects), **common)
@@ -287,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     for path, frame in ((options.out, summary), (options.details, table)):
         if path is not None:
-            tidy.write_table(path, frame)
+            intervals.write_table(path, frame)
     print(summary.drop(columns=["seconds", "peak_mb"]).round(4).to_string(index=False))
     print("Intervals: 95 %, mean ± t standard errors over perturbations; differences are paired, to the baseline.")
 

@@ -18,7 +18,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 
-import helpers
+from contract import OBESITY_1 as CRUNCH
 from workbench import hub
 from workbench.simulate import simulate
 from workbench.validate import (
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def start(folder: str | Path = ".") -> None:
     """Make demo data unless `data/` holds the challenge's files, and point the crunch client at a local hub."""
     data = Path(folder) / "data"
-    if not (data / helpers.TRAIN_FILE).exists():
+    if not (data / CRUNCH.train_file).exists():
         print("data/ is empty: making demo data of the same layout (about 90 MB).")
         simulate(data)
     hub.connect(folder)
@@ -58,9 +58,11 @@ def run(folder: Path) -> Path:
     body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": "Broad obesity 1: report"}})
     report = build / "report.html"
     report.write_text(body, encoding="utf-8")
-    print(f"The notebook ran in {seconds:.0f} s; the submission is valid.\n"
-          f"  prediction/{helpers.PREDICTION_FILE}\n  prediction/{helpers.PREDICTED_PROPORTIONS_FILE}\n"
-          f"  {report.resolve().as_uri()}  <- open this in a browser")
+    print(
+        f"The notebook ran in {seconds:.0f} s; the submission is valid.\n"
+        f"  prediction/{CRUNCH.prediction_file}\n  prediction/{CRUNCH.predicted_proportions_file}\n"
+        f"  {report.resolve().as_uri()}  <- open this in a browser"
+    )
     return report
 
 

@@ -27,12 +27,13 @@ from threading import Thread
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote
 
-COMPETITION = "broad-obesity-1"
+from contract import OBESITY_1 as CRUNCH
+
 PLATFORM = Path(__file__).resolve().parent / "platform"  # holds competitions/NAME/scoring/runner.py
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
 
 # What `crunch setup` would write. The token is a placeholder: the real platform refuses it.
-PROJECT = {"competitionName": COMPETITION, "projectName": "offline", "userId": 1, "sizeVariant": "DEFAULT"}
+PROJECT = {"competitionName": CRUNCH.name, "projectName": "offline", "userId": 1, "sizeVariant": "DEFAULT"}
 TOKEN = "offline-placeholder"  # noqa: S105 - no secret
 
 # Only where the import name is not the package name.
@@ -45,7 +46,7 @@ PHASE = {"id": 1, "type": "SUBMISSION", "start": LONG_AGO, "end": FAR_AHEAD}
 DATA_RELEASE = {"id": 1, "number": 1, "name": "offline", "embargo": 0, "numberOfFeatures": 0, "hash": None}
 COMPETITION_ANSWER = {
     "id": 1,
-    "name": COMPETITION,
+    "name": CRUNCH.name,
     "displayName": "Obesity, offline",
     "shortDescription": "answered by workbench.hub",
     "start": LONG_AGO,
@@ -206,7 +207,7 @@ def _data_release(hub: Hub, _: dict[str, str]) -> dict:
     return {**DATA_RELEASE, "dataFiles": files}
 
 
-_COMPETITION = f"competitions/{COMPETITION}"
+_COMPETITION = f"competitions/{CRUNCH.name}"
 _ANSWERS: dict[str, Answer] = {
     "v2/libraries": _find_libraries,
     "v2/users/@me": USER,

@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
 import helpers
-from helpers import CONTROL, SHARES, Challenge, PerturbationStats, replacing
+from contract import OBESITY_1 as CRUNCH
+from helpers import Challenge, PerturbationStats, replacing
 from workbench.compare import YOURS
 
 BLUE, ORANGE, GREY, RED = "#2b6cb0", "#dd6b20", "#a0aec0", "#c53030"
@@ -55,12 +56,18 @@ def data_overview(challenge: Challenge, stats: PerturbationStats) -> Figure:
 
 def _cells_per_perturbation(axes: Axes, stats: PerturbationStats) -> None:
     n = stats.n_cells.sort_values(ascending=False)
-    axes.bar(range(len(n)), n, color=[RED if name == CONTROL else BLUE for name in n.index], width=1.0)
+    axes.bar(range(len(n)), n, color=[RED if name == CRUNCH.control else BLUE for name in n.index], width=1.0)
     axes.axhline(100, color="black", lw=1, ls="--")
     axes.text(len(n) * 0.02, 90, "100 cells: as many as are predicted", va="top", fontsize=9, color="white")
     axes.set(yscale="log", xlabel="perturbations, sorted", ylabel="cells", title="Cells of each perturbation")
-    axes.annotate(f"{CONTROL} (control)", (list(n.index).index(CONTROL), n[CONTROL]), (len(n) * 0.2, n[CONTROL] * 0.9),
-                  color=RED, va="center", arrowprops={"arrowstyle": "-", "color": RED})
+    axes.annotate(
+        f"{CRUNCH.control} (control)",
+        (list(n.index).index(CRUNCH.control), n[CRUNCH.control]),
+        (len(n) * 0.2, n[CRUNCH.control] * 0.9),
+        color=RED,
+        va="center",
+        arrowprops={"arrowstyle": "-", "color": RED},
+    )
 
 
 def _states(axes: Axes, challenge: Challenge) -> None:
@@ -71,14 +78,15 @@ def _states(axes: Axes, challenge: Challenge) -> None:
         label = {"adipo": "adipo, not lipo"}.get(state, state)
         axes.bar(range(len(shares)), shares[state], bottom=bottom, width=1.0, color=STATE_COLOURS[state], label=label)
         bottom += shares[state].to_numpy()
-    axes.axvline(list(shares.index).index(CONTROL), color=RED, lw=1.5, label="control")
-    axes.set(xlabel="perturbations, by share of adipo", ylabel="share of cells", ylim=(0, 1),
-             title="States of the cells")
+    axes.axvline(list(shares.index).index(CRUNCH.control), color=RED, lw=1.5, label="control")
+    axes.set(
+        xlabel="perturbations, by share of adipo", ylabel="share of cells", ylim=(0, 1), title="States of the cells"
+    )
     axes.legend(fontsize=8, loc="upper left", framealpha=0.9)
 
 
 def _target_expression(axes: Axes, challenge: Challenge, stats: PerturbationStats) -> None:
-    level = stats.mean.loc[CONTROL]
+    level = stats.mean.loc[CRUNCH.control]
     groups = {
         "all genes": (level.index, GREY),
         "training targets": (challenge.perturbations, BLUE),
@@ -89,25 +97,32 @@ def _target_expression(axes: Axes, challenge: Challenge, stats: PerturbationStat
         missing = "" if len(known) == len(names) else f" ({len(names) - len(known)} of {len(names)} not measured)"
         if len(known):
             axes.ecdf(level[known], lw=2, color=colour, label=label + missing)
-    axes.set(xlabel="mean expression in control cells (log2 units)", ylabel="share of genes at or below",
-             title="How strongly the targets are expressed")
+    axes.set(
+        xlabel="mean expression in control cells (log2 units)",
+        ylabel="share of genes at or below",
+        title="How strongly the targets are expressed",
+    )
     axes.legend(fontsize=9, loc="lower right")
 
 
 def _effects_against_noise(axes: Axes, stats: PerturbationStats) -> None:
     """Distance of each knock-out from the control, beside the distance of two samples of control cells."""
-    perturbed = stats.n_cells.index.drop(CONTROL)
-    n, n_control = stats.n_cells[perturbed], stats.n_cells[CONTROL]
-    effect = np.sqrt(((stats.mean.loc[perturbed] - stats.mean.loc[CONTROL]) ** 2).sum(axis=1))
+    perturbed = stats.n_cells.index.drop(CRUNCH.control)
+    n, n_control = stats.n_cells[perturbed], stats.n_cells[CRUNCH.control]
+    effect = np.sqrt(((stats.mean.loc[perturbed] - stats.mean.loc[CRUNCH.control]) ** 2).sum(axis=1))
     sizes = np.geomspace(n.min(), n.max(), 50)
-    noise = np.sqrt(stats.variance.loc[CONTROL].sum() * (1 / sizes + 1 / n_control))
+    noise = np.sqrt(stats.variance.loc[CRUNCH.control].sum() * (1 / sizes + 1 / n_control))
     axes.scatter(n, effect, s=18, color=BLUE, label="knock-outs")
     axes.plot(sizes, noise, color=RED, label="control cells against control cells (noise)")
     for name in (effect / np.interp(n, sizes, noise)).nlargest(3).index:
         axes.annotate(name, (n[name], effect[name]), xytext=(4, 3), textcoords="offset points", fontsize=8)
-    axes.set(xscale="log", yscale="log", xlabel="cells of the knock-out",
-             ylabel="distance of its mean from the control\n(log2 units, over all genes)",
-             title="Effects against sampling noise")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="cells of the knock-out",
+        ylabel="distance of its mean from the control\n(log2 units, over all genes)",
+        title="Effects against sampling noise",
+    )
     axes.legend(fontsize=9)
 
 
@@ -162,7 +177,7 @@ def mmd_picture(prediction: ad.AnnData, truth: ad.AnnData, starter: ad.AnnData) 
         axes, [("PCA-ridge with Gaussian cells (starter)", starter, ORANGE), (YOURS, prediction, BLUE)], strict=True
     ):
         predicted = _cells(cells, name, genes)
-        value = helpers.mmd(true, predicted, helpers.SIGMA * len(genes) / helpers.SIGMA_GENES)
+        value = helpers.mmd(true, predicted, CRUNCH.sigma * len(genes) / CRUNCH.sigma_genes)
         axis.scatter(*shown.T, s=16, color=GREY, label="100 true cells")
         axis.scatter(*plane.transform(predicted).T, s=16, color=colour, label="100 predicted cells", alpha=0.8)
         axis.set(title=f"{label}\n{name}: MMD = {value:.3f}", xlabel="first principal axis (log2 units)")
@@ -178,10 +193,16 @@ def l1_picture(predicted: pd.DataFrame, true: pd.DataFrame) -> Figure:
     for i, name in enumerate(true.index):
         for offset, table in ((-0.2, true), (0.2, predicted)):
             row, bottom = table.loc[name], 0.0
-            parts = {**row[SHARES], "lipo": row["lipo"], "adipo": row["adipo"] - row["lipo"]}
+            parts = {**row[CRUNCH.shares], "lipo": row["lipo"], "adipo": row["adipo"] - row["lipo"]}
             for state in ("pre_adipo", "other", "adipo", "lipo"):
-                axis.bar(i + offset, parts[state], bottom=bottom, width=0.36, color=STATE_COLOURS[state],
-                         label=state if i == 0 and offset < 0 else None)
+                axis.bar(
+                    i + offset,
+                    parts[state],
+                    bottom=bottom,
+                    width=0.36,
+                    color=STATE_COLOURS[state],
+                    label=state if i == 0 and offset < 0 else None,
+                )
                 bottom += parts[state]
             axis.text(i + offset, 1.01, "true" if offset < 0 else "pred.", ha="center", fontsize=8)
     axis.set_xticks(range(len(true)), [f"{name}\nL1 = {distance[name]:.3f}" for name in true.index])

@@ -40,22 +40,51 @@ from scipy import optimize, sparse, stats
 from scipy.special import logsumexp, softmax
 from tqdm.auto import trange
 
-FULL = {"cells": 88_202, "genes": 21_592, "perturbations": 122,
-        "unseen": 2_863, "listed": 10_238, "local_cells": 4_437}
-TRAINING, LOCAL_TRUTH = "obesity_challenge_1.h5ad", "obesity_challenge_1_local_gtruth.h5ad"
-FILES = (LOCAL_TRUTH, "program_proportion.csv", "program_proportion_local_gtruth.csv", "signature_genes.csv",
-         "predict_perturbations.txt", "genes_to_predict.txt", TRAINING)  # moved in this order, the training file last
+from contract import OBESITY_1 as CRUNCH
+
+FULL = {
+    "cells": 88_202,
+    "genes": 21_592,
+    "perturbations": CRUNCH.n_training,
+    "unseen": CRUNCH.n_targets,
+    "listed": 10_238,
+    "local_cells": 4_437,
+}
+# Moved in this order, the training file last.
+FILES = (
+    CRUNCH.local_truth_file,
+    CRUNCH.proportions_file,
+    CRUNCH.local_proportions_file,
+    CRUNCH.signatures_file,
+    CRUNCH.targets_file,
+    CRUNCH.genes_file,
+    CRUNCH.train_file,
+)
 ANSWER = "answer.h5"  # its name while it is being written
-OBS = ["nCount_RNA", "nFeature_RNA", "nCount_guide", "nFeature_guide", "percent.mt", "SampleID", "Day", "num_features",
-       "feature_call", "num_umis", "gene", "adipo", "pre_adipo", "other", "lipo"]
-CONTROL, N_LOCAL = "NC", 5
-MEASURED = 2_087 / 2_863  # share of the perturbed genes that are in genes_to_predict
+OBS = [
+    "nCount_RNA",
+    "nFeature_RNA",
+    "nCount_guide",
+    "nFeature_guide",
+    "percent.mt",
+    "SampleID",
+    "Day",
+    "num_features",
+    "feature_call",
+    "num_umis",
+    "gene",
+    "adipo",
+    "pre_adipo",
+    "other",
+    "lipo",
+]
+N_LOCAL = 5
+MEASURED = 2_087 / CRUNCH.n_targets  # share of the perturbed genes that are in genes_to_predict
 CONTROL_CELLS = 17_000 / 88_202
 DEPTH, DEPTH_SD = 30_000.0, 0.35  # counts of a cell, sd of their logarithm
 STORED = 0.357  # share of entries above zero before the states raise genes; with them the platform's 0.369
 MODULES, RANK, COEXPRESSION, SIZE = 6, 6, 0.5, 4  # length of W_j and of V_j, |W_j|, size of the negative-binomial
 EFFECT, RESIDUAL = 0.25, 0.2  # rms over genes of an effect of strength 1 on log m; what is left of a target
-STATES = ["pre_adipo", "adipo", "other", "lipo"]
 IN_STATE = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 1], [0, 0, 1, 0]])  # rows: pre_adipo, adipo, its lipo, other
 CONTROL_LOGITS, STATE_SD = np.log([0.366, 0.188, 0.070, 0.376]), np.array([0.2, 0.3, 0.45, 0.15])  # of those rows
 Z = [f"z{k}" for k in range(MODULES)]
@@ -81,9 +110,19 @@ class Model:
 
 
 def simulate(
-    out: str | Path, *, cells: int = 7_500, genes: int = 1_200, perturbations: int = 40, unseen: int | None = None,
-    listed: int | None = None, local_cells: int | None = None, predictable: float = 0.5, seed: int = 0,
-    counts: bool = True, answer: str | Path | None = None, force: bool = False,
+    out: str | Path,
+    *,
+    cells: int = 7_500,
+    genes: int = 1_200,
+    perturbations: int = 40,
+    unseen: int | None = None,
+    listed: int | None = None,
+    local_cells: int | None = None,
+    predictable: float = 0.5,
+    seed: int = 0,
+    counts: bool = True,
+    answer: str | Path | None = None,
+    force: bool = False,
 ) -> None:
     """Write the seven files into ``out``, all of them or none; the same arguments give the same arrays.
 
@@ -104,22 +143,37 @@ def simulate(
     local_cells = max(200 * N_LOCAL, cells // 20) if local_cells is None else local_cells
     out, answer = Path(out).resolve(), None if answer is None else Path(answer).resolve()
     n_seen, n_new = round(MEASURED * perturbations), round(MEASURED * unseen)
-    _check_sizes(cells=cells, genes=genes, perturbations=perturbations, unseen=unseen, listed=listed,
-                 local_cells=local_cells, measured=n_seen + n_new + N_LOCAL, predictable=predictable)
+    _check_sizes(
+        cells=cells,
+        genes=genes,
+        perturbations=perturbations,
+        unseen=unseen,
+        listed=listed,
+        local_cells=local_cells,
+        measured=n_seen + n_new + N_LOCAL,
+        predictable=predictable,
+    )
     rows = 1.5 * 0.37 * cells * (1 + counts) + local_cells + (perturbations + unseen + 6) * (answer is not None)
     _check_places(out, answer, needed=int(1.1 * 8 * genes * rows) + 1_000_000, force=force)
 
     seeds = np.random.SeedSequence(seed).spawn(5)
     model = _build_model(
-        np.random.default_rng(seeds[0]), n_genes=genes, n_listed=listed, share=predictable,
-        seen=(n_seen, perturbations - n_seen), unseen=(n_new, unseen - n_new))
+        np.random.default_rng(seeds[0]),
+        n_genes=genes,
+        n_listed=listed,
+        share=predictable,
+        seen=(n_seen, perturbations - n_seen),
+        unseen=(n_new, unseen - n_new),
+    )
     rng = np.random.default_rng(seeds[1])
     train = _draw_cells(rng, model, _training_sizes(rng, cells, perturbations), ["control", "train"])
     sizes = np.array([len(part) for part in np.array_split(np.arange(local_cells), N_LOCAL)])
     local = _draw_cells(np.random.default_rng(seeds[2]), model, sizes, ["local"])
     with _all_or_nothing(out) as folder:
-        centroids = _write_training(folder / TRAINING, model, train, seeds[3], ["X", "layers/counts"][: 1 + counts])
-        _write_local_truth(folder / LOCAL_TRUTH, model, local, seeds[4], centroids)
+        centroids = _write_training(
+            folder / CRUNCH.train_file, model, train, seeds[3], ["X", "layers/counts"][: 1 + counts]
+        )
+        _write_local_truth(folder / CRUNCH.local_truth_file, model, local, seeds[4], centroids)
         _write_small_files(folder, rng, model, train, local)
         if answer is not None:
             _write_answer(folder / ANSWER, model, np.bincount(train["perturbation"], minlength=len(model.group)))
@@ -127,7 +181,14 @@ def simulate(
 
 
 def _check_sizes(
-    *, cells: int, genes: int, perturbations: int, unseen: int, listed: int, local_cells: int, measured: int,
+    *,
+    cells: int,
+    genes: int,
+    perturbations: int,
+    unseen: int,
+    listed: int,
+    local_cells: int,
+    measured: int,
     predictable: float,
 ) -> None:
     rules = {
@@ -149,7 +210,7 @@ def _check_places(out: Path, answer: Path | None, *, needed: int, force: bool) -
         raise ValueError(f"{out} is not a folder")
     if answer is not None and (answer.is_relative_to(out) or answer.is_dir() or not answer.parent.is_dir()):
         raise ValueError(f"the answer {answer} must be a file outside {out}, in a folder that exists")
-    for path in (out / TRAINING, answer):
+    for path in (out / CRUNCH.train_file, answer):
         if path is not None and path.exists() and not force:
             raise FileExistsError(f"{path} already exists; --force (force=True) replaces it")
     free = shutil.disk_usage(next(folder for folder in out.parents if folder.exists())).free
@@ -168,7 +229,7 @@ def _all_or_nothing(out: Path) -> Iterator[Path]:
     try:
         yield partial
         out.mkdir(exist_ok=True)
-        (out / TRAINING).unlink(missing_ok=True)
+        (out / CRUNCH.train_file).unlink(missing_ok=True)
         for name in FILES:
             (partial / name).replace(out / name)
     finally:
@@ -179,11 +240,18 @@ def _all_or_nothing(out: Path) -> Iterator[Path]:
 
 
 def _build_model(
-    rng: np.random.Generator, *, n_genes: int, seen: tuple[int, int], unseen: tuple[int, int], n_listed: int,
+    rng: np.random.Generator,
+    *,
+    n_genes: int,
+    seen: tuple[int, int],
+    unseen: tuple[int, int],
+    n_listed: int,
     share: float,
 ) -> Model:
     """``seen`` and ``unseen``: how many perturbed genes are measured and how many are not."""
-    names = np.append(_gene_names(rng, n_genes + seen[1] + unseen[1]), CONTROL)  # NC: a target that is not expressed
+    names = np.append(
+        _gene_names(rng, n_genes + seen[1] + unseen[1]), CRUNCH.control
+    )  # NC: a target that is not expressed
     genes, mean = names[:n_genes], rng.permutation(_mean_counts(n_genes))
     every_mean = np.concatenate([mean, rng.choice(mean, seen[1] + unseen[1]), [0.0]])
     strength = every_mean / (1 + every_mean)
@@ -204,11 +272,16 @@ def _build_model(
     rank = rng.random(n_genes) - (np.isin(genes, signatures["sig_gene"]) & (rng.random(n_genes) < 0.97))
     rank[perturbed[perturbed < n_genes]] = -2  # so all perturbed and nearly all signature genes are listed
     return Model(
-        genes=genes, listed=genes[rng.permutation(np.argsort(rank)[:n_listed])], signatures=signatures,
+        genes=genes,
+        listed=genes[rng.permutation(np.argsort(rank)[:n_listed])],
+        signatures=signatures,
         requested=rng.permutation(names[new]),
-        perturbations=names[perturbed], target=np.where(perturbed < n_genes, perturbed, -1),
+        perturbations=names[perturbed],
+        target=np.where(perturbed < n_genes, perturbed, -1),
         group=np.repeat(["control", "train", "local", "unseen"], [1, len(train), N_LOCAL, len(new)]).astype(object),
-        strength=strength[perturbed], shift=shift, logits=logits,
+        strength=strength[perturbed],
+        shift=shift,
+        logits=logits,
         loadings=np.hstack([modules[:n_genes], own, np.log(mean)[:, None] + raised]).astype(np.float32),
     )
 
@@ -237,8 +310,12 @@ def _mean_counts(n: int) -> np.ndarray:
 
 def _signatures(rng: np.random.Generator, genes: np.ndarray) -> tuple[pd.DataFrame, np.ndarray]:
     """The signature genes (a gene may serve several programs) and S (G, 4)."""
-    programs = {"pre-adipo": (50, 40, [1, 0, 0, 0]), "adipo": (50, 40, [0, 1, 1, 0]),
-                "lipo": (472, 20, [0, 0.2, 0.8, 0]), "thermo": (316, 25, [0, 0.3, 0.3, 0])}
+    programs = {
+        "pre-adipo": (50, 40, [1, 0, 0, 0]),
+        "adipo": (50, 40, [0, 1, 1, 0]),
+        "lipo": (472, 20, [0, 0.2, 0.8, 0]),
+        "thermo": (316, 25, [0, 0.3, 0.3, 0]),
+    }
     tables, raised = [], np.zeros((len(genes), 4))
     for program, (most, one_in, by_state) in programs.items():
         chosen = rng.choice(len(genes), min(most, len(genes) // one_in), replace=False)
@@ -282,11 +359,18 @@ def _draw_cells(rng: np.random.Generator, model: Model, sizes: np.ndarray, group
     sample, guide = rng.integers(1, 9, n).astype(str), rng.integers(1, 4, n).astype(str).astype(object)
     umis, background = 1 + rng.negative_binomial(2, 0.02, n), rng.poisson(1.0, n)
     columns = {
-        "nCount_guide": umis + background, "nFeature_guide": 1 + np.minimum(background, 3),
-        "SampleID": pd.Categorical(np.char.add("S", sample)), "Day": pd.Categorical(np.full(n, "D14")),
-        "num_features": np.ones(n, np.int64), "feature_call": pd.Categorical(gene + "_" + guide), "num_umis": umis,
-        "gene": pd.Categorical(gene), **dict(zip(STATES, IN_STATE[state].T, strict=True)), "perturbation": perturbation,
-        "state": state, "library": DEPTH * rng.lognormal(-(DEPTH_SD**2) / 2, DEPTH_SD, n),
+        "nCount_guide": umis + background,
+        "nFeature_guide": 1 + np.minimum(background, 3),
+        "SampleID": pd.Categorical(np.char.add("S", sample)),
+        "Day": pd.Categorical(np.full(n, "D14")),
+        "num_features": np.ones(n, np.int64),
+        "feature_call": pd.Categorical(gene + "_" + guide),
+        "num_umis": umis,
+        "gene": pd.Categorical(gene),
+        **dict(zip(CRUNCH.states, IN_STATE[state].T, strict=True)),
+        "perturbation": perturbation,
+        "state": state,
+        "library": DEPTH * rng.lognormal(-(DEPTH_SD**2) / 2, DEPTH_SD, n),
         **dict(zip(Z, rng.standard_normal((MODULES, n)), strict=True)),
     }
     return pd.DataFrame(columns, pd.Index([f"{groups[-1]}{i:06d}-{s}" for i, s in enumerate(sample)], dtype=object))
@@ -352,7 +436,7 @@ def _in_order(function: Callable, shape: tuple[int, int], seed: np.random.SeedSe
 
 
 def _log_x(counts: np.ndarray, total: np.ndarray | float) -> np.ndarray:
-    return np.log2(1 + 1e5 * counts / total)
+    return np.log2(1 + CRUNCH.scale * counts / total)
 
 
 def _write_training(
@@ -364,7 +448,7 @@ def _write_training(
     zero is drawn twice from the same seeds.
     """
     shape, total, mitochondrial = (len(cells), len(model.genes)), np.zeros(len(cells)), np.zeros(len(cells))
-    groups = np.eye(2)[(cells["gene"] != CONTROL).to_numpy().astype(int)]  # columns: control, perturbed
+    groups = np.eye(2)[(cells["gene"] != CRUNCH.control).to_numpy().astype(int)]  # columns: control, perturbed
     summed = np.column_stack([np.ones(shape[1]), [gene.startswith("MT-") for gene in model.genes]])
 
     def stored(rows: slice, seed: np.random.SeedSequence) -> np.ndarray:
@@ -394,7 +478,7 @@ def _write_training(
             sums += slab_sums
         obs = cells.assign(nCount_RNA=total.astype(int), nFeature_RNA=n_stored)
         _write_frame(file, obs.assign(**{"percent.mt": 100 * mitochondrial / total})[OBS], model.genes)
-    return dict(zip(["control_centroid_train", "perturbed_centroid_train"], (sums / groups.sum(axis=0)).T, strict=True))
+    return dict(zip([CRUNCH.control_centroid, CRUNCH.perturbed_centroid], (sums / groups.sum(axis=0)).T, strict=True))
 
 
 def _write_frame(file: h5py.File, obs: pd.DataFrame, genes: np.ndarray, **uns: np.ndarray) -> None:
@@ -424,12 +508,14 @@ def _write_local_truth(
 def _write_small_files(
     folder: Path, rng: np.random.Generator, model: Model, train: pd.DataFrame, local: pd.DataFrame
 ) -> None:
-    for name, cells in (("program_proportion.csv", train), ("program_proportion_local_gtruth.csv", local)):
-        table = cells.groupby("gene", observed=True)[STATES].mean()
-        table["lipo_adipo"] = (table["lipo"] / table["adipo"]).fillna(0.0)  # 0 / 0 is 0 in the platform's file
+    for name, cells in ((CRUNCH.proportions_file, train), (CRUNCH.local_proportions_file, local)):
+        table = cells.groupby("gene", observed=True)[CRUNCH.states].mean()
+        table[CRUNCH.ratio] = (table[CRUNCH.part] / table[CRUNCH.whole]).fillna(
+            0.0
+        )  # 0 / 0 is 0 in the platform's file
         table.iloc[rng.permutation(len(table))].to_csv(folder / name)
-    model.signatures.to_csv(folder / "signature_genes.csv", index=False)
-    for name, genes in (("predict_perturbations.txt", model.requested), ("genes_to_predict.txt", model.listed)):
+    model.signatures.to_csv(folder / CRUNCH.signatures_file, index=False)
+    for name, genes in ((CRUNCH.targets_file, model.requested), (CRUNCH.genes_file, model.listed)):
         (folder / name).write_text("\n".join(genes))  # the platform's lists end without a line break
 
 
@@ -451,8 +537,14 @@ def _write_answer(path: Path, model: Model, cells: np.ndarray) -> None:
             reference += effect[p] * weight[p] / weight.sum()
         for p in range(1, shape[0]):
             oracle[p] = np.corrcoef((effect[p] - reference)[scored], (predictable[p] - reference)[scored])[0, 1]
-        numbers = {"control_mean": control, "perturbed_mean": control + reference, "strength": model.strength,
-                   "shares": shares, "predictable_shares": known, "oracle_pearson": oracle}
+        numbers = {
+            "control_mean": control,
+            "perturbed_mean": control + reference,
+            "strength": model.strength,
+            "shares": shares,
+            "predictable_shares": known,
+            "oracle_pearson": oracle,
+        }
         names = {"gene": model.genes, "perturbation": model.perturbations, "group": model.group}
         for name, values in {**numbers, **names}.items():
             file[name] = values

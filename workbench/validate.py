@@ -2,7 +2,7 @@
 
 In: a prediction folder (`prediction.h5ad`, `predict_program_proportion.csv`), the perturbations and genes asked for,
 and `Method description.md`. Out: a list of problems, one sentence each; an empty list means valid.
-The matrix is read by slabs, so 25 GB of prediction take little memory. No other file of the project is needed.
+The matrix is read by slabs, so 25 GB of prediction take little memory. Of the project only `contract.py` is needed.
 
     python -m workbench.validate PREDICTION_FOLDER DATA_FOLDER ["Method description.md"]
 """
@@ -18,43 +18,42 @@ import numpy as np
 import pandas as pd
 from anndata.io import read_elem
 
-PREDICTION, PROPORTIONS = "prediction.h5ad", "predict_program_proportion.csv"
-METHOD = "Method description.md"
-APART = ("resources", "data", "prediction")  # folders the platform keeps apart from the submission's own files
-KEPT = ".gitkeep"  # git keeps the empty prediction folder by this file; the platform has no git
+from contract import DATA_FOLDER, MODEL_FOLDER, PREDICTION_FOLDER
+from contract import OBESITY_1 as CRUNCH
 
-STATES = ["pre_adipo", "adipo", "lipo", "other"]
-SUM_TOLERANCE = 0.001
-METHOD_HEADINGS = ["Method Description", "Rationale", "Data and Resources Used"]
-METHOD_BYTES, METHOD_SENTENCES = 4 * 1024 * 1024, 15
+APART = (MODEL_FOLDER, DATA_FOLDER, PREDICTION_FOLDER)  # the platform keeps them apart from the submission's files
+KEPT = ".gitkeep"  # git keeps the empty prediction folder by this file; the platform has no git
 SLAB_VALUES = 8_000_000  # 64 MB of float64 at a time
 
 
 def requested_perturbations(data: Path, *, local: bool) -> list[str]:
     """Perturbations to predict, in their file's order: those with a local truth, or all that the cloud asks for."""
     if local:
-        return pd.read_csv(data / "program_proportion_local_gtruth.csv")["gene"].tolist()
-    return (data / "predict_perturbations.txt").read_text(encoding="utf-8").split()
+        return pd.read_csv(data / CRUNCH.local_proportions_file)["gene"].tolist()
+    return (data / CRUNCH.targets_file).read_text(encoding="utf-8").split()
 
 
 def requested_genes(data: Path) -> list[str]:
     """Genes to predict, in their file's order (another than that of the training cells)."""
-    return (data / "genes_to_predict.txt").read_text(encoding="utf-8").split()
+    return (data / CRUNCH.genes_file).read_text(encoding="utf-8").split()
 
 
 def validate_prediction_folder(
-    folder: str | Path, perturbations: Sequence[str], genes: Sequence[str], *, cells_per_perturbation: int = 100
+    folder: str | Path,
+    perturbations: Sequence[str],
+    genes: Sequence[str],
+    *,
+    cells_per_perturbation: int = CRUNCH.cells_per_perturbation,
 ) -> list[str]:
     """Problems of the folder: exactly the two expected files (`.gitkeep` aside), and both valid.
 
     Raises FileNotFoundError when there is no such folder.
     """
-    folder = Path(folder)
-    extra = sorted({path.name for path in folder.iterdir()} - {PREDICTION, PROPORTIONS, KEPT})
+    folder, expected = Path(folder), [CRUNCH.prediction_file, CRUNCH.predicted_proportions_file]
+    extra = sorted({path.name for path in folder.iterdir()} - {*expected, KEPT})
     problems = [f"{name}: unexpected file in the prediction folder; write temporary files elsewhere." for name in extra]
-    return problems + validate_submission(
-        folder / PREDICTION, folder / PROPORTIONS, perturbations, genes, cells_per_perturbation=cells_per_perturbation
-    )
+    files = [folder / name for name in expected]
+    return problems + validate_submission(*files, perturbations, genes, cells_per_perturbation=cells_per_perturbation)
 
 
 def validate_submission(
@@ -63,7 +62,7 @@ def validate_submission(
     perturbations: Sequence[str],
     genes: Sequence[str],
     *,
-    cells_per_perturbation: int = 100,
+    cells_per_perturbation: int = CRUNCH.cells_per_perturbation,
 ) -> list[str]:
     """Problems of the two files against the P perturbations and G genes asked for; a missing file is a problem.
 
@@ -81,33 +80,39 @@ def validate_method_description(path_or_text: str | Path, *, submission: str | P
     A file must be called `Method description.md` and lie directly in `submission`; without `submission` it only must
     not lie in a folder that the platform treats apart (`resources/`, `data/`, `prediction/`).
     """
-    problems = []
+    name, problems = CRUNCH.description_file, []
     if isinstance(path_or_text, Path) or ("\n" not in path_or_text and path_or_text.endswith(".md")):
         path = Path(path_or_text).resolve()
         if not path.is_file():
-            return [f"{METHOD}: the file is missing; write it at the top level of the submission."]
-        at_top = path.parent == Path(submission).resolve() if submission else path.parent.name not in APART
-        if path.name != METHOD or not at_top:
-            problems.append(f"{METHOD}: found as {path_or_text}; put it at the top level of the submission.")
+            return [f"{name}: the file is missing; write it at the top level of the submission."]
+        at_top = (
+            path.parent == Path(submission).resolve()
+            if submission
+            else path.parent.name not in (MODEL_FOLDER, DATA_FOLDER, PREDICTION_FOLDER)
+        )
+        if path.name != name or not at_top:
+            problems.append(f"{name}: found as {path_or_text}; put it at the top level of the submission.")
         content = path.read_bytes()
     else:
         content = path_or_text.encode()
 
-    if len(content) > METHOD_BYTES:
-        problems.append(f"{METHOD}: {len(content)} bytes, at most {METHOD_BYTES} are allowed; shorten it.")
+    if len(content) > CRUNCH.description_bytes:
+        problems.append(f"{name}: {len(content)} bytes, at most {CRUNCH.description_bytes} are allowed; shorten it.")
     text = content.decode("utf-8", errors="replace").replace("\r", "")
     strange = _unique(character for character in text if not character.isascii())
     if strange:
-        problems.append(f"{METHOD}: characters outside ASCII ({_first(map(ascii, strange))}); replace them.")
+        problems.append(f"{name}: characters outside ASCII ({_first(map(ascii, strange))}); replace them.")
 
     visible = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
-    for heading in METHOD_HEADINGS:
+    for heading in CRUNCH.description_headings:
         found = len(re.findall(rf"^#+ *{heading}$", visible, flags=re.MULTILINE | re.IGNORECASE))
         if found != 1:
-            problems.append(f"{METHOD}: {found} headings `# {heading}` on a line of their own; write exactly one.")
+            problems.append(f"{name}: {found} headings `# {heading}` on a line of their own; write exactly one.")
     sentences = [part for part in re.split(r"[.!?;:\n]", visible) if part.strip()]
-    if len(sentences) < METHOD_SENTENCES:
-        problems.append(f"{METHOD}: {len(sentences)} sentences or lines, {METHOD_SENTENCES} are needed; describe more.")
+    if len(sentences) < CRUNCH.description_sentences:
+        problems.append(
+            f"{name}: {len(sentences)} sentences or lines, {CRUNCH.description_sentences} are needed; describe more."
+        )
     return problems
 
 
@@ -204,7 +209,7 @@ def _check_proportions(path: Path, perturbations: Sequence[str]) -> list[str]:
         table = pd.read_csv(path)
     except ValueError as error:  # empty, not text, or rows of unequal length
         return [f"{name}: not a readable CSV file ({error}); write it with DataFrame.to_csv(index=False)."]
-    expected = ["gene", *STATES]
+    expected = CRUNCH.predicted_columns
     problems = []
     missing, extra = [c for c in expected if c not in table], [c for c in table if c not in expected]
     if missing:
@@ -229,8 +234,8 @@ def _check_rows(name: str, genes: pd.Series, perturbations: Sequence[str]) -> li
 def _check_numbers(name: str, table: pd.DataFrame) -> list[str]:
     problems = []
     genes = table["gene"].astype(str)
-    numbers = table[STATES].apply(pd.to_numeric, errors="coerce")
-    for state in STATES:
+    numbers = table[CRUNCH.states].apply(pd.to_numeric, errors="coerce")
+    for state in CRUNCH.states:
         text = numbers[state].isna() & table[state].notna()
         for bad, what in ((table[state].isna(), "NaN"), (text, "no number"), (np.isinf(numbers[state]), "infinite")):
             if bad.any():
@@ -238,11 +243,11 @@ def _check_numbers(name: str, table: pd.DataFrame) -> list[str]:
     if table["gene"].isna().any():
         problems.append(f"{name}: column gene is NaN in {int(table['gene'].isna().sum())} rows; name the perturbation.")
 
-    above = numbers["lipo"] > numbers["adipo"]
+    above = numbers[CRUNCH.part] > numbers[CRUNCH.whole]
     if above.any():
         problems.append(f"{name}: column lipo exceeds adipo for {_first(genes[above])}; lipo is a part of adipo.")
-    total = numbers[["pre_adipo", "adipo", "other"]].sum(axis=1, skipna=False)
-    off = (total - 1).abs() > SUM_TOLERANCE
+    total = numbers[CRUNCH.shares].sum(axis=1, skipna=False)
+    off = (total - 1).abs() > CRUNCH.sum_tolerance
     if off.any():
         problems.append(f"{name}: pre_adipo + adipo + other is not 1 for {_first(genes[off])}; divide by their sum.")
     return problems

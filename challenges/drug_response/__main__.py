@@ -27,7 +27,7 @@ from challenges.drug_response.models import (
     what_it_takes,
 )  # fmt: skip
 from helpers import DataError, some
-from workbench.tables import write_table
+from workbench.evaluation.intervals import write_table
 
 VERBS = {
     "prepare": "read and check the files, and say what is in them",

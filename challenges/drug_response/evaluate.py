@@ -1,7 +1,7 @@
 """How good is it? Every model beside the baselines, on known answers or on folds in the shape of the test.
 
 In: responses, the names of models, and where there is one a table of answers. Out: one row a row of the test, method
-and metric; `workbench.tables` makes intervals over compounds and paired differences of it. Next: `plots`.
+and metric; `workbench.evaluation.intervals` makes intervals over compounds and paired differences of it. Next: `plots`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from challenges.drug_response.data import TRAIN_FILE
 from challenges.drug_response.folds import held_out
 from challenges.drug_response.models import BASELINES, REFERENCE, Model, Options, fit_model
 from helpers import DataError, some
-from workbench.tables import summarise
+from workbench.evaluation.intervals import summarise
 
 METRICS = ("mean row-wise RMSE", "error relative to zeros", "MAE", "Pearson", "cosine")
 HIGHER_IS_BETTER = ("Pearson", "cosine")

@@ -16,7 +16,7 @@ from challenges.modality.adversarial import LOSSES
 from challenges.modality.evaluate import evaluate, printed
 from challenges.modality.models import MODELS, ReducedModel, make_model
 from helpers import DataError
-from workbench.tables import write_table
+from workbench.evaluation.intervals import write_table
 
 VERBS = {
     "prepare": "read and check the files, and say what is in them",

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from challenges.modality.adversarial import LOSSES
 from challenges.modality.data import Pair, batch_names, batches_of
 from challenges.modality.models import BASELINES, REFERENCE, Prediction, make_model
-from workbench.tables import interval
+from workbench.evaluation.intervals import interval
 
 GAIN = "RMSE gained on the mean (%)"
 DRAWS = 200  # of the bootstrap over cells, for the overall correlation

@@ -21,7 +21,7 @@ from challenges.synthesis import data, evaluate, files, main_job, mixing, plots
 from challenges.synthesis.gan import CellGAN
 from helpers import DataError, some
 from workbench.plots import save_figure
-from workbench.tables import write_table
+from workbench.evaluation.intervals import write_table
 
 VERBS = {
     "train": "train a generator on labelled cells and save it",

@@ -1,6 +1,6 @@
 """How believable synthetic cells are: four generators against held-out real cells that none of them has seen.
 
-In: training cells, held-out cells, a fitted `CellGAN`. Out: a long table of measured values; `workbench.tables`
+In: training cells, held-out cells, a fitted `CellGAN`. Out: a long table of measured values; `workbench.evaluation.intervals`
 summarises it. In each draw the held-out cells are halved by type: one half is the truth, the other the ceiling ("real
 held-out cells"); every generator makes as many cells of each type as the truth has. Next: `plots`.
 """
@@ -27,7 +27,7 @@ from challenges.common import derived_seed
 from challenges.synthesis.data import Cells, split
 from challenges.synthesis.gan import CellGAN
 from helpers import DataError, mmd, squared_distances
-from workbench.tables import summarise
+from workbench.evaluation.intervals import summarise
 
 REAL, TRAINING, INDEPENDENT = "real held-out cells", "training cells, resampled", "independent genes"
 START, GAN = "GAN before its training", "GAN"

@@ -17,7 +17,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from challenges.common import Bundle
-from challenges.synthesis.data import Cells  # noqa: TC001 - names a type, as elsewhere
+from challenges.synthesis.data import Cells
 from challenges.synthesis.gan import KIND, CellGAN
 from helpers import replacing
 

@@ -18,7 +18,7 @@ import helpers
 from challenges.synthesis.data import from_anndata
 from challenges.synthesis.gan import CellGAN
 from helpers import DataError, GaussianCells, Predictor, RecentredCells
-from workbench.tables import summarise
+from workbench.evaluation.intervals import summarise
 
 ROWS = ["Gaussian cells", "recentred real cells", "recentred GAN cells"]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from challenges.synthesis.data import Cells  # noqa: TC001 - names a type, as elsewhere
+from challenges.synthesis.data import Cells
 from challenges.synthesis.evaluate import analysis
-from challenges.synthesis.gan import CellGAN  # noqa: TC001 - names a type, as elsewhere
+from challenges.synthesis.gan import CellGAN
 from helpers import DataError
 
 SHARES = np.linspace(0.0, 1.0, 6)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from challenges.synthesis.start import Start  # noqa: TC001 - names a type, as elsewhere
+from challenges.synthesis.start import Start
 
 HIDDEN = 128
 EXTRA_NOISE = 16  # dimensions beside the loadings', for what the start did not see

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
-from challenges.synthesis.data import Cells  # noqa: TC001 - names a type, as elsewhere
+from challenges.synthesis.data import Cells
 from challenges.synthesis.evaluate import GAN, INDEPENDENT, REAL, analysis
 
 COLOURS = {GAN: "#2b6cb0", INDEPENDENT: "#dd6b20", REAL: "#718096"}

@@ -24,7 +24,7 @@ from challenges.synthesis.networks import (
     Drawn,
     soft_cross_entropy,
 )
-from challenges.synthesis.start import Library  # noqa: TC001 - names a type, as elsewhere
+from challenges.synthesis.start import Library
 from helpers import DataError
 
 KIND = "synthesis checkpoint"

@@ -8,7 +8,9 @@ The client executes this file by its path. Written from the contract; the platfo
 
 import importlib.util
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from logging import Logger
 from pathlib import Path
 from types import ModuleType
@@ -19,19 +21,34 @@ import pandas as pd
 from crunch.runner.unstructured import RunnerContext, RunnerExecutorContext, UserModule
 from crunch.utils import smart_call
 
+ROOT = Path(__file__).resolve().parents[5]
 
-def _load_validator() -> ModuleType:
-    """`workbench/validate.py` by its path: were it on sys.path, a submission could import what the cloud has not."""
-    path = Path(__file__).resolve().parents[4] / "validate.py"
-    spec = importlib.util.spec_from_file_location("workbench_validate", path)
+
+@contextmanager
+def _imported(name: str, path: Path) -> Iterator[ModuleType]:
+    """A module of the project by its path; importable under `name` inside, and forgotten afterwards.
+
+    Were the project on sys.path, or its modules left in sys.modules, a submission could import what the cloud has not.
+    """
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ImportError(f"no validator at {path}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+        raise ImportError(f"no module at {path}")
+    module, of_the_submission = importlib.util.module_from_spec(spec), sys.modules.get(name)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        del sys.modules[name]
+        if of_the_submission is not None:
+            sys.modules[name] = of_the_submission
 
 
-validate = _load_validator()
+with (
+    _imported("contract", ROOT / "contract.py"),
+    _imported("workbench_validate", ROOT / "workbench" / "validate.py") as validate,
+):
+    CRUNCH = validate.CRUNCH
 
 # What the cloud scores is hidden. These optional files in data/ stand for it, one name a line; without them, all is.
 SCORED_PERTURBATIONS, SCORED_GENES = "perturbations_to_score.txt", "genes_to_score.txt"
@@ -59,8 +76,8 @@ def run(
         context.log(problem, error=True)
     if problems:
         context.log(f"{len(problems)} problem(s): the platform would refuse this prediction", error=True)
-    if not context.is_local and (prediction / validate.PREDICTION).is_file():
-        _keep_scored(prediction / validate.PREDICTION, data)
+    if not context.is_local and (prediction / CRUNCH.prediction_file).is_file():
+        _keep_scored(prediction / CRUNCH.prediction_file, data)
 
 
 def execute(
@@ -80,8 +97,8 @@ def execute(
         data, prediction = Path(data_directory_path), Path(prediction_directory_path)
         asked = {
             "prediction_directory_path": prediction_directory_path,
-            "prediction_h5ad_file_path": str(prediction / validate.PREDICTION),
-            "program_proportion_csv_file_path": str(prediction / validate.PROPORTIONS),
+            "prediction_h5ad_file_path": str(prediction / CRUNCH.prediction_file),
+            "program_proportion_csv_file_path": str(prediction / CRUNCH.predicted_proportions_file),
             "predict_perturbations": validate.requested_perturbations(data, local=context.is_local),
             "genes_to_predict": validate.requested_genes(data),
         }

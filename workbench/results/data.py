@@ -14,21 +14,26 @@ import pandas as pd
 import scipy.optimize
 
 import helpers
-from helpers import CONTROL, SHARES
-from workbench.folds import COLUMNS
-from workbench.methods import PCA_RIDGE
+from contract import OBESITY_1 as CRUNCH
+from knowledge import FeatureTable, GeneKnowledge, read_features, symbol_table
+from method import fit_predictor
+from response import ResponseModel
+from workbench.evaluation.folds import COLUMNS
+from workbench.evaluation.methods import PCA_RIDGE
 from workbench.simulate import simulate
 
 PRIORS = {  # files of priors/ -> their names on the page
-    "c2.cp.reactome.v2023.2.Hs.symbols.gmt": "Reactome", "h.all.v7.4.symbols.gmt": "Hallmark",
-    "dorothea_hs.csv.gz": "DoRothEA", "interactions.csv.gz": "interactions",
-}  # fmt: skip
+    "c2.cp.reactome.v2023.2.Hs.symbols.gmt": "Reactome",
+    "h.all.v7.4.symbols.gmt": "Hallmark",
+    "dorothea_hs.csv.gz": "DoRothEA",
+    "interactions.csv.gz": "interactions",
+}
 
 
-def effect_tables(names: pd.Index, columns: pd.Index, data: Path) -> dict[str, helpers.FeatureTable]:
+def effect_tables(names: pd.Index, columns: pd.Index, data: Path) -> dict[str, FeatureTable]:
     """The priors that know one of `names`, under their names on the page, and the gene symbols."""
-    own = helpers.read_features(data / "priors", names)
-    symbol = helpers.symbol_table(sorted({*names, *columns}))
+    own = read_features(data / "priors", names)
+    symbol = symbol_table(sorted({*names, *columns}))
     return {"symbol": symbol, **{PRIORS.get(name, name): table for name, table in own.items()}}
 
 
@@ -58,15 +63,18 @@ def same_gene(effects: pd.DataFrame, genes: pd.Series) -> pd.DataFrame:
 
 def best_constant(shares: pd.DataFrame) -> float:
     """The least mean L1 distance of one legal prediction for all rows: a linear program, and a median for the ratio."""
-    S, n = shares[SHARES].to_numpy(), len(shares)
+    S, n = shares[CRUNCH.shares].to_numpy(), len(shares)
     # Unknowns: the 3 shares, then the deviation of each row in each share.
     step = np.vstack([np.eye(3)] * n)
     slack, true = np.eye(3 * n), S.ravel()
     found = scipy.optimize.linprog(
         np.r_[np.zeros(3), np.full(3 * n, 0.75 / n)],
-        A_ub=np.block([[step, -slack], [-step, -slack]]), b_ub=np.r_[true, -true],
-        A_eq=np.r_[np.ones(3), np.zeros(3 * n)][None], b_eq=[1.0], bounds=(0, 1),
-    )  # fmt: skip
+        A_ub=np.block([[step, -slack], [-step, -slack]]),
+        b_ub=np.r_[true, -true],
+        A_eq=np.r_[np.ones(3), np.zeros(3 * n)][None],
+        b_eq=[1.0],
+        bounds=(0, 1),
+    )
     ratio = shares["lipo_adipo"]
     return float(found.fun + 0.25 * (ratio - ratio.median()).abs().mean())
 
@@ -77,7 +85,7 @@ def demo_scores(seed: int, folder: Path) -> pd.DataFrame:
     folder.parent.mkdir(parents=True, exist_ok=True)
     simulate(folder, seed=seed, answer=answer, force=True)
     challenge = helpers.load_challenge(folder)
-    model = helpers.fit_predictor(challenge).expression
+    model = fit_predictor(challenge).expression
     stats = helpers.perturbation_stats(challenge.train_path)
     ridge = helpers.PCARidge().fit(stats.mean)
     with h5py.File(answer) as file:
@@ -91,14 +99,18 @@ def demo_scores(seed: int, folder: Path) -> pd.DataFrame:
     true = truth.loc[unseen, scored].to_numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        predicted = {"this model": model.predict(unseen, columns=scored), PCA_RIDGE: ridge.predict(unseen, scored)}
+        predicted = {"this model": model.predict(unseen)[scored], PCA_RIDGE: ridge.predict(unseen)[scored]}
     values = {name: helpers.row_correlations(true, table.to_numpy() - reference) for name, table in predicted.items()}
     values["oracle"] = oracle[unseen].to_numpy()
-    about = pd.DataFrame({
-        "perturbation": unseen, "seed": seed, "measured": unseen.isin(genes),
-        "effect": np.linalg.norm(pd.DataFrame(effect, index=names).loc[unseen], axis=1),
-        "expression": stats.mean.loc[CONTROL].reindex(unseen).to_numpy(),
-    })  # fmt: skip
+    about = pd.DataFrame(
+        {
+            "perturbation": unseen,
+            "seed": seed,
+            "measured": unseen.isin(genes),
+            "effect": np.linalg.norm(pd.DataFrame(effect, index=names).loc[unseen], axis=1),
+            "expression": stats.mean.loc[CRUNCH.control].reindex(unseen).to_numpy(),
+        }
+    )
     return pd.concat([about.assign(method=name, value=value) for name, value in values.items()], ignore_index=True)
 
 
@@ -112,14 +124,14 @@ def varied_gene_set(effects: pd.DataFrame, path: Path) -> tuple[str, pd.Index]:
 
 
 def held_out_predictions(
-    effects: pd.DataFrame, tables: dict[str, helpers.FeatureTable], columns: pd.Index, seed: int
+    effects: pd.DataFrame, tables: dict[str, FeatureTable], columns: pd.Index, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """True and predicted residuals (perturbations x `columns`), each from four fifths of the others."""
     folds = np.random.default_rng(seed).permutation(len(effects)) % 5
     true, predicted = [], []
     for fold in range(5):
         test = effects.index[folds == fold]
-        model = helpers.ResponseModel().fit(effects[folds != fold], knowledge=helpers.GeneKnowledge(tables))
+        model = ResponseModel().fit(effects[folds != fold], knowledge=GeneKnowledge(tables))
         true.append(effects.loc[test, columns] - model.reference_[columns])
-        predicted.append(model.predict(test, columns=columns) - model.reference_[columns])
+        predicted.append(model.predict(test)[columns] - model.reference_[columns])
     return pd.concat(true), pd.concat(predicted)

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from workbench.methods import ALL, BOTH, MEDIAN
-from workbench.tables import interval
+from workbench.evaluation.intervals import interval
+from workbench.evaluation.methods import ALL, BOTH, MEDIAN
 
 COMMAND = "python -m workbench.results --data DATA --only"
 
@@ -55,8 +55,10 @@ def markdown(rows: pd.DataFrame, digits: int = 3) -> str:
     """The summary of one metric (indexed by method) as a table; the default method stands in bold."""
     timed = bool((rows["seconds"] > 0.05).any())
     default = next(name for name in (BOTH, ALL, MEDIAN) if name in rows.index)
-    lines = [f"| method | mean | difference to {rows['baseline'].iloc[0]} | wins | n |" + " s a fit |" * timed,
-             "|---|---|---|---|---|" + "---|" * timed]  # fmt: skip
+    lines = [
+        f"| method | mean | difference to {rows['baseline'].iloc[0]} | wins | n |" + " s a fit |" * timed,
+        "|---|---|---|---|---|" + "---|" * timed,
+    ]
     for method, row in rows.iterrows():
         name = f"**{method}**" if method == default else method
         is_baseline = method == row["baseline"]
@@ -93,11 +95,20 @@ by the command.
 def page(sections: dict[str, Section]) -> str:
     """RESULTS.md."""
     lines = [INTRODUCTION, "| benchmark | to reach | reached | hit |", "|---|---|---|---|"]
-    lines += [f"| [{part.title}](#{name}) | {part.target} | {part.reached} | {part.hit} |"
-              for name, part in sections.items()]  # fmt: skip
+    lines += [
+        f"| [{part.title}](#{name}) | {part.target} | {part.reached} | {part.hit} |" for name, part in sections.items()
+    ]
     for name, part in sections.items():
-        lines += ["", f'<a id="{name}"></a>', "", f"## {part.title}", "",
-                  f"`{COMMAND} {name}` ({part.seconds:.0f} s)", "", part.body]  # fmt: skip
+        lines += [
+            "",
+            f'<a id="{name}"></a>',
+            "",
+            f"## {part.title}",
+            "",
+            f"`{COMMAND} {name}` ({part.seconds:.0f} s)",
+            "",
+            part.body,
+        ]
     minutes = sum(part.seconds for part in sections.values()) / 60
     machine = f"{os.cpu_count()} shared cores, {psutil.virtual_memory().total / 1e9:.0f} GB of memory"
     how = f"`{COMMAND.removesuffix(' --only')}` makes all of it: {minutes:.0f} minutes on {machine}."

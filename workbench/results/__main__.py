@@ -25,8 +25,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import helpers
-from helpers import CONTROL
-from workbench import methods, model_plots
+from contract import OBESITY_1 as CRUNCH
+from knowledge import GeneKnowledge
+from response import ResponseModel
 from workbench.compare import CEILING, STARTER
 from workbench.cross_validate import (
     cross_validate_challenge,
@@ -35,9 +36,10 @@ from workbench.cross_validate import (
     summarise,
 )
 from workbench.demo import ROOT
-from workbench.folds import TRUE_MEAN
-from workbench.methods import ALL, BOTH, MEDIAN, PCA_RIDGE, ZERO
-from workbench.results_data import (
+from workbench.evaluation import methods, pictures
+from workbench.evaluation.folds import TRUE_MEAN
+from workbench.evaluation.methods import ALL, BOTH, MEDIAN, PCA_RIDGE, ZERO
+from workbench.results.data import (
     PRIORS,
     best_constant,
     demo_scores,
@@ -47,7 +49,7 @@ from workbench.results_data import (
     same_gene,
     varied_gene_set,
 )
-from workbench.results_page import Section, markdown, mean_text, page, text, verdict
+from workbench.results.page import Section, markdown, mean_text, page, text, verdict
 
 BUILD = ROOT / "build" / "results"
 DEMO_SEEDS = (101, 102, 103)
@@ -71,14 +73,14 @@ def replogle(data: Path, executor: Executor | None) -> Section:
     )
     table = pd.concat([table[table["method"] != methods.SHUFFLED], shuffled], ignore_index=True)
     summary = _keep(table, "replogle")
-    model = helpers.ResponseModel().fit(effects, knowledge=helpers.GeneKnowledge(tables))
-    _save(model_plots.strips(table, ["pearson"]), "results_replogle.png")
+    model = ResponseModel().fit(effects, knowledge=GeneKnowledge(tables))
+    _save(pictures.strips(table, ["pearson"]), "results_replogle.png")
     figure, axes = plt.subplots(1, 3, figsize=(17, 4.5), layout="constrained")
-    model_plots.kernel_weights(axes[0], model)
-    model_plots.calibration(axes[1], table, ALL, unit="rank score")
+    pictures.kernel_weights(axes[0], model)
+    pictures.calibration(axes[1], table, ALL, unit="rank score")
     name, genes = varied_gene_set(effects, next((data / "priors").glob("*reactome*.gmt")))
     held_out = held_out_predictions(effects, tables, genes, REPLOGLE_SEEDS[0])
-    model_plots.gene_set_effect(axes[2], *held_out, name, unit="rank score")
+    pictures.gene_set_effect(axes[2], *held_out, name, unit="rank score")
     _save(figure, "results_weights_calibration.png")
     rows = summary[summary["metric"] == "pearson"].set_index("method")
     reached, chance = rows.loc[ALL], rows.loc[methods.SHUFFLED, "value"]
@@ -92,10 +94,12 @@ def replogle(data: Path, executor: Executor | None) -> Section:
         "against the error it makes. Right: predicted against true effect on the gene set whose effect varies most.*"
     )
     return Section(
-        "Replogle K562, 585 unseen knock-downs, Pearson", ">= 0.345; shuffled within 0.01 of 0",
-        f"{text(reached)}; shuffled {chance:+.3f}", verdict(reached["value"] >= 0.345 and abs(chance) <= 0.01),
+        "Replogle K562, 585 unseen knock-downs, Pearson",
+        ">= 0.345; shuffled within 0.01 of 0",
+        f"{text(reached)}; shuffled {chance:+.3f}",
+        verdict(reached["value"] >= 0.345 and abs(chance) <= 0.01),
         body,
-    )  # fmt: skip
+    )
 
 
 def morphic(data: Path, executor: Executor | None) -> Section:
@@ -115,25 +119,30 @@ def morphic(data: Path, executor: Executor | None) -> Section:
         "itself scores 0 by definition, but *zero effect* does not: many knock-outs are weak, and what they share is "
         "the way back to the control, so zero effect is the baseline to beat here.\n\n"
         f"{markdown(rows)}\n\n"
-        + ("The gain over zero effect is significant." if significant else
-           "**The gain over zero effect is not significant**: its 95 % interval is "
-           f"{reached['difference_low']:+.3f} to {reached['difference_high']:+.3f}. With {len(names)} genes only a "
-           f"gain above about {reached['difference_high'] - reached['difference']:.2f} could be told from none.")
+        + (
+            "The gain over zero effect is significant."
+            if significant
+            else "**The gain over zero effect is not significant**: its 95 % interval is "
+            f"{reached['difference_low']:+.3f} to {reached['difference_high']:+.3f}. With {len(names)} genes only a "
+            f"gain above about {reached['difference_high'] - reached['difference']:.2f} could be told from none."
+        )
         + f" The other contrasts of the same gene (last row, the ceiling) exist for {rows['n'].iloc[-1]} genes."
-    )  # fmt: skip
+    )
     return Section(
-        "MorPhiC PrS day 6, leave one gene out, Pearson", "positive, 95 % interval without 0",
-        text(reached) + ("" if significant else "; over zero effect not significant"), verdict(reached["low"] > 0),
+        "MorPhiC PrS day 6, leave one gene out, Pearson",
+        "positive, 95 % interval without 0",
+        text(reached) + ("" if significant else "; over zero effect not significant"),
+        verdict(reached["low"] > 0),
         body,
-    )  # fmt: skip
+    )
 
 
 def proportions(data: Path, executor: Executor | None) -> Section:
     """The challenge's own training proportions."""
-    shares = helpers.read_proportions(data / "obesity_side_files" / helpers.PROPORTIONS_FILE)
+    shares = helpers.read_proportions(data / "obesity_side_files" / CRUNCH.proportions_file)
     table = cross_validate_proportions(shares)
     rows = _keep(table, "proportions", baseline="renormalised medians").set_index("method")
-    best = best_constant(shares.drop(index=CONTROL))
+    best = best_constant(shares.drop(index=CRUNCH.control))
     body = (
         f"L1 distance, leave one out over {rows['n'].iloc[0]} knock-outs.\n\n{markdown(rows, digits=4)}\n\n"
         f"**The target of 0.0975 is missed, and is out of reach for a constant**: the best legal one, chosen with all "
@@ -145,9 +154,12 @@ def proportions(data: Path, executor: Executor | None) -> Section:
     )
     reached = rows.loc[MEDIAN]
     return Section(
-        "Proportions, 122 knock-outs, L1 (lower is better)", "<= 0.0975, never above the median",
-        text(reached, 4), verdict(reached["value"] <= 0.0975), body,
-    )  # fmt: skip
+        "Proportions, 122 knock-outs, L1 (lower is better)",
+        "<= 0.0975, never above the median",
+        text(reached, 4),
+        verdict(reached["value"] <= 0.0975),
+        body,
+    )
 
 
 def thp1(data: Path, executor: Executor | None) -> Section:
@@ -158,10 +170,10 @@ def thp1(data: Path, executor: Executor | None) -> Section:
     )
     table["method"] = table["method"].replace({f"{file} alone": f"{name} alone" for file, name in PRIORS.items()})
     summary = _keep(table, "thp1")
-    _save(model_plots.strips(table, ["pearson_delta", "mmd", "l1_distance"]), "results_thp1.png")
+    _save(pictures.strips(table, ["pearson_delta", "mmd", "l1_distance"]), "results_thp1.png")
     parts = {metric: rows.set_index("method") for metric, rows in summary.groupby("metric", sort=False)}
     cells, gain = parts["mmd"], parts["pearson_delta"].loc[BOTH]
-    wide = model_plots.by_perturbation(table, "mmd")
+    wide = pictures.by_perturbation(table, "mmd")
     large = challenge.obs["gene"].value_counts()[wide.index] >= 200
     ratios = [rows[BOTH].mean() / rows[CEILING].mean() - 1.0 for rows in (wide, wide[large])]
     body = (
@@ -169,7 +181,7 @@ def thp1(data: Path, executor: Executor | None) -> Section:
         "(all of them one panel), leave one out, 100 written cells, bandwidth of MMD calibrated on the cells. Gene "
         "knowledge: the control cells and the priors. All rows but the starter's write recentred real cells.\n\n"
         f"{_thp1_table(parts)}\n\n![One point a knock-out](docs/results_thp1.png)\n\n"
-        f"{_thp1_pearson(model_plots.by_perturbation(table, 'pearson_delta'))}\n\n{_thp1_mmd(wide, large, ratios)}"
+        f"{_thp1_pearson(pictures.by_perturbation(table, 'pearson_delta'))}\n\n{_thp1_mmd(wide, large, ratios)}"
     )
     reached = (
         f"MMD {ratios[1]:+.0%} ({ratios[0]:+.0%} counting small knock-outs; starter {cells.loc[STARTER, 'value']:.2f});"
@@ -182,8 +194,10 @@ def thp1(data: Path, executor: Executor | None) -> Section:
 
 def _thp1_pearson(scores: pd.DataFrame) -> str:
     """What the Pearson column (perturbations x methods) does and does not say."""
-    gains = [f"{mean_text(scores[BOTH] - scores[name], '+')} over {name}"
-             for name in (methods.CONSTANT, methods.CONTROL_MEAN, methods.SHUFFLED)]  # fmt: skip
+    gains = [
+        f"{mean_text(scores[BOTH] - scores[name], '+')} over {name}"
+        for name in (methods.CONSTANT, methods.CONTROL_MEAN, methods.SHUFFLED)
+    ]
     return (
         "**Pearson says little here**: the effects lie along one axis (interferon signalling lost or not), so that a "
         "knock-out scores near +0.9 or near -0.9, and methods differ by the sign of a few of the 20. The model's gain "
@@ -208,14 +222,21 @@ def _thp1_mmd(wide: pd.DataFrame, large: pd.Series, ratios: list[float]) -> str:
 
 def _thp1_table(parts: dict[str, pd.DataFrame]) -> str:
     """All methods with their three metrics, from the summaries by metric."""
-    columns = (("Pearson delta", "pearson_delta", "value"), (f"difference to {STARTER}", "pearson_delta", "difference"),
-               ("MMD", "mmd", "value"), ("L1 of the shares", "l1_distance", "value"))  # fmt: skip
+    columns = (
+        ("Pearson delta", "pearson_delta", "value"),
+        (f"difference to {STARTER}", "pearson_delta", "difference"),
+        ("MMD", "mmd", "value"),
+        ("L1 of the shares", "l1_distance", "value"),
+    )
     lines = [f"| method | {' | '.join(title for title, _, _ in columns)} |", "|---" * 5 + "|"]
     names = [*parts["mmd"].index, *parts["l1_distance"].index.difference(parts["mmd"].index, sort=False)]
     for method in names:
-        shown = [text(parts[metric].loc[method], which=which)
-                 if method in parts[metric].index and (which, method) != ("difference", STARTER) else ""
-                 for _, metric, which in columns]  # fmt: skip
+        shown = [
+            text(parts[metric].loc[method], which=which)
+            if method in parts[metric].index and (which, method) != ("difference", STARTER)
+            else ""
+            for _, metric, which in columns
+        ]
         lines.append(f"| {f'**{method}**' if method in (BOTH, MEDIAN) else method} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
@@ -231,18 +252,30 @@ def demo(data: Path, executor: Executor | None) -> Section:
     about = scores.drop_duplicates("perturbation").set_index("perturbation")
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
     shown = wide[["this model", PCA_RIDGE, "oracle"]]
-    model_plots.score_against(axes[0], shown, about["effect"], metric="pearson_delta",
-                              label="length of the true effect (log2 units, over all genes)")  # fmt: skip
+    pictures.score_against(
+        axes[0],
+        shown,
+        about["effect"],
+        metric="pearson_delta",
+        label="length of the true effect (log2 units, over all genes)",
+    )
     measured = about["measured"]
-    model_plots.score_against(axes[1], shown[measured], about.loc[measured, "expression"], metric="pearson_delta",
-                              label="mean expression of the target in control cells (log2 units)")  # fmt: skip
+    pictures.score_against(
+        axes[1],
+        shown[measured],
+        about.loc[measured, "expression"],
+        metric="pearson_delta",
+        label="mean expression of the target in control cells (log2 units)",
+    )
     _save(figure, "results_demo.png")
     groups = {"all": wide, "target measured": wide[measured], "target not measured": wide[~measured]}
     lines = ["| unseen knock-outs | n | oracle | this model | of the oracle | PCA-ridge |", "|---|---|---|---|---|---|"]
     for name, part in groups.items():
         mean = part.mean()
-        lines.append(f"| {name} | {len(part)} | {mean['oracle']:.3f} | {mean_text(part['this model'])} | "
-                     f"{mean['this model'] / mean['oracle']:.0%} | {mean_text(part[PCA_RIDGE])} |")  # fmt: skip
+        lines.append(
+            f"| {name} | {len(part)} | {mean['oracle']:.3f} | {mean_text(part['this model'])} | "
+            f"{mean['this model'] / mean['oracle']:.0%} | {mean_text(part[PCA_RIDGE])} |"
+        )
     share = wide["this model"].mean() / wide["oracle"].mean()
     shares = {name: part["this model"].mean() / part["oracle"].mean() for name, part in groups.items()}
     body = (
@@ -256,15 +289,21 @@ def demo(data: Path, executor: Executor | None) -> Section:
         "flatters the template; on real data it has to earn its weight."
     )
     return Section(
-        "Demo data with a known answer, share of the oracle's Pearson", ">= 70 %",
+        "Demo data with a known answer, share of the oracle's Pearson",
+        ">= 70 %",
         f"{share:.0%} of all, {shares['target measured']:.0%} of those whose target was measured",
-        verdict(share >= 0.7), body,
-    )  # fmt: skip
+        verdict(share >= 0.7),
+        body,
+    )
 
 
 SECTIONS: dict[str, Callable[[Path, Executor | None], Section]] = {
-    "replogle": replogle, "morphic": morphic, "proportions": proportions, "thp1": thp1, "demo": demo,
-}  # fmt: skip
+    "replogle": replogle,
+    "morphic": morphic,
+    "proportions": proportions,
+    "thp1": thp1,
+    "demo": demo,
+}
 
 
 def _draws(shuffled: pd.DataFrame) -> str:

@@ -6,16 +6,18 @@ training file can be read. Out: a tidy table with the columns of `COLUMNS`, one 
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import psutil
@@ -23,14 +25,16 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 import helpers
+from contract import OBESITY_1 as CRUNCH
 from helpers import dense, open_matrix
+from method import CellGenerator, ProportionEstimator, call_with
 from workbench.compare import CEILING
-from workbench.methods import Method, proportion_methods
+from workbench.evaluation.methods import Method, proportion_methods
 
 COLUMNS = ["method", "perturbation", "metric", "value", "seed", "fold", "draw", "panel", "seconds", "peak_mb"]
 EXPECTED_WARNINGS = (".* were not measured as genes", "nothing is known of")  # the baselines' and the model's fallback
 TRUE_MEAN = "true mean, same cells"
-WRITTEN_CELLS = 100  # cells that are predicted for each knock-out
+WRITTEN_CELLS = CRUNCH.cells_per_perturbation
 CEILING_CELLS = 20  # a knock-out with fewer real cells has no split-half ceiling
 
 
@@ -46,18 +50,20 @@ class EffectsFold:
     fold: int
 
     def run(self) -> pd.DataFrame:
-        """Rows of `pearson`, `error` and, for the model, `expected_error` and `expected_pearson`."""
+        """ScoreRows of `pearson`, `error` and, for the model, `expected_error` and `expected_pearson`."""
         held_out = np.isin(self.genes, self.test)
         means = self.effects[~held_out].groupby(self.genes[~held_out]).mean()
         truth, genes = self.effects[held_out].to_numpy(float), self.genes[held_out]
         reference = means.mean().to_numpy()
-        rows = Rows(self.seed, self.fold)
+        rows = ScoreRows(self.seed, self.fold)
         for method in self.methods:
             with measured() as cost:
                 predicted, scale = method.predict(means, None, self.test)
             values = predicted.loc[genes].to_numpy()
-            scores = {"pearson": helpers.row_correlations(truth - reference, values - reference),
-                      "error": np.linalg.norm(truth - values, axis=1)}  # fmt: skip
+            scores = {
+                "pearson": helpers.row_correlations(truth - reference, values - reference),
+                "error": np.linalg.norm(truth - values, axis=1),
+            }
             for metric, score in scores.items():
                 # Contrasts of one gene are not independent: they count once.
                 rows.add(method, metric, pd.Series(score).groupby(genes).mean(), cost)
@@ -69,13 +75,15 @@ class EffectsFold:
 class ChallengeFold:
     """`means` (perturbations x genes, the control among them) and `n_cells` are of all perturbations of `path`.
 
-    `panels` pairs the genes of a panel with its bandwidth; `base` is the fitted generator of cells.
+    `panels` pairs the genes of a panel with its bandwidth. `pool` are control cells, and `base` the generator of cells
+    that was fitted to them.
     """
 
     path: Path
     means: pd.DataFrame
     n_cells: pd.Series
     proportions: pd.DataFrame
+    pool: ad.AnnData
     base: helpers.RecentredCells
     panels: list[tuple[pd.Index, float]]
     test: pd.Index
@@ -84,10 +92,10 @@ class ChallengeFold:
     fold: int
 
     def run(self) -> pd.DataFrame:
-        """Rows of the platform's three metrics, of the errors as for effects, and of two ceilings."""
+        """ScoreRows of the platform's three metrics, of the errors as for effects, and of two ceilings."""
         means, n_cells = self.means.drop(index=self.test), self.n_cells.drop(index=self.test)
         reference = helpers.PerturbedMean().fit(means, n_cells=n_cells).mean_
-        rows, predictions = Rows(self.seed, self.fold), []
+        rows, predictions = ScoreRows(self.seed, self.fold), []
         for method in self.methods:
             with measured() as cost:
                 predicted, scale = method.predict(means, n_cells, self.test)
@@ -95,55 +103,67 @@ class ChallengeFold:
             rows.add(method, "error", pd.Series(error, index=self.test), cost)
             rows.add_scale(method, scale, cost)
             predictions.append((method, predicted, cost))
-        gaussian = helpers.GaussianCells().fit(means)
-        generators = [(self.base.for_genes(panel), gaussian.for_genes(panel)) for panel, _ in self.panels]
+        generators = [self._generators(means, panel) for panel, _ in self.panels]
         with open_matrix(self.path, ["gene"]) as (matrix, obs, genes, _):
             for target in self.test:
                 cells = real_cells(matrix, obs, target)
                 for i, (panel, sigma) in enumerate(self.panels):
                     true, centre = dense(cells[:, genes.get_indexer(panel)]), reference[panel].to_numpy()
                     for method, predicted, cost in predictions:
-                        mean, generator = predicted.loc[target, panel].to_numpy(), generators[i][method.gaussian]
+                        mean, generator = predicted.loc[target, panel].to_numpy(), generators[i][method.name]
                         made = generator.sample(target, mean, WRITTEN_CELLS)
-                        rows.add_scores(method, target, i, platform_scores(true, made, centre, sigma), cost)
+                        rows.add_scores(method, target, i, helpers.cell_scores(true, made, centre, sigma), cost)
                     # What the cells cost when the mean is right: the MMD that no better mean can improve.
-                    made = generators[i][0].sample(target, self.means.loc[target, panel].to_numpy(), WRITTEN_CELLS)
+                    made = generators[i][TRUE_MEAN].sample(
+                        target, self.means.loc[target, panel].to_numpy(), WRITTEN_CELLS
+                    )
                     rows.add_scores(TRUE_MEAN, target, i, {"mmd": helpers.mmd(true, made, sigma)}, None)
                     if len(true) >= CEILING_CELLS:
                         rows.add_scores(CEILING, target, i, ceiling_scores(true, centre, sigma), None)
         return pd.concat([rows.table(), self._proportion_rows(means)], ignore_index=True)
 
+    def _generators(self, means: pd.DataFrame, panel: pd.Index) -> dict[str, CellGenerator]:
+        """The generator of cells of each method on one panel, and under `TRUE_MEAN` the common one."""
+        common = self.base.for_genes(panel)
+        generators: dict[str, CellGenerator] = {TRUE_MEAN: common}
+        for method in self.methods:
+            generators[method.name] = common
+            if method.cells is not None:
+                own = copy.deepcopy(method.cells)
+                call_with(own.fit, means=means, pool=self.pool)
+                generators[method.name] = own.for_genes(panel)
+        return generators
+
     def _proportion_rows(self, means: pd.DataFrame) -> pd.DataFrame:
         shares = self.proportions.loc[self.means.index]
-        return proportion_rows(shares, self.test, means, self.seed, self.fold)
+        own = {method.name: method.proportions for method in self.methods if method.proportions is not None}
+        return proportion_rows(shares, self.test, means, self.seed, self.fold, own)
 
 
 def proportion_rows(
-    shares: pd.DataFrame, test: pd.Index, means: pd.DataFrame | None, seed: int, fold: int
+    shares: pd.DataFrame,
+    test: pd.Index,
+    means: pd.DataFrame | None,
+    seed: int,
+    fold: int,
+    own: Mapping[str, ProportionEstimator] | None = None,
 ) -> pd.DataFrame:
     """Rows of `l1_distance`: each predictor of the shares, fitted without the perturbations `test`.
 
-    `shares` is perturbations x states, the control among them; `means` the training expression profiles, where known.
+    `shares` is perturbations x states, the control among them; `means` the training expression profiles, where known;
+    `own` are further predictors, by name.
     """
-    rows, train = Rows(seed, fold), shares.drop(index=test)
-    for name, model in proportion_methods(with_means=means is not None).items():
+    rows, train = ScoreRows(seed, fold), shares.drop(index=test)
+    for name, unfitted in {**proportion_methods(with_means=means is not None), **(own or {})}.items():
+        model = copy.deepcopy(unfitted)
         with measured() as cost:
             if means is None:
-                model.fit(train)
+                call_with(model.fit, train)
             else:
-                model.fit(means, responses=train.loc[means.index])
+                call_with(model.fit, train.loc[means.index], means=means)
             predicted = helpers.constrain_proportions(model.predict(test))
         rows.add(name, "l1_distance", helpers.l1_by_perturbation(shares.loc[test], predicted), cost)
     return rows.table()
-
-
-def platform_scores(true: np.ndarray, predicted: np.ndarray, reference: np.ndarray, sigma: float) -> dict[str, float]:
-    """Pearson delta and MMD as `helpers.score` has them; both arrays are cells x genes."""
-    is_reference = np.abs(predicted.mean(axis=0) - reference).max() < helpers.REFERENCE_TOLERANCE
-    return {
-        "pearson_delta": 0.0 if is_reference else helpers.pearson_delta(true, predicted, reference),
-        "mmd": helpers.mmd(true, predicted, sigma),
-    }
 
 
 def ceiling_scores(true: np.ndarray, reference: np.ndarray, sigma: float) -> dict[str, float]:
@@ -191,7 +211,7 @@ def measured() -> Iterator[Cost]:
 
 
 @dataclass
-class Rows:
+class ScoreRows:
     """Collects the rows of one fold."""
 
     seed: int

@@ -14,11 +14,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from helpers import ResponseModel  # noqa: TC001 - names a type, as elsewhere
+from response import ResponseModel
 from workbench.compare import CEILING
 from workbench.cross_validate import BASELINES
-from workbench.folds import TRUE_MEAN
-from workbench.methods import ALL, BOTH, MEDIAN
+from workbench.evaluation.folds import TRUE_MEAN
+from workbench.evaluation.methods import ALL, BOTH, MEDIAN
 from workbench.plots import BLUE, GREY, ORANGE, RED
 
 LABELS = {
@@ -108,8 +108,14 @@ def calibration(axis: Axes, table: pd.DataFrame, method: str, *, unit: str, bins
     middle, spread = np.sqrt(square.mean()), np.sqrt(square["actual"].quantile([0.25, 0.75]).unstack())  # noqa: PD010
     axis.scatter(expected, actual, s=5, color=GREY, alpha=0.5, lw=0, label="a perturbation")
     bars = np.abs(np.array([middle["actual"] - spread[0.25], spread[0.75] - middle["actual"]]))
-    axis.errorbar(middle["expected"], middle["actual"], yerr=bars, fmt="o", color=BLUE,
-                  label="root mean square in a bin, middle half")  # fmt: skip
+    axis.errorbar(
+        middle["expected"],
+        middle["actual"],
+        yerr=bars,
+        fmt="o",
+        color=BLUE,
+        label="root mean square in a bin, middle half",
+    )
     ends = [min(expected.min(), actual.min()), max(expected.max(), actual.max())]
     axis.plot(ends, ends, color="black", lw=1, ls=":", label="expected = actual")
     axis.set(xlabel=f"expected length of the error ({unit})", ylabel=f"actual length ({unit})")
@@ -127,9 +133,13 @@ def gene_set_effect(axis: Axes, true: pd.DataFrame, predicted: pd.DataFrame, nam
     ends = [x.min(), x.max()]
     axis.plot(ends, ends, color="black", lw=1, ls=":", label="predicted = true")
     for perturbation in x.nlargest(3).index:
-        axis.annotate(perturbation, (x[perturbation], y[perturbation]), xytext=(3, 3), textcoords="offset points",
-                      fontsize=8)  # fmt: skip
-    axis.set(xlabel=f"true effect on the set ({unit})", ylabel=f"predicted effect ({unit})",
-             title=f"{name}\n{true.shape[1]} genes, r = {np.corrcoef(x, y)[0, 1]:.2f}")  # fmt: skip
+        axis.annotate(
+            perturbation, (x[perturbation], y[perturbation]), xytext=(3, 3), textcoords="offset points", fontsize=8
+        )
+    axis.set(
+        xlabel=f"true effect on the set ({unit})",
+        ylabel=f"predicted effect ({unit})",
+        title=f"{name}\n{true.shape[1]} genes, r = {np.corrcoef(x, y)[0, 1]:.2f}",
+    )
     axis.title.set_fontsize(9)
     axis.legend(fontsize=8)

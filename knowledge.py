@@ -1,0 +1,275 @@
+"""What is known of a gene: feature tables, each of which becomes one kernel of the response model.
+
+In: the training statistics, control cells and signature lists (`training_knowledge`), and the user's own files
+(`read_features`: gene sets, graphs, vectors). Out: `GeneKnowledge`, which `response.py` takes next. A table need not
+know every gene: one that is missing from it is predicted from the others.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from contract import OBESITY_1 as CRUNCH
+from helpers import DataError, PerturbationStats, dense, some
+
+FEATURES_FOLDER = "features"  # of the model folder: the user's own tables
+COEXPRESSION_COMPONENTS = 10
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Features of genes: genes x features. The kernel of two genes is the product of their rows, to `power`.
+
+    Rows have length 1 unless a table says otherwise, so the kernel is a cosine. It is 0 for a gene without a row: a
+    gene which is missing from one table is predicted from the others.
+    """
+
+    genes: pd.Index
+    features: sp.csr_matrix
+    power: int = 1
+
+    def rows(self, genes: Sequence[str]) -> sp.csr_matrix:
+        """The rows of `genes`, zeros where there is none."""
+        position = self.genes.get_indexer(pd.Index(genes))
+        known = np.flatnonzero(position >= 0)
+        shape = (len(position), len(self.genes))
+        return sp.csr_matrix((np.ones(len(known)), (known, position[known])), shape=shape) @ self.features
+
+    def kernel(self, left: Sequence[str], right: Sequence[str]) -> np.ndarray:
+        """The kernel of each gene of `left` with each of `right`: len(left) x len(right), float64."""
+        return (self.rows(left) @ self.rows(right).T).toarray() ** self.power
+
+    def known(self, genes: Sequence[str]) -> np.ndarray:
+        """Which genes have a row."""
+        return self.genes.get_indexer(pd.Index(genes)) >= 0
+
+    @classmethod
+    def of(cls, genes: Sequence[str], features: Any, power: int = 1, lengths: pd.Series | None = None) -> FeatureTable:
+        """Bring the rows to length 1 (or to `lengths`, by gene); rows of zeros are left out."""
+        names, matrix = pd.Index(genes), sp.csr_matrix(features, dtype=np.float64)
+        length = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
+        wanted = np.ones(len(names)) if lengths is None else lengths[names].to_numpy()
+        kept = (length > 0) & (wanted > 0)
+        scale = sp.diags_array(wanted[kept] / length[kept]).tocsr()
+        return cls(names[kept], scale @ matrix[kept], power)
+
+
+def gene_set_table(sets: dict[str, list[str]]) -> FeatureTable:
+    """Gene sets: squared cosine of the memberships, a set weighing log(all genes / its genes) as in TF-IDF."""
+    genes, incidence = _incidence(sets)
+    size = np.asarray(incidence.sum(axis=0)).ravel()
+    return FeatureTable.of(genes, incidence @ sp.diags_array(np.log((1 + len(genes)) / size)), power=2)
+
+
+def edge_table(source: Sequence[str], target: Sequence[str]) -> FeatureTable:
+    """A graph: cosine of the neighbourhoods (the gene itself included), a hub weighing 1 / sqrt(its degree)."""
+    genes = pd.Index(sorted({*source, *target}))
+    i, j = genes.get_indexer(pd.Index(source)), genes.get_indexer(pd.Index(target))
+    graph = sp.csr_matrix((np.ones(len(i)), (i, j)), shape=(len(genes), len(genes)))
+    graph = ((graph + graph.T + sp.eye_array(len(genes))) > 0).astype(float)
+    degree = np.asarray(graph.sum(axis=0)).ravel()
+    return FeatureTable.of(genes, graph @ sp.diags_array(1.0 / np.sqrt(degree)))
+
+
+def symbol_table(genes: Sequence[str]) -> FeatureTable:
+    """The family part of gene symbols: their first 2 to 5 characters, and the letters before the first digit.
+
+    A name of several genes, such as `A+B`, is no symbol and gets no row.
+    """
+    groups: dict[str, list[str]] = {}
+    for gene in genes:
+        if "+" in gene:
+            continue
+        family = "family " + re.split("[0-9]", gene, maxsplit=1)[0]
+        for part in dict.fromkeys([*(gene[:k] for k in range(2, 6)), family]):
+            groups.setdefault(part, []).append(gene)
+    names, incidence = _incidence(groups)
+    size = np.asarray(incidence.sum(axis=0)).ravel()
+    return FeatureTable.of(names, incidence @ sp.diags_array(np.log((1 + len(names)) / size)))
+
+
+def numeric_table(table: pd.DataFrame) -> FeatureTable:
+    """Numbers (genes x features): cosine of the standardised columns."""
+    values = table.to_numpy(np.float64)
+    spread = values.std(axis=0)
+    return FeatureTable.of(table.index, (values - values.mean(axis=0)) / np.where(spread > 0, spread, 1.0))
+
+
+def _incidence(groups: dict[str, list[str]]) -> tuple[pd.Index, sp.csr_matrix]:
+    """Sparse genes x groups."""
+    genes = pd.Index(sorted({gene for group in groups.values() for gene in group}))
+    pairs = [(gene, j) for j, group in enumerate(groups.values()) for gene in dict.fromkeys(group)]
+    rows, columns = genes.get_indexer(pd.Index([gene for gene, _ in pairs])), [j for _, j in pairs]
+    return genes, sp.csr_matrix((np.ones(len(pairs)), (rows, columns)), shape=(len(genes), len(groups)))
+
+
+@dataclass(frozen=True)
+class GeneKnowledge:
+    """What the response model may use of genes: feature `tables`, and a `template` of the response.
+
+    The template is loadings (genes x components) and responses (components x genes): their product is the response of
+    a knock-out, up to one factor that the model learns, before it has seen any like it.
+    """
+
+    tables: dict[str, FeatureTable]
+    template: tuple[pd.DataFrame, pd.DataFrame] | None = None
+
+
+def training_knowledge(
+    stats: PerturbationStats, pool: ad.AnnData, signatures: pd.DataFrame, symbols: Iterable[str]
+) -> GeneKnowledge:
+    """What needs no outside data, of the measured genes and the symbols of all targets; `pool` are control cells.
+
+    `expression`: mean, detection rate and log dispersion in control cells; `co-expression`: loadings on the principal
+    components of the pool's cells, as long as the detection rate (a gene that is not expressed has nothing to lose);
+    `programs`: correlation with each program's mean signature there; `signature`: membership in the signature lists;
+    `symbol`: the family part of the name. The template: what is co-expressed with the target falls with it.
+    """
+    mean, variance, detection = (table.loc[CRUNCH.control] for table in (stats.mean, stats.variance, stats.detection))
+    level = {"mean": mean, "detection": detection, "dispersion": np.log((variance + 1e-3) / (mean + 1e-3))}
+    cells = np.asarray(dense(pool.X), np.float32)
+    cells = cells - cells.mean(axis=0)
+    spread = np.maximum(cells.std(axis=0), 1e-3)
+    cells /= spread
+    _, axes = np.linalg.eigh((cells @ cells.T).astype(np.float64))
+    axes = axes[:, ::-1][:, : min(COEXPRESSION_COMPONENTS, max(1, len(cells) - 1))]
+    loadings = pd.DataFrame(cells.T @ axes.astype(np.float32) / np.sqrt(len(cells)), index=pool.var_names)
+    program, sig_gene = CRUNCH.signature_columns
+    sets = {name: list(group) for name, group in signatures.groupby(program)[sig_gene]}
+    tables = {
+        "expression": numeric_table(pd.DataFrame(level)),
+        "co-expression": FeatureTable.of(pool.var_names, loadings, lengths=detection),
+        "programs": numeric_table(_program_correlations(cells, pool.var_names, sets)),
+        "signature": gene_set_table(sets),
+        "symbol": symbol_table(sorted({*pool.var_names, *symbols})),
+    }
+    return GeneKnowledge(tables, (loadings.mul(-detection[loadings.index], axis=0), loadings.T * spread))
+
+
+def _program_correlations(cells: np.ndarray, genes: pd.Index, sets: dict[str, list[str]]) -> pd.DataFrame:
+    """Genes x programs: correlation over standardised cells with the mean of the program's signature genes."""
+    columns = {}
+    for name, group in sets.items():
+        score = cells[:, genes.isin(group)].sum(axis=1)
+        columns[name] = (score - score.mean()) / max(float(score.std()), 1e-6) @ cells / len(cells)
+    return pd.DataFrame(columns, index=genes)
+
+
+def read_features(folder: str | Path, genes: Iterable[str]) -> dict[str, FeatureTable]:
+    """The user's tables in a folder, by file name.
+
+    `.gmt` are gene sets; `.csv`, `.tsv`, `.parquet` and `.h5ad` genes x features (first column or index: the gene);
+    `.csv` and `.tsv` with columns `source` and `target` a graph. `.gmt`, `.csv` and `.tsv` may end in `.gz`.
+
+    `genes` are the perturbations and targets. Symbols in other case are matched with a warning; repeated genes are
+    averaged, constant, non-finite and text columns dropped, a table without any of `genes` left out, each with a
+    warning that names file and column. Raises DataError for a file that cannot be read or has no usable column.
+    """
+    wanted = pd.Index(sorted(set(genes)))
+    tables = {}
+    for path in sorted(Path(folder).glob("*")):
+        kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
+        if path.name.startswith(".") or kind in ("md", "txt"):
+            continue
+        if kind not in FEATURE_READERS:
+            raise DataError(f"{path}: not a feature table; use {', '.join('.' + name for name in FEATURE_READERS)}")
+        try:
+            table = FEATURE_READERS[kind](path, wanted)
+        except (OSError, ValueError, KeyError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{path}: cannot be read as {kind}: {error}") from error
+        if not table.known(wanted).any():
+            _warn(f"{path}: none of its genes ({some(table.genes, 3)}) is a perturbation or target; left out")
+            continue
+        tables[path.name] = table
+    return tables
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=4)
+
+
+def _as_symbols(names: Iterable[object], wanted: pd.Index, path: Path) -> pd.Index:
+    """Names as they are, or in upper case when only so they are known."""
+    found = pd.Index([str(name).strip() for name in names])
+    if not found.isin(wanted).any() and found.str.upper().isin(wanted).any():
+        _warn(f"{path}: gene symbols are not in upper case ({some(found, 3)}); matched in upper case")
+        return found.str.upper()
+    return found
+
+
+def _read_gmt(path: Path, wanted: pd.Index) -> FeatureTable:
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
+        fields = [line.rstrip("\n").split("\t") for line in lines if line.strip()]
+    if not any(len(field) > 2 for field in fields):
+        raise DataError(f"{path}: no gene set: a line is `name<TAB>description<TAB>gene<TAB>gene ...`")
+    sets = {field[0]: [gene for gene in field[2:] if gene] for field in fields}
+    names = sorted({gene for group in sets.values() for gene in group})
+    symbol = dict(zip(names, _as_symbols(names, wanted, path), strict=True))
+    return gene_set_table({name: [symbol[gene] for gene in group] for name, group in sets.items() if group})
+
+
+def _read_text_table(path: Path, wanted: pd.Index) -> FeatureTable:
+    separator, other = ("\t", ",") if ".tsv" in path.name else (",", "\t")
+    table = pd.read_csv(path, sep=separator, keep_default_na=False, na_values=["", "nan", "NaN", "inf", "-inf"])
+    if table.shape[1] == 1:
+        hint = "it seems to hold the other separator: rename it to" if other in str(table.columns[0]) else "expected"
+        raise DataError(f"{path}: only one column, {table.columns[0]!r}; {hint} .{'csv' if other == ',' else 'tsv'}")
+    if {"source", "target"} <= set(table.columns):
+        ends = [_as_symbols(table[column], wanted, path) for column in ("source", "target")]
+        return edge_table(*ends)
+    return _clean_numbers(table.set_index(table.columns[0]), wanted, path)
+
+
+def _clean_numbers(table: pd.DataFrame, wanted: pd.Index, path: Path) -> FeatureTable:
+    """Genes x features: numbers that vary, one row a gene."""
+    text = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
+    numbers = table.drop(columns=text).astype(float)
+    not_finite = list(numbers.columns[~np.isfinite(numbers).all()])
+    numbers = numbers.drop(columns=not_finite)
+    constant = list(numbers.columns[numbers.max() == numbers.min()])
+    numbers = numbers.drop(columns=constant)
+    for names, what in ((text, "text"), (not_finite, "missing or infinite values"), (constant, "one value only")):
+        if names:
+            _warn(f"{path}: columns left out, since they hold {what}: {some(names)}")
+    if numbers.shape[1] == 0:
+        raise DataError(f"{path}: no column of numbers that vary; it has {some(table.columns)}")
+    numbers.index = _as_symbols(numbers.index, wanted, path)
+    if numbers.index.has_duplicates:
+        repeated = numbers.index[numbers.index.duplicated()].unique()
+        _warn(f"{path}: repeated genes are averaged: {some(repeated)}")
+        numbers = numbers.groupby(level=0).mean()
+    return numeric_table(numbers)
+
+
+def _read_parquet(path: Path, wanted: pd.Index) -> FeatureTable:
+    table = pd.read_parquet(path)
+    first = table.columns[0]
+    if not pd.api.types.is_numeric_dtype(table[first]) and isinstance(table.index, pd.RangeIndex):
+        table = table.set_index(first)
+    return _clean_numbers(table, wanted, path)
+
+
+def _read_h5ad_table(path: Path, wanted: pd.Index) -> FeatureTable:
+    return _clean_numbers(ad.read_h5ad(path).to_df(), wanted, path)
+
+
+FEATURE_READERS: dict[str, Callable[[Path, pd.Index], FeatureTable]] = {
+    "gmt": _read_gmt,
+    "csv": _read_text_table,
+    "tsv": _read_text_table,
+    "parquet": _read_parquet,
+    "h5ad": _read_h5ad_table,
+}

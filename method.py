@@ -1,0 +1,513 @@
+"""A whole method, saving and loading it, and what the platform calls: `train` once, then `infer`.
+
+In: the data folder, and a `Predictor`: an estimator of the mean, one of the proportions, and a generator of cells.
+Out: `model.h5` and `expected.csv` in the model folder, then the two predicted files. `Predictor.default()` is what is
+submitted unless the notebook names another method.
+
+Your own method is any class with the methods of `MeanEstimator`, `ProportionEstimator` or `CellGenerator`:
+
+    class Halfway:
+        def fit(self, means):
+            self.middle_ = (means.mean() + means.loc["NC"]) / 2
+            return self
+
+        def predict(self, targets):
+            return pd.DataFrame([self.middle_] * len(targets), index=targets)
+
+    predictor = Predictor(Halfway(), MedianProportions(), RecentredCells())
+    train("data", "resources", predictor=predictor)
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits
+
+from contract import OBESITY_1 as CRUNCH
+from helpers import (
+    POOL_CELLS,
+    Challenge,
+    ControlMean,
+    DataError,
+    GaussianCells,
+    MedianProportions,
+    PCARidge,
+    PerturbationStats,
+    PerturbedMean,
+    RecentredCells,
+    check_unique,
+    constrain_proportions,
+    load_challenge,
+    perturbation_stats,
+    pool_rows,
+    read_array,
+    read_cells,
+    replacing,
+    some,
+    text_size,
+    text_time,
+    write_array,
+    write_prediction,
+    write_proportions,
+)
+from knowledge import FEATURES_FOLDER, GeneKnowledge, read_features, training_knowledge
+from response import ResponseModel
+
+MODEL_FILE = "model.h5"
+EXPECTED_FILE = "expected.csv"
+MODEL_FORMAT = 2
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What an estimator must have. `fit` is given its first argument, and by name those further ones that it declares.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class MeanEstimator(Protocol):
+    """Predicts the mean expression of unseen knock-outs.
+
+    `fit(means)` takes the training means: perturbations x genes, float64, log2 units, the control among the rows. It
+    may declare more arguments, which it is then given by name: `n_cells` (Series: cells by perturbation) and
+    `knowledge` (`GeneKnowledge`: what is known of genes, training and predicted ones). It returns the estimator.
+
+    `predict(targets)` gives a DataFrame, targets x genes, in log2 units: one row per target in the order asked for, the
+    genes of the training means as columns in any order, finite.
+
+    Optional: `predict_scale(targets)`, a DataFrame, targets x `error` (expected length of the error over all genes,
+    log2 units) and `pearson` (expected Pearson delta). Where there is one, `train` writes it as `expected.csv`.
+    """
+
+    def fit(self, means: pd.DataFrame, *args: Any, **wanted: Any) -> Any:
+        """Learn from the training perturbations."""
+
+    def predict(self, targets: Sequence[str]) -> pd.DataFrame:
+        """Targets x genes."""
+
+
+@runtime_checkable
+class ProportionEstimator(Protocol):
+    """Predicts the share of cells in each state.
+
+    `fit(proportions)` takes perturbations x states (pre_adipo, adipo, other, lipo, and the ratio lipo_adipo), the
+    control among the rows, and by name where declared `means`, `n_cells` and `knowledge`, as for a `MeanEstimator`.
+
+    `predict(targets)` gives a DataFrame, targets x states: pre_adipo, adipo, other, and lipo_adipo (or lipo). The
+    shares need not be valid: `helpers.constrain_proportions` makes them so.
+    """
+
+    def fit(self, proportions: pd.DataFrame, *args: Any, **wanted: Any) -> Any:
+        """Learn from the training perturbations."""
+
+    def predict(self, targets: Sequence[str]) -> pd.DataFrame:
+        """Targets x states."""
+
+
+@runtime_checkable
+class CellGenerator(Protocol):
+    """Makes the cells of a knock-out around its predicted mean.
+
+    `fit` is given by name what it declares of `means` (the training means, perturbations x genes) and `pool` (AnnData
+    of up to 1,000 real control cells). `for_genes(genes)` returns the fitted generator for these genes in this order.
+    """
+
+    def fit(self, *args: Any, **wanted: Any) -> Any:
+        """Learn from the training cells."""
+
+    def for_genes(self, genes: pd.Index) -> CellGenerator:
+        """The generator for these genes, in this order."""
+
+    def sample(self, target: str, mean: np.ndarray, n_cells: int) -> np.ndarray:
+        """n_cells x genes, float32, log2 units; `mean` holds one float32 value per gene."""
+
+
+def call_with(function: Callable, *first: Any, **offered: Any) -> Any:
+    """Call `function` with `first`, and with those of `offered` that its signature names."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return function(*first, **offered)
+    names = [parameter.name for parameter in parameters][len(first) :]
+    return function(*first, **{name: value for name, value in offered.items() if name in names})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A whole method
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Predictor:
+    """A whole method: how the mean, the proportions and the cells of a knock-out are made."""
+
+    expression: MeanEstimator
+    proportions: ProportionEstimator
+    cells: CellGenerator
+
+    PARTS = {"expression": MeanEstimator, "proportions": ProportionEstimator, "cells": CellGenerator}  # noqa: RUF012
+
+    def __post_init__(self) -> None:
+        """Refuse a part without the methods it needs."""
+        for name, protocol in self.PARTS.items():
+            part = getattr(self, name)
+            needed = [method for method in vars(protocol) if callable(vars(protocol)[method]) and method[0] != "_"]
+            if isinstance(part, type):
+                raise DataError(f"{name} is the class {part.__name__}: give an instance, {part.__name__}()")
+            if lacking := [method for method in needed if not callable(getattr(part, method, None))]:
+                raise DataError(f"{name}: {type(part).__name__} has no method {some(lacking)}; see {protocol.__name__}")
+
+    @classmethod
+    def default(cls) -> Predictor:
+        """What is submitted unless the notebook names another method."""
+        return cls(ResponseModel(), MedianProportions(), RecentredCells())
+
+    def fit(
+        self,
+        stats: PerturbationStats,
+        proportions: pd.DataFrame,
+        pool: ad.AnnData,
+        knowledge: GeneKnowledge | None = None,
+    ) -> Predictor:
+        """Fit all three parts; the same bytes for any number of threads, since BLAS is held to one.
+
+        Raises DataError for a fitted attribute that cannot be saved.
+        """
+        means, n_cells, proportions = stats.mean, stats.n_cells, proportions.loc[stats.mean.index]
+        knowledge = knowledge or GeneKnowledge({})
+        with threadpool_limits(1):
+            call_with(self.expression.fit, means, n_cells=n_cells, knowledge=knowledge)
+            call_with(self.proportions.fit, proportions, means=means, n_cells=n_cells, knowledge=knowledge)
+            call_with(self.cells.fit, means=means, pool=pool)
+        self.genes = means.columns
+        for part in self.PARTS:
+            for name, value in vars(getattr(self, part)).items():
+                _kind(value, f"{type(getattr(self, part)).__name__}.{name}")
+        return self
+
+    def predict_means(self, targets: Sequence[str]) -> pd.DataFrame:
+        """The expression part's prediction, checked: targets x genes. Raises DataError for a wrong shape or NaN."""
+        return checked_prediction(self.expression, targets, self.genes, "the genes of the training file")
+
+    def predict_proportions(self, targets: Sequence[str]) -> pd.DataFrame:
+        """The predicted shares, checked and made valid: targets x pre_adipo, adipo, lipo, other."""
+        return constrain_proportions(checked_prediction(self.proportions, targets, CRUNCH.shares, "the states"))
+
+    def write(
+        self,
+        prediction_path: str | Path,
+        proportions_path: str | Path,
+        targets: Sequence[str],
+        genes: Sequence[str],
+        *,
+        cells_per_perturbation: int = CRUNCH.cells_per_perturbation,
+        mode: str = "auto",
+    ) -> None:
+        """Predict `targets` on `genes` (in that order) and write both files.
+
+        A repeated target is predicted once, and a gene that was never measured is predicted as 0 (not detected),
+        each with a warning. Raises DataError for repeated genes, or when the model knows less than half of them.
+        """
+        names, columns = self._checked_targets(targets), self._checked_genes(genes)
+        known = columns[columns.isin(self.genes)]
+        with threadpool_limits(1):
+            means = self.predict_means(names)[known].astype(np.float32)
+            if len(known) < len(columns):
+                means = means.reindex(columns=columns, fill_value=0.0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # the same targets were listed a line above
+                shares = self.predict_proportions(names)
+        write_prediction(prediction_path, means, self.cells, cells_per_perturbation=cells_per_perturbation, mode=mode)
+        write_proportions(proportions_path, shares)
+
+    @staticmethod
+    def _checked_targets(targets: Sequence[str]) -> pd.Index:
+        index = pd.Index([str(target) for target in targets])
+        if index.empty:
+            raise DataError("predict_perturbations is empty: there is nothing to predict")
+        if index.has_duplicates:
+            warnings.warn(f"listed twice, predicted once: {some(index[index.duplicated()].unique())}", stacklevel=3)
+        return index.unique()
+
+    def _checked_genes(self, genes: Sequence[str]) -> pd.Index:
+        index = pd.Index([str(gene) for gene in genes])
+        check_unique(index, "genes_to_predict")
+        unknown = index[~index.isin(self.genes)]
+        if len(unknown) > len(index) / 2:
+            raise DataError(
+                f"the model knows only {len(index) - len(unknown)} of the {len(index)} genes to predict: it was "
+                f"trained on other data; delete {MODEL_FILE} in the model folder and train again"
+            )
+        if len(unknown):
+            warnings.warn(f"never measured, predicted as 0: {some(unknown)}", stacklevel=3)
+        return index
+
+    def save(self, path: str | Path) -> None:
+        """Write the fitted model as HDF5, without pickle. Raises DataError for an attribute that cannot be saved."""
+        with replacing(Path(path)) as temporary, h5py.File(temporary, "w") as file:
+            file.attrs["format"] = MODEL_FORMAT
+            write_array(file, "genes", self.genes.to_numpy())
+            for part in self.PARTS:
+                _write_estimator(file.create_group(part), getattr(self, part))
+
+    @classmethod
+    def load(cls, path: str | Path, like: Predictor | None = None) -> Predictor:
+        """Read a saved model. `like` is a predictor whose classes may be in it, beside the built-in ones.
+
+        Raises DataError for a file that is no saved model or of another version, for a class that is not known, and
+        where `like` is another method than the saved one.
+        """
+        again = f"delete {path} and train again"
+        known = ESTIMATORS | {type(part).__name__: type(part) for part in (like.parts() if like else ())}
+        try:
+            with h5py.File(path, "r") as file:
+                if file.attrs.get("format") != MODEL_FORMAT:
+                    raise DataError(f"{path}: made by another version of method.py; {again}")
+                predictor = cls(*(_read_estimator(file[part], known, path) for part in cls.PARTS))
+                predictor.genes = pd.Index(read_array(file["genes"]))
+        except (OSError, KeyError) as error:
+            raise DataError(f"{path}: not a saved model, or a broken one ({error}); {again}") from error
+        if like is not None and (saved := predictor.describe()) != (asked := like.describe()):
+            raise DataError(f"{path}: the saved model is {saved}, but the method is now {asked}; train again")
+        return predictor
+
+    def parts(self) -> tuple[MeanEstimator, ProportionEstimator, CellGenerator]:
+        """The three parts, in order."""
+        return self.expression, self.proportions, self.cells
+
+    def describe(self) -> str:
+        """The parts with their parameters: `ResponseModel(prior=0.1, ...), MedianProportions(), ...`."""
+        return ", ".join(_describe(part) for part in self.parts())
+
+
+def _describe(estimator: Any) -> str:
+    """`PCARidge(alpha=0.1, ...)`; parameters where the class has scikit-learn's `get_params`."""
+    settings = estimator.get_params() if hasattr(estimator, "get_params") else {}
+    shown = [f"{name}={value!r}" for name, value in settings.items() if isinstance(value, bool | int | float | str)]
+    return f"{type(estimator).__name__}({', '.join(shown)})"
+
+
+def checked_prediction(estimator: Any, targets: Sequence[str], columns: Sequence[str], what: str) -> pd.DataFrame:
+    """What `estimator` predicts, with its rows in order. Raises DataError where it breaks its contract."""
+    name, names = f"{type(estimator).__name__}.predict", pd.Index(targets)
+    table = estimator.predict(names)
+    if not isinstance(table, pd.DataFrame):
+        raise DataError(f"{name} gave a {type(table).__name__}; it must give a DataFrame, targets x {what}")
+    if list(table.index) != list(names):
+        raise DataError(
+            f"{name} gave {len(table)} rows ({some(table.index, 3)}); it must give one row per target, in order "
+            f"({len(names)}: {some(names, 3)})"
+        )
+    if missing := list(pd.Index(columns).difference(table.columns)):
+        raise DataError(f"{name}: no column {some(missing)}; the columns must be {what}")
+    if not np.isfinite(table.to_numpy(np.float64)).all():
+        bad = names[~np.isfinite(table.to_numpy(np.float64)).all(axis=1)]
+        raise DataError(f"{name}: missing or infinite values for {some(bad)}")
+    return table
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Saving and loading: every attribute of an estimator, without pickle
+# ---------------------------------------------------------------------------------------------------------------------
+
+ESTIMATORS: dict[str, type] = {
+    cls.__name__: cls
+    for cls in [ControlMean, PerturbedMean, PCARidge, ResponseModel, MedianProportions, GaussianCells, RecentredCells]
+}
+
+
+def _kind(value: Any, where: str) -> str:
+    """How a value is saved. Raises DataError, which names it, for one that cannot be saved."""
+    if value is None or isinstance(value, bool | int | float | str | np.bool_ | np.integer | np.floating):
+        return "none" if value is None else "scalar"
+    kinds = {pd.DataFrame: "table", pd.Series: "column", pd.Index: "index", np.ndarray: "array"}
+    kind = next((kind for cls, kind in kinds.items() if isinstance(value, cls)), None)
+    if kind is None:
+        raise DataError(
+            f"{where} is a {type(value).__name__}, which cannot be saved; keep tables, arrays, numbers, texts or None "
+            "(of a fitted scikit-learn model its arrays, such as coef_ and intercept_)"
+        )
+    parts = [value] if kind in ("array", "index") else [value, value.index]
+    for part in [*parts, *([value.columns] if kind == "table" else [])]:
+        if isinstance(part, pd.MultiIndex):
+            raise DataError(f"{where}: an index of several levels cannot be saved; join its names")
+        array = part.to_numpy() if not isinstance(part, np.ndarray) else part
+        if array.dtype.kind not in "biufU" and not all(isinstance(item, str) for item in array.ravel()):
+            raise DataError(f"{where} mixes kinds of values (dtype {array.dtype}); keep numbers and texts apart")
+    return kind
+
+
+def _write_estimator(group: h5py.Group, estimator: Any) -> None:
+    """The class's name and every attribute of the instance, each with its kind."""
+    group.attrs["class"] = type(estimator).__name__
+    for name, value in vars(estimator).items():
+        part = group.create_group(name)
+        part.attrs["kind"] = kind = _kind(value, f"{type(estimator).__name__}.{name}")
+        if kind == "scalar":
+            part.attrs["value"] = value
+        elif kind != "none":
+            _write_values(part, "values", value if isinstance(value, np.ndarray) else value.to_numpy())
+        if kind in ("table", "column"):
+            _write_values(part, "index", value.index.to_numpy())
+        if kind == "table":
+            _write_values(part, "columns", value.columns.to_numpy())
+
+
+def _write_values(group: h5py.Group, name: str, values: np.ndarray) -> None:
+    if values.ndim == 0:  # HDF5 compresses no scalar
+        values = values.reshape(1)
+        group.attrs["scalar_array"] = True
+    write_array(group, name, values)
+
+
+def _read_estimator(group: h5py.Group, known: dict[str, type], path: str | Path) -> Any:
+    name = group.attrs["class"]
+    if name not in known:
+        raise DataError(
+            f"{path}: holds the estimator {name}, which is not a built-in one ({some(ESTIMATORS)}). Say what it is: "
+            f"`infer(..., predictor=Predictor(...))` or `Predictor.load(path, like=Predictor(...))` with {name} in it"
+        )
+    estimator: Any = object.__new__(known[name])  # its __init__ might ask for what is not saved
+    vars(estimator).update({attribute: _read_value(part) for attribute, part in group.items()})
+    return estimator
+
+
+def _read_value(part: h5py.Group) -> Any:
+    kind = part.attrs["kind"]
+    if kind == "none":
+        return None
+    if kind == "scalar":
+        value = part.attrs["value"]
+        return value.item() if isinstance(value, np.generic) else value
+    values = read_array(part["values"])
+    if kind == "array":
+        return values.reshape(()) if part.attrs.get("scalar_array") else values
+    if kind == "index":
+        return pd.Index(values)
+    index = read_array(part["index"])
+    return pd.DataFrame(values, index, read_array(part["columns"])) if kind == "table" else pd.Series(values, index)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the platform calls
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def fit_predictor(
+    challenge: Challenge, predictor: Predictor | None = None, *, features: str | Path | None = None, seed: int = 0
+) -> Predictor:
+    """Fit a method (default: `Predictor.default()`) to the training cells of a challenge folder; returns a fitted copy.
+
+    `features` is a folder of the user's own feature tables (`knowledge.read_features`); `seed` draws the control cells
+    from which the base is herded and co-expression is computed.
+    """
+    predictor = copy.deepcopy(predictor) if predictor is not None else Predictor.default()
+    size, n_perturbations = challenge.train_path.stat().st_size, len(challenge.perturbations)
+    memory = (64 * n_perturbations + 12 * POOL_CELLS) * len(challenge.genes) + 0.4e9
+    print(
+        f"Training on {len(challenge.obs):,} cells x {len(challenge.genes):,} genes ({text_size(size)} on disk), "
+        f"{n_perturbations} perturbations. It takes {text_time(2 + size / READ_PER_SECOND)} and about "
+        f"{text_size(memory)} of memory."
+    )
+    local = pd.Index([]) if challenge.local_proportions is None else challenge.local_proportions.index
+    names = challenge.perturbations.union(challenge.targets).union(local)
+    own = read_features(features, names) if features is not None and Path(features).is_dir() else {}
+    stats = perturbation_stats(challenge.train_path)
+    pool = read_cells(challenge.train_path, pool_rows(challenge.obs, seed))
+    with threadpool_limits(1):
+        knowledge = training_knowledge(stats, pool, challenge.signatures, names)
+    knowledge = replace(knowledge, tables=knowledge.tables | own)
+    predictor.fit(stats, challenge.proportions, pool, knowledge)
+    _say_what_is_known(challenge, knowledge, predictor.expression)
+    return predictor
+
+
+READ_PER_SECOND = 1e9  # bytes of a training file, of which the layer of counts is not read
+
+
+def _say_what_is_known(challenge: Challenge, knowledge: GeneKnowledge, model: Any) -> None:
+    """One line per feature table: how many training and predicted knock-outs it knows, and its learned weight."""
+    weights = getattr(model, "weights_", {})
+    for name, table in knowledge.tables.items():
+        training, predicted = (
+            f"{table.known(names).sum()} of {len(names)}" for names in (challenge.perturbations, challenge.targets)
+        )
+        weight = f"; weight {weights[name]:.2g}" if name in weights else ""
+        print(f"  {name}: knows {training} training and {predicted} predicted knock-outs{weight}")
+
+
+def train(
+    data_directory_path: str | Path,
+    model_directory_path: str | Path,
+    *,
+    seed: int = 0,
+    predictor: Predictor | None = None,
+) -> Predictor:
+    """Fit a method (default: `Predictor.default()`) on the data folder and save it into the model folder.
+
+    Uses the feature tables in the model folder's `features/`, where there are any. Beside the model it writes
+    `expected.csv`, where the method has a `predict_scale`: for each target, how large an error and which Pearson
+    correlation it expects. A model folder that cannot be written to costs a warning, not the fitted model, which is
+    returned.
+    """
+    challenge, folder = load_challenge(data_directory_path), Path(model_directory_path)
+    fitted = fit_predictor(challenge, predictor, features=folder / FEATURES_FOLDER, seed=seed)
+    path = folder / MODEL_FILE
+    try:
+        fitted.save(path)
+        _write_expected(folder / EXPECTED_FILE, fitted, challenge.targets)
+    except DataError as error:
+        warnings.warn(f"the model was fitted but not saved: {error}", stacklevel=2)
+        return fitted
+    Predictor.load(path, like=predictor)  # what cannot be loaded fails here, not in the cloud
+    print(f"Saved {path} ({text_size(path.stat().st_size)}).")
+    return fitted
+
+
+def _write_expected(path: Path, predictor: Predictor, targets: pd.Index) -> None:
+    """The method's own expectation of its errors; an older method's is removed where this one has none."""
+    if not hasattr(predictor.expression, "predict_scale"):
+        path.unlink(missing_ok=True)
+        return
+    expected = predictor.expression.predict_scale(targets)
+    with replacing(path) as temporary:
+        expected.rename_axis(CRUNCH.perturbation).to_csv(temporary)
+
+
+def infer(
+    data_directory_path: str | Path,
+    prediction_directory_path: str | Path,
+    prediction_h5ad_file_path: str | Path,
+    program_proportion_csv_file_path: str | Path,
+    model_directory_path: str | Path,
+    predict_perturbations: Sequence[str],
+    genes_to_predict: Sequence[str],
+    cells_per_perturbation: int = CRUNCH.cells_per_perturbation,
+    *,
+    predictor: Predictor | None = None,
+) -> None:
+    """Predict with the saved model, which is all it needs; with an empty model folder it trains first.
+
+    `predictor` is the method that was given to `train`. Raises DataError when the saved model is another one.
+    """
+    path = Path(model_directory_path) / MODEL_FILE
+    if path.exists():
+        fitted = Predictor.load(path, like=predictor)
+    else:
+        print(f"No {path}: training first.")
+        fitted = train(data_directory_path, model_directory_path, predictor=predictor)
+    fitted.write(
+        prediction_h5ad_file_path,
+        program_proportion_csv_file_path,
+        predict_perturbations,
+        genes_to_predict,
+        cells_per_perturbation=cells_per_perturbation,
+    )

@@ -1,0 +1,208 @@
+"""What a cross-validation compares: baselines, the response model with each feature table alone, and your own methods.
+
+In: the feature tables and the names of the perturbations, or the name of a class of yours. Out: a list of `Method`s,
+each of which fits on the training perturbations of a fold and predicts the held-out ones. Next: `folds.py` runs them.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator
+
+import helpers
+from contract import OBESITY_1 as CRUNCH
+from helpers import DataError
+from knowledge import FeatureTable, GeneKnowledge
+from method import CellGenerator, MeanEstimator, Predictor, ProportionEstimator, call_with, checked_prediction
+from response import ResponseModel
+from workbench.compare import STARTER
+
+ZERO, TRAIN_MEAN, PCA_RIDGE, CONSTANT = "zero effect", "train mean", "PCA-ridge", "constant alone"
+OWN, ALL, BOTH = "own response alone", "all tables", "all tables + template"
+RANDOM, SHUFFLED = "random features", "shuffled features"
+CONTROL_MEAN, PERTURBED_MEAN, MEDIAN = "control", "perturbed mean", "median shares"
+RANDOM_TABLES, RANDOM_FEATURES = 5, 50
+
+
+class ZeroEffect(BaseEstimator):
+    """Baseline for effects: no knock-out does anything."""
+
+    def fit(self, responses: pd.DataFrame) -> ZeroEffect:
+        """Only the names of the responses are kept."""
+        self.columns_ = responses.columns
+        return self
+
+    def predict(self, targets: Sequence[str]) -> pd.DataFrame:
+        """Targets x responses, all 0."""
+        return pd.DataFrame(0.0, index=pd.Index(targets), columns=self.columns_)
+
+
+class RenormalisedMedians(BaseEstimator):
+    """Baseline for proportions: the median of each share, divided by their sum, and the median lipo / adipo."""
+
+    def fit(self, proportions: pd.DataFrame) -> RenormalisedMedians:
+        """Learn from perturbations x states, the ratio among them."""
+        perturbed = proportions.drop(index=CRUNCH.control, errors="ignore")
+        self.shares_ = perturbed[[*CRUNCH.shares, CRUNCH.ratio]].median()
+        self.shares_[CRUNCH.shares] /= self.shares_[CRUNCH.shares].sum()
+        return self
+
+    def predict(self, targets: Sequence[str]) -> pd.DataFrame:
+        """Targets x shares, the same row for all."""
+        return pd.DataFrame([self.shares_] * len(targets), index=pd.Index(targets))
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to predict the mean of an unseen knock-out and, for a whole method of yours, its cells and proportions.
+
+    Without `cells` real control cells are moved to the predicted mean. `shuffled` seeds a permutation of the
+    perturbations' names, so that every table, the perturbations' own responses too, speaks of another gene. `draw`
+    numbers the repeats of a method that is random.
+    """
+
+    name: str
+    model: MeanEstimator
+    knowledge: GeneKnowledge = field(default_factory=lambda: GeneKnowledge({}))
+    shuffled: int | None = None
+    draw: int = 0
+    cells: CellGenerator | None = None
+    proportions: ProportionEstimator | None = None
+
+    def predict(
+        self, means: pd.DataFrame, n_cells: pd.Series | None, targets: pd.Index
+    ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+        """Fit on `means` (perturbations x responses), predict `targets` x responses.
+
+        The second table is the predictive scale, targets x `error` and `pearson`; None where the method has none.
+        """
+        asked = targets
+        if self.shuffled is not None:
+            names = means.index.drop(CRUNCH.control, errors="ignore").union(targets)
+            new = dict(zip(names, np.random.default_rng(self.shuffled).permutation(names), strict=True))
+            means, asked = means.rename(index=new), pd.Index([new[target] for target in targets])
+            n_cells = None if n_cells is None else n_cells.rename(index=new)
+        model = copy.deepcopy(self.model)  # folds may run side by side, in threads
+        call_with(model.fit, means, n_cells=n_cells, knowledge=self.knowledge)
+        predicted = checked_prediction(model, asked, means.columns, "the responses").set_axis(targets)
+        if not hasattr(model, "predict_scale"):
+            return predicted[means.columns], None
+        return predicted[means.columns], model.predict_scale(asked).set_axis(targets)
+
+
+def load_method(text: str) -> Predictor:
+    """Your own method by name: `module:NAME` or `file.py:NAME`, a class of means or a whole `Predictor`.
+
+    Raises DataError where there is none, or where it lacks what an estimator needs.
+    """
+    place, _, name = text.rpartition(":")
+    if not place or not name:
+        raise DataError(f"--method {text}: expected module:NAME, such as main:METHOD")
+    found = getattr(_module(place, text), name, None)
+    if isinstance(found, Predictor):
+        return found
+    if isinstance(found, type):
+        default = Predictor.default()
+        return Predictor(found(), default.proportions, default.cells)
+    raise DataError(f"--method {text}: {place} has no class or Predictor called {name}")
+
+
+def _module(place: str, text: str) -> ModuleType:
+    """The module of that name, looked for in the working folder first, or the file as a module."""
+    try:
+        if not place.endswith(".py"):
+            sys.path.insert(0, "")
+            return importlib.import_module(place)
+        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        if spec is None or spec.loader is None:
+            raise DataError(f"--method {text}: {place} is not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # so that other processes find its classes
+        spec.loader.exec_module(module)
+    except (ImportError, OSError) as error:
+        raise DataError(f"--method {text}: {place} cannot be imported: {error}") from error
+    return module
+
+
+def own_methods(names: Sequence[str], knowledge: GeneKnowledge) -> list[Method]:
+    """Your methods (`load_method`) with all that is known of genes, under the names they were given by."""
+    found = {name: load_method(name) for name in names}
+    return [
+        Method(name, predictor.expression, knowledge, cells=predictor.cells, proportions=predictor.proportions)
+        for name, predictor in found.items()
+    ]
+
+
+def effect_baselines(names: pd.Index, columns: pd.Index, *, zero_effect: bool) -> list[Method]:
+    """Baselines for a matrix of effects."""
+    methods = [Method(ZERO, ZeroEffect())] if zero_effect else []
+    methods.append(Method(TRAIN_MEAN, helpers.PerturbedMean()))
+    if names.isin(columns).any():
+        methods.append(Method(PCA_RIDGE, helpers.PCARidge()))
+    return methods
+
+
+def challenge_baselines() -> list[Method]:
+    """Baselines for mean expression profiles of cells."""
+    return [
+        Method(CONTROL_MEAN, helpers.ControlMean()),
+        Method(PERTURBED_MEAN, helpers.PerturbedMean()),
+        Method(STARTER, helpers.PCARidge(), cells=helpers.GaussianCells()),
+        Method(PCA_RIDGE, helpers.PCARidge()),
+    ]
+
+
+def proportion_methods(*, with_means: bool) -> dict[str, BaseEstimator]:
+    """Predictors of the shares of cells in each state; `with_means`: those that need expression profiles too."""
+    methods: dict[str, BaseEstimator] = {
+        CONTROL_MEAN: helpers.ControlMean(),
+        PERTURBED_MEAN: helpers.PerturbedMean(),
+        "renormalised medians": RenormalisedMedians(),
+        MEDIAN: helpers.MedianProportions(),
+    }
+    return methods | ({STARTER: helpers.PCARidge()} if with_means else {})
+
+
+def model_methods(knowledge: GeneKnowledge, names: pd.Index, columns: pd.Index) -> list[Method]:
+    """The response model with nothing, with each table alone, the template alone, all tables, and all together.
+
+    How the genes respond themselves is a table too, where perturbations are among the responses (`columns`).
+    """
+    alone = {name: GeneKnowledge({name: table}) for name, table in knowledge.tables.items()}
+    if knowledge.template is not None:
+        alone["template"] = GeneKnowledge({}, knowledge.template)
+    methods = [Method(CONSTANT, ResponseModel(own_response=False))]
+    methods += [Method(f"{name} alone", ResponseModel(own_response=False), part) for name, part in alone.items()]
+    if names.isin(columns).any():
+        methods.append(Method(OWN, ResponseModel()))
+    methods.append(Method(ALL, ResponseModel(), GeneKnowledge(knowledge.tables)))
+    if knowledge.template is not None:
+        methods.append(Method(BOTH, ResponseModel(), knowledge))
+    return methods
+
+
+def random_methods(knowledge: GeneKnowledge, names: pd.Index, seed: int, draws: int) -> list[Method]:
+    """Controls of the method itself: normal numbers for features, and the true knowledge under permuted names."""
+    methods = []
+    for draw in range(draws):
+        random = GeneKnowledge(_random_tables(names, (seed, draw)))
+        methods.append(Method(RANDOM, ResponseModel(own_response=False), random, draw=draw))
+        permutation = int(np.random.SeedSequence((seed, draw)).generate_state(1)[0])
+        methods.append(Method(SHUFFLED, ResponseModel(), knowledge, shuffled=permutation, draw=draw))
+    return methods
+
+
+def _random_tables(names: pd.Index, seed: tuple[int, int]) -> dict[str, FeatureTable]:
+    generator = np.random.default_rng(seed)
+    draws = (generator.standard_normal((len(names), RANDOM_FEATURES)) for _ in range(RANDOM_TABLES))
+    return {f"random {i}": FeatureTable.of(names, values) for i, values in enumerate(draws)}
