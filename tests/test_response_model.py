@@ -6,7 +6,8 @@ import pytest
 
 import helpers
 from knowledge import FeatureTable, GeneKnowledge, numeric_table, symbol_table
-from response import ResponseModel, _loo_pearson
+import response
+from response import ResponseModel
 
 
 def screen(n=60, genes=150, noise=1.0, seed=0):
@@ -49,7 +50,7 @@ def test_leave_one_out_is_what_refitting_without_each_row_gives():
         dual = np.linalg.solve(total[np.ix_(others, others)] + np.eye(11), rows[others])
         predicted = total[i, others] @ dual
         hits.append(predicted @ rows[i] / np.sqrt(predicted @ predicted * (rows[i] @ rows[i])))
-    value, _ = _loo_pearson(log_weights, kernels, rows @ rows.T, 0.0)
+    value, _ = response._loo_pearson(log_weights, kernels, rows @ rows.T, 0.0)
     assert -value == pytest.approx(np.mean(hits), abs=1e-10)
 
 
@@ -61,10 +62,11 @@ def test_gradient_of_leave_one_out():
         kernels.append(half @ half.T)
     at = rng.normal(size=3)
     arguments = np.array(kernels), rows @ rows.T, 0.05
-    _, gradient = _loo_pearson(at, *arguments)
+    _, gradient = response._loo_pearson(at, *arguments)
     step = 1e-6
     numeric = [
-        (_loo_pearson(at + step * e, *arguments)[0] - _loo_pearson(at - step * e, *arguments)[0]) / (2 * step)
+        (response._loo_pearson(at + step * e, *arguments)[0] - response._loo_pearson(at - step * e, *arguments)[0])
+        / (2 * step)
         for e in np.eye(3)
     ]
     np.testing.assert_allclose(gradient, numeric, atol=1e-7)
