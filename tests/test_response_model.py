@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 import helpers
-from knowledge import FeatureTable, GeneKnowledge, numeric_table, symbol_table
 import response
+from knowledge import FeatureTable, GeneKnowledge, numeric_table, symbol_table
 from response import ResponseModel
 
 
@@ -63,11 +63,9 @@ def test_gradient_of_leave_one_out():
     at = rng.normal(size=3)
     arguments = np.array(kernels), rows @ rows.T, 0.05
     _, gradient = response._loo_pearson(at, *arguments)
-    step = 1e-6
     numeric = [
-        (response._loo_pearson(at + step * e, *arguments)[0] - response._loo_pearson(at - step * e, *arguments)[0])
-        / (2 * step)
-        for e in np.eye(3)
+        (response._loo_pearson(at + nudge, *arguments)[0] - response._loo_pearson(at - nudge, *arguments)[0]) / 2e-6
+        for nudge in 1e-6 * np.eye(3)
     ]
     np.testing.assert_allclose(gradient, numeric, atol=1e-7)
 
