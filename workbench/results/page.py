@@ -56,7 +56,7 @@ def markdown(rows: pd.DataFrame, digits: int = 3) -> str:
     timed = bool((rows["seconds"] > 0.05).any())
     default = next(name for name in (BOTH, ALL, MEDIAN) if name in rows.index)
     lines = [
-        f"| method | mean | difference to {rows['baseline'].iloc[0]} | wins | n |" + " s a fit |" * timed,
+        f"| method | mean | difference to {rows['baseline'].iloc[0]} | wins | n |" + " s per fit |" * timed,
         "|---|---|---|---|---|" + "---|" * timed,
     ]
     for method, row in rows.iterrows():
@@ -74,7 +74,7 @@ What the response model is worth on knock-outs it has never seen. Everything tha
 knock-outs of the fold. Brackets are 95 % intervals (mean ± t standard errors over perturbations); differences are
 paired, and `wins` is the share of perturbations on which a method beats the baseline. Misses are listed as misses.
 """
-SOURCES = """Tables with one row a perturbation are left in `build/results/`.
+SOURCES = """Tables with one row per perturbation are left in `build/results/`.
 
 `DATA` is a folder of public data, which is not part of the project: Replogle 2022 rankings (montilab/sigrecon), MorPhiC
 fold changes (morphic-bio), THP-1 cells of Papalexi 2021 (Katsevich-Lab/sceptre), the challenge's own proportions, and
