@@ -99,7 +99,7 @@ def progress_bar(doing: str, **options: Any) -> tqdm:
 class Challenge:
     """The challenge's `data/` folder, checked: everything small is in memory, the cells stay in `train_path`.
 
-    `obs` has one row a training cell (`gene`, and the four 0/1 state columns); `proportions` one row a training
+    `obs` has one row per training cell (`gene`, and the four 0/1 state columns); `proportions` one row per training
     perturbation, the control among them; `targets` and `genes_to_predict` keep the order of their files. The two
     `local_` members are None where the folder has no local truth.
     """
@@ -235,8 +235,8 @@ def _read_names(path: Path) -> pd.Index:
 # 2. Statistics of every perturbation, in one pass over the cells
 # ---------------------------------------------------------------------------------------------------------------------
 
-SLAB_VALUES = 500_000  # stored values a slab: 6 MB of a float64 CSR file, which stay in the processor's cache
-TASK_VALUES = 8_000_000  # stored values a task for an executor
+SLAB_VALUES = 500_000  # stored values per slab: 6 MB of a float64 CSR file, which stay in the processor's cache
+TASK_VALUES = 8_000_000  # stored values per task for an executor
 TASKS_AHEAD = 32  # tasks given to a user's executor before the first is waited for
 
 Source: TypeAlias = str | os.PathLike[str] | ad.AnnData
@@ -299,7 +299,7 @@ def perturbation_stats(
     list of these with the same genes, in any order. With `by_state` the groups are (perturbation, state) pairs,
     `adipo` holding the `lipo` cells too. `max_cells` takes the first cells of each perturbation in file order (the
     published starter: 300). The work is a sum of partial sums, each a task of its own for `executor`: anything with the
-    interface of `concurrent.futures` (default: threads, one a core). They are added in file order, so that the result
+    interface of `concurrent.futures` (default: threads, one per core). They are added in file order, so that the result
     is the same to the last bit whichever executor does the work.
 
     Raises DataError for NaN, infinite or negative values, a CSC file, missing columns, duplicated or other genes;
@@ -418,7 +418,7 @@ def _runs(indptr: np.ndarray, n_values: int) -> list[slice]:
 
 
 def _map_ahead(executor: Executor | None, function: Callable, items: Sequence) -> Iterator:
-    """`executor.map` in order, a bounded number of results ahead; without an executor on threads, one a core."""
+    """`executor.map` in order, a bounded number of results ahead; without an executor on threads, one per core."""
     if executor is None:
         n_threads = os.cpu_count() or 1
         with ThreadPoolExecutor(n_threads) as threads:
@@ -1039,7 +1039,7 @@ SCORED_TOGETHER = 16  # perturbations per task for an executor
 def pearson_delta(truth: np.ndarray, prediction: np.ndarray, reference: np.ndarray) -> float:
     """Correlation over the genes of (true mean - reference) with (predicted mean - reference); higher is better.
 
-    `truth` and `prediction` are cells x genes, or one mean expression profile; `reference` has one value a gene (the
+    `truth` and `prediction` are cells x genes, or one mean expression profile; `reference` has one value per gene (the
     perturbed centroid of the training cells). NaN when the prediction is the reference itself.
     """
     truth, prediction = (np.atleast_2d(np.asarray(cells, float)).mean(axis=0) for cells in (truth, prediction))
@@ -1096,7 +1096,7 @@ def l1_distance(truth: pd.DataFrame, prediction: pd.DataFrame) -> float:
 def l1_by_perturbation(truth: pd.DataFrame, prediction: pd.DataFrame) -> pd.Series:
     """0.75 (|d pre_adipo| + |d adipo| + |d other|) + 0.25 |d (lipo / adipo)| of each perturbation of `truth`.
 
-    Both tables hold one row a perturbation, named by a column `gene` or by the index; they are matched by name.
+    Both tables hold one row per perturbation, named by a column `gene` or by the index; they are matched by name.
     Raises DataError when a perturbation of `truth` is missing or repeated in `prediction`.
     """
     truth, prediction = (
@@ -1195,7 +1195,7 @@ def _score_task(task: tuple[Path, Path, list[tuple[np.ndarray, np.ndarray]], lis
 
 
 def summarise_scores(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a metric of the table of `score`: mean over perturbations and panels, and how the panels differ.
+    """One row per metric of the table of `score`: mean over perturbations and panels, and how the panels differ.
 
     `spread` is the standard deviation of the panels' means (0 for one panel), `perturbations` their number.
     """

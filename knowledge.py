@@ -234,7 +234,7 @@ def _read_text_table(path: Path, wanted: pd.Index) -> FeatureTable:
 
 
 def _clean_numbers(table: pd.DataFrame, wanted: pd.Index, path: Path) -> FeatureTable:
-    """Genes x features: numbers that vary, one row a gene."""
+    """Genes x features: numbers that vary, one row per gene."""
     text = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
     numbers = table.drop(columns=text).astype(float)
     not_finite = list(numbers.columns[~np.isfinite(numbers).all()])

@@ -419,6 +419,11 @@ def fit_predictor(
     )
     local = pd.Index([]) if challenge.local_proportions is None else challenge.local_proportions.index
     names = challenge.perturbations.union(challenge.targets).union(local)
+    if several := [name for name in names if "+" in name]:
+        warnings.warn(
+            f"{some(several)}: names of several genes. They are read as one gene each, of which no table knows anything",
+            stacklevel=2,
+        )
     own = read_features(features, names) if features is not None and Path(features).is_dir() else {}
     stats = perturbation_stats(challenge.train_path)
     pool = read_cells(challenge.train_path, pool_rows(challenge.obs, seed))

@@ -150,7 +150,8 @@ def proportions(data: Path, executor: Executor | None) -> Section:
     if not hit and left_out_costs > PROPORTIONS_TARGET - best:
         why = (
             f" A constant misses the target of {PROPORTIONS_TARGET}: leaving a knock-out out costs "
-            f"{left_out_costs:.5f}, and only {PROPORTIONS_TARGET - best:.5f} are between the best constant and the target."
+            f"{left_out_costs:.5f}, and only {PROPORTIONS_TARGET - best:.5f} are between the best constant and the "
+            "target."
         )
     body = (
         f"L1 distance, leave one out over {rows['n'].iloc[0]} knock-outs.\n\n{markdown(rows, digits=4)}\n\n"
@@ -213,8 +214,8 @@ def _thp1_pearson(scores: pd.DataFrame, challenge: helpers.Challenge) -> str:
     return (
         f"**One direction holds {variance[0] / variance.sum():.0%} of the effects' variance**, so a knock-out scores "
         f"high or low by the sign it is given: {far} of {len(scores)} score above 0.5 or below -0.5. The model's gain "
-        f"is {', '.join(gains)}. PCA-ridge scores {scores[STARTER].mean():+.2f}: it has no features for the {unmeasured} "
-        f"targets that are not among the {len(challenge.genes)} genes, and its intercept is the mean of the other "
+        f"is {', '.join(gains)}. PCA-ridge scores {scores[STARTER].mean():+.2f}: it has no features for the "
+        f"{unmeasured} targets that are not among the {len(challenge.genes)} genes, and its intercept is the mean of the other "
         f"{len(scores) - unmeasured}."
     )
 
