@@ -421,7 +421,7 @@ def fit_predictor(
     names = challenge.perturbations.union(challenge.targets).union(local)
     if several := [name for name in names if "+" in name]:
         warnings.warn(
-            f"{some(several)}: names of several genes. They are read as one gene each, of which no table knows anything",
+            f"{some(several)}: names of several genes; each is read as one gene of which no table knows anything",
             stacklevel=2,
         )
     own = read_features(features, names) if features is not None and Path(features).is_dir() else {}

@@ -215,8 +215,8 @@ def _thp1_pearson(scores: pd.DataFrame, challenge: helpers.Challenge) -> str:
         f"**One direction holds {variance[0] / variance.sum():.0%} of the effects' variance**, so a knock-out scores "
         f"high or low by the sign it is given: {far} of {len(scores)} score above 0.5 or below -0.5. The model's gain "
         f"is {', '.join(gains)}. PCA-ridge scores {scores[STARTER].mean():+.2f}: it has no features for the "
-        f"{unmeasured} targets that are not among the {len(challenge.genes)} genes, and its intercept is the mean of the other "
-        f"{len(scores) - unmeasured}."
+        f"{unmeasured} targets that are not among the {len(challenge.genes)} genes, and its intercept is the mean of "
+        f"the other {len(scores) - unmeasured}."
     )
 
 
