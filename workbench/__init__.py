@@ -1,1 +1,15 @@
-"""What a participant needs at home, beside the submission."""
+"""What a participant needs at home, beside the submission. Each of these is a command, `python -m workbench.NAME`.
+
+    demo            data, notebook with the real client, both predicted files, a report
+    simulate        demo data in the platform's layout, with a known answer
+    compare         a prediction beside the baselines and real cells
+    cross_validate  leave perturbations out: every baseline, each table alone, your own class
+    validate        the platform's rules for the predicted files and the method description
+    submission      the folder to push from
+    bundle          one notebook that carries everything, for Colab, Kaggle and the one-file upload
+    hub             the hub on this machine that the real crunch client talks to
+    results, bench  the pages RESULTS.md and BENCHMARKS.md
+
+What they share lies in `evaluation/` (methods, folds, intervals), `results/` (the benchmarks of the page) and
+`platform/` (the runner that the client executes).
+"""
