@@ -154,8 +154,12 @@ def load_module(module: torch.nn.Module, arrays: Mapping[str, np.ndarray]) -> to
 
 def versions() -> dict[str, str]:
     """What a bundle was made with."""
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-            "anndata": version("anndata")}  # fmt: skip
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "anndata": version("anndata"),
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------

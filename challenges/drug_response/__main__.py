@@ -25,7 +25,7 @@ from challenges.drug_response.models import (
     save_model,
     unlike,
     what_it_takes,
-)  # fmt: skip
+)
 from helpers import DataError, some
 from workbench.tables import write_table
 
@@ -47,11 +47,15 @@ def prepare(options: argparse.Namespace) -> None:
 
 def _describe(options: argparse.Namespace, responses: pd.DataFrame, queries: pd.DataFrame) -> None:
     sparse = responses.groupby(level="cell_type").size()
-    print(f"{options.data}: {len(responses)} rows, {responses.shape[1]} genes, "
-          f"{responses.index.unique('sm_name').size} compounds; rows by cell type: "
-          + ", ".join(f"{name} {n}" for name, n in sparse.items()))  # fmt: skip
-    print(f"{len(queries)} rows to predict: "
-          + ", ".join(f"{name} {n}" for name, n in queries["cell_type"].value_counts().items()))  # fmt: skip
+    print(
+        f"{options.data}: {len(responses)} rows, {responses.shape[1]} genes, "
+        f"{responses.index.unique('sm_name').size} compounds; rows by cell type: "
+        + ", ".join(f"{name} {n}" for name, n in sparse.items())
+    )
+    print(
+        f"{len(queries)} rows to predict: "
+        + ", ".join(f"{name} {n}" for name, n in queries["cell_type"].value_counts().items())
+    )
     _say_unknown(data.pairs_of(queries), responses.index.unique("cell_type"), responses.index.unique("sm_name"))
     for name in _steps(options):
         print(f"{name}: {what_it_takes(name, _how(options))}")
@@ -68,8 +72,9 @@ def _train(options: argparse.Namespace, responses: pd.DataFrame, queries: pd.Dat
     if name == "stage_2":
         first, about = load_model(_bundle(options, "stage_1"))
         if other := unlike(about, "stage_1", data.fingerprint(responses), how):
-            raise DataError(f"{_bundle(options, 'stage_1')}: trained with other {some(other)} than stage_2 now; "
-                            "train stage_1 again")  # fmt: skip
+            raise DataError(
+                f"{_bundle(options, 'stage_1')}: trained with other {some(other)} than stage_2 now; train stage_1 again"
+            )
     model = fit_model(name, responses, data.pairs_of(queries), how, first)
     save_model(_bundle(options, name), name, model, _mark(name, responses, queries), how)
     print(f"{_bundle(options, name)} written")
@@ -139,9 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
             verb.add_argument("--stage", choices=STAGES, help=f"{stage_help}; default simple")
             verb.add_argument("--model", choices=PEERS, help="a peer instead of a stage")
     verbs["evaluate"].add_argument("--truth", type=Path, help="answers in the form of de_train.parquet; default: folds")
-    verbs["evaluate"].add_argument(
-        "--out", type=Path, help="csv: method, metric, value, low, high, n"
-    )
+    verbs["evaluate"].add_argument("--out", type=Path, help="csv: method, metric, value, low, high, n")
     verbs["evaluate"].add_argument("--picture", type=Path, default=Path("build/drug_response/by_compound.png"))
     options = parser.parse_args(arguments)
     run = {"prepare": prepare, "train": train, "predict": predict, "repro": repro, "evaluate": score}

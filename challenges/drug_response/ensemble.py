@@ -40,9 +40,15 @@ class Ensemble(BaseEstimator):
     """
 
     def __init__(
-        self, specs: Sequence[Spec], repeats: int = 10, *, scale: float | None = None, epoch_share: float = 1.0,
-        seed: int = 0, device: str = "cpu",
-    ) -> None:  # fmt: skip
+        self,
+        specs: Sequence[Spec],
+        repeats: int = 10,
+        *,
+        scale: float | None = None,
+        epoch_share: float = 1.0,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
         self.specs = specs
         self.repeats = repeats
         self.scale = scale
@@ -53,8 +59,11 @@ class Ensemble(BaseEstimator):
     def fit(self, responses: pd.DataFrame, pseudo: pd.DataFrame | None = None) -> Ensemble:
         """Train on the rows of `responses`, and on those of `pseudo` (same genes), which count as known."""
         self.prepare(responses, pseudo)
-        inner = [] if self.scale is not None else [(self._inner().prepare(train), test)
-                                                   for _, train, test in held_out(responses, self.seed)]  # fmt: skip
+        inner = (
+            []
+            if self.scale is not None
+            else [(self._inner().prepare(train), test) for _, train, test in held_out(responses, self.seed)]
+        )
         _train([*(fold for fold, _ in inner), self])
         self.scale_ = _best_scale(inner) if self.scale is None else self.scale
         return self
@@ -75,13 +84,24 @@ class Ensemble(BaseEstimator):
 
     def to_bundle(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Settings and arrays of a bundle."""
-        settings = {"specs": [asdict(spec) for spec in self.specs], "scale": float(self.scale_), "seed": self.seed,
-                    "repeats": self.repeats, "epoch_share": self.epoch_share}  # fmt: skip
-        arrays = {"genes": _texts(self.genes_), "cell_types": _texts(self.cell_types_),
-                  "compounds": _texts(self.compounds_), "components": self.components_,
-                  "lowest": self.lowest_, "highest": self.highest_,
-                  "cell_type": self.problem_.cell_type, "compound": self.problem_.compound,
-                  "coordinates": self.problem_.coordinates}  # fmt: skip
+        settings = {
+            "specs": [asdict(spec) for spec in self.specs],
+            "scale": float(self.scale_),
+            "seed": self.seed,
+            "repeats": self.repeats,
+            "epoch_share": self.epoch_share,
+        }
+        arrays = {
+            "genes": _texts(self.genes_),
+            "cell_types": _texts(self.cell_types_),
+            "compounds": _texts(self.compounds_),
+            "components": self.components_,
+            "lowest": self.lowest_,
+            "highest": self.highest_,
+            "cell_type": self.problem_.cell_type,
+            "compound": self.problem_.compound,
+            "coordinates": self.problem_.coordinates,
+        }
         for spec, repeats in zip(self.specs, self.networks_, strict=True):
             for repeat, network in enumerate(repeats):
                 arrays |= {f"models/{spec.model}/{repeat}/{name}": array for name, array in network.items()}
@@ -90,16 +110,19 @@ class Ensemble(BaseEstimator):
     @classmethod
     def from_bundle(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Ensemble:
         """The fitted estimator again."""
-        specs = [Spec(**{**spec, "hidden": tuple(spec["hidden"]), "dropout": tuple(spec["dropout"])})
-                 for spec in settings["specs"]]  # fmt: skip
+        specs = [
+            Spec(**{**spec, "hidden": tuple(spec["hidden"]), "dropout": tuple(spec["dropout"])})
+            for spec in settings["specs"]
+        ]
         self = cls(specs, settings["repeats"], epoch_share=settings["epoch_share"], seed=settings["seed"])
         self.scale_ = settings["scale"]
         self.genes_ = pd.Index(arrays["genes"])
         self.cell_types_ = pd.Index(arrays["cell_types"], name="cell_type")
         self.compounds_ = pd.Index(arrays["compounds"], name="sm_name")
         self.components_, self.lowest_, self.highest_ = (arrays[name] for name in ("components", "lowest", "highest"))
-        self.problem_ = Problem(arrays["cell_type"], arrays["compound"], len(self.cell_types_), len(self.compounds_),
-                                arrays["coordinates"])  # fmt: skip
+        self.problem_ = Problem(
+            arrays["cell_type"], arrays["compound"], len(self.cell_types_), len(self.compounds_), arrays["coordinates"]
+        )
         self.networks_ = [
             [under(arrays, f"models/{spec.model}/{repeat}") for repeat in range(self.repeats)] for spec in specs
         ]
@@ -120,8 +143,14 @@ class Ensemble(BaseEstimator):
         return self
 
     def _inner(self) -> Ensemble:
-        return Ensemble(self.specs, min(self.repeats, TUNING_REPEATS), scale=1.0, epoch_share=self.epoch_share,
-                        seed=self.seed, device=self.device)  # fmt: skip
+        return Ensemble(
+            self.specs,
+            min(self.repeats, TUNING_REPEATS),
+            scale=1.0,
+            epoch_share=self.epoch_share,
+            seed=self.seed,
+            device=self.device,
+        )
 
     def tasks(self) -> list[tuple[Spec, Problem, int, int, str]]:
         """What `fit_network` takes, for every repeat of every network."""
@@ -129,8 +158,9 @@ class Ensemble(BaseEstimator):
         if large := [spec.model for spec in self.specs if spec.batch > n_rows]:
             print(f"{n_rows} rows, fewer than a batch of {some(large)}: there an epoch is one batch")
         specs = [replace(spec, epochs=max(1, round(self.epoch_share * spec.epochs))) for spec in self.specs]
-        return [(spec, self.problem_, self.seed, repeat, self.device)
-                for spec in specs for repeat in range(self.repeats)]  # fmt: skip
+        return [
+            (spec, self.problem_, self.seed, repeat, self.device) for spec in specs for repeat in range(self.repeats)
+        ]
 
     def memory(self) -> float:
         """Bytes of a network's weights, gradients and moments, and of the rows; torch itself takes 0.3 GB a process."""

@@ -64,9 +64,19 @@ def scores(prediction: pd.DataFrame, truth: pd.DataFrame, method: str) -> pd.Dat
     P, T = prediction.loc[truth.index, truth.columns].to_numpy(np.float64), truth.to_numpy(np.float64)
     rmse = np.sqrt(((P - T) ** 2).mean(axis=1))
     size = np.sqrt((T**2).mean(axis=1))
-    values = dict(zip(METRICS, (rmse, rmse / np.where(size > 0, size, np.nan), np.abs(P - T).mean(axis=1),
-                                _cosine(P - P.mean(axis=1, keepdims=True), T - T.mean(axis=1, keepdims=True)),
-                                _cosine(P, T)), strict=True))  # fmt: skip
+    values = dict(
+        zip(
+            METRICS,
+            (
+                rmse,
+                rmse / np.where(size > 0, size, np.nan),
+                np.abs(P - T).mean(axis=1),
+                _cosine(P - P.mean(axis=1, keepdims=True), T - T.mean(axis=1, keepdims=True)),
+                _cosine(P, T),
+            ),
+            strict=True,
+        )
+    )
     table = pd.DataFrame(values, truth.index).reset_index()
     return table.melt(truth.index.names, var_name="metric").assign(method=method)
 

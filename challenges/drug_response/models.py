@@ -78,9 +78,12 @@ def fit_model(
     if name == "kernel":
         return ResponseProcess().fit(responses)
     ensemble = Ensemble(
-        specs_of(name), QUICK_REPEATS if options.quick else REPEATS,
-        epoch_share=QUICK_EPOCHS if options.quick else 1.0, seed=options.seed, device=pick_device(options.device).type,
-    )  # fmt: skip
+        specs_of(name),
+        QUICK_REPEATS if options.quick else REPEATS,
+        epoch_share=QUICK_EPOCHS if options.quick else 1.0,
+        seed=options.seed,
+        device=pick_device(options.device).type,
+    )
     if name != "stage_2":
         return ensemble.fit(responses)
     first = first or fit_model("stage_1", responses, pairs, options)
@@ -110,9 +113,12 @@ def load_model(path: str | os.PathLike[str]) -> tuple[Trained, dict]:
 def unlike(about: dict, name: str, fingerprint: str, options: Options) -> list[str]:
     """What of a bundle that says this of itself was other than these data, options and hyper-parameters."""
     specs = json.loads(json.dumps([asdict(spec) for spec in specs_of(name)]))
-    now = {"data": about["data"] == fingerprint, "--quick": about["quick"] == options.quick,
-           "--seed": about["train_seed"] == options.seed,
-           "hyper-parameters": about["fitted"].get("specs", []) == specs}  # fmt: skip
+    now = {
+        "data": about["data"] == fingerprint,
+        "--quick": about["quick"] == options.quick,
+        "--seed": about["train_seed"] == options.seed,
+        "hyper-parameters": about["fitted"].get("specs", []) == specs,
+    }
     return [what for what, same in now.items() if not same]
 
 

@@ -54,8 +54,16 @@ def specs_of(name: str) -> list[Spec]:
     """
     table = pd.read_csv(TABLE, sep="\t", dtype={"model": str, "hidden": str, "dropout": str})
     rows = table[table["stage"] == name.removesuffix(NO_PSEUDO)].drop(columns="source").to_dict("records")
-    return [Spec(**{**row, "hidden": tuple(int(n) for n in row["hidden"].split(",")),
-                    "dropout": tuple(float(n) for n in row["dropout"].split(","))}) for row in rows]  # fmt: skip
+    return [
+        Spec(
+            **{
+                **row,
+                "hidden": tuple(int(n) for n in row["hidden"].split(",")),
+                "dropout": tuple(float(n) for n in row["dropout"].split(",")),
+            }
+        )
+        for row in rows
+    ]
 
 
 @dataclass(frozen=True)
@@ -125,8 +133,10 @@ class Transformer(nn.Module):
         self.compound = LabelEmbedding(problem.n_compounds, width)
         coordinates = torch.as_tensor(problem.coordinates[:, :n_out])
         self.register_buffer("level", coordinates.square().mean().sqrt() + 1e-12)
-        for name, codes, n in (("cell_type", problem.cell_type, problem.n_cell_types),
-                               ("compound", problem.compound, problem.n_compounds)):  # fmt: skip
+        for name, codes, n in (
+            ("cell_type", problem.cell_type, problem.n_cell_types),
+            ("compound", problem.compound, problem.n_compounds),
+        ):
             total = torch.zeros(n, n_out).index_add(0, torch.as_tensor(codes), coordinates)
             self.register_buffer(f"{name}_total", total)
             self.register_buffer(f"{name}_count", torch.bincount(torch.as_tensor(codes), minlength=n).float())
@@ -234,8 +244,11 @@ def _mean_row_rmse(output: Tensor, target: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mae": F.l1_loss, "mrrmse": _mean_row_rmse, "huber": F.huber_loss, "mse": F.mse_loss,
-}  # fmt: skip
+    "mae": F.l1_loss,
+    "mrrmse": _mean_row_rmse,
+    "huber": F.huber_loss,
+    "mse": F.mse_loss,
+}
 
 
 def _module(spec: Spec, problem: Problem) -> nn.Module:
@@ -243,9 +256,13 @@ def _module(spec: Spec, problem: Problem) -> nn.Module:
 
 
 def _optimise(
-    parameters: Iterable[nn.Parameter], error: Callable[[Tensor], Tensor], spec: Spec, n_rows: int, epochs: int,
+    parameters: Iterable[nn.Parameter],
+    error: Callable[[Tensor], Tensor],
+    spec: Spec,
+    n_rows: int,
+    epochs: int,
     generator: torch.Generator,
-) -> None:  # fmt: skip
+) -> None:
     # eps of the published framework
     optimiser = torch.optim.Adam(parameters, lr=spec.learning_rate, eps=1e-7, fused=True)
     for _ in range(epochs):
@@ -260,9 +277,14 @@ def _fit_autoencoder(
 ) -> None:
     """First responses to themselves, then labels to the codes of the responses; the codes stay as they are."""
     scaled = target / module.get_buffer("level")
-    _optimise([*module.encode.parameters(), *module.decode.parameters()],
-              lambda rows: F.mse_loss(module.decode(module.encode(scaled[rows])), scaled[rows]),
-              spec, len(target), spec.epochs, generator)  # fmt: skip
+    _optimise(
+        [*module.encode.parameters(), *module.decode.parameters()],
+        lambda rows: F.mse_loss(module.decode(module.encode(scaled[rows])), scaled[rows]),
+        spec,
+        len(target),
+        spec.epochs,
+        generator,
+    )
     with torch.no_grad():
         codes = module.encode.eval()(scaled)
 

@@ -27,8 +27,10 @@ def by_compound(table: pd.DataFrame, models: Sequence[str], path: str | os.PathL
         left.plot(wide[REFERENCE].to_numpy(), color="black", lw=1.5, label=REFERENCE)
         for i, name in enumerate(models):
             left.plot(wide[name].to_numpy(), ".", ms=5, color=f"C{i}", label=name)
-        left.set(xlabel=f"{len(wide)} compounds, sorted by the baseline's error",
-                 ylabel="row-wise RMSE\n(units of the response; lower is better)")  # fmt: skip
+        left.set(
+            xlabel=f"{len(wide)} compounds, sorted by the baseline's error",
+            ylabel="row-wise RMSE\n(units of the response; lower is better)",
+        )
         left.legend(frameon=False, fontsize=8)
         gains = [((wide[REFERENCE] - wide[name]) / wide["zeros"]).to_numpy() for name in models]
         right.axhline(0, color="black", lw=1.5)

@@ -104,8 +104,13 @@ def _read(options: argparse.Namespace) -> data.Pair:
 
 
 def _model(name: str, pair: data.Pair, options: argparse.Namespace) -> ReducedModel:
-    model = make_model(name, accessibility=pair.mod1 == "ATAC", seed=options.seed,
-                       device=common.pick_device(options.device).type, loss=options.loss)  # fmt: skip
+    model = make_model(
+        name,
+        accessibility=pair.mod1 == "ATAC",
+        seed=options.seed,
+        device=common.pick_device(options.device).type,
+        loss=options.loss,
+    )
     return model.fit(pair.train_source.X, pair.train_target.X, data.batches_of(pair.train_source))
 
 

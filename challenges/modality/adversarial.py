@@ -52,9 +52,15 @@ class Generator(nn.Module):
         if recipe.paired_weight:
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
-        self.layers = nn.Sequential(nn.Linear(n_source, recipe.width), nn.GELU(), nn.Dropout(recipe.dropout),
-                                    nn.Linear(recipe.width, recipe.width), nn.GELU(), nn.Dropout(recipe.dropout),
-                                    last)  # fmt: skip
+        self.layers = nn.Sequential(
+            nn.Linear(n_source, recipe.width),
+            nn.GELU(),
+            nn.Dropout(recipe.dropout),
+            nn.Linear(recipe.width, recipe.width),
+            nn.GELU(),
+            nn.Dropout(recipe.dropout),
+            last,
+        )
 
     def forward(self, source: Tensor, start: Tensor) -> Tensor:
         """Cells x source components and where to start, cells x target components, to cells x target components."""
@@ -84,8 +90,10 @@ def fit_adversarial(Z: np.ndarray, T: np.ndarray, recipe: Recipe, seed: int, dev
     left = T - apply_ridge(base, Z)
     arrays = {f"base/{name}": array for name, array in base.items()}
     # The first component of an uncentred SVD is the mean cell: its size says nothing of the differences between cells.
-    arrays |= {"scale": np.array(max(Z[:, 1:].std() if Z.shape[1] > 1 else Z.std(), 1e-9)),
-               "level": np.array(max(left.std(), 1e-9))}  # fmt: skip
+    arrays |= {
+        "scale": np.array(max(Z[:, 1:].std() if Z.shape[1] > 1 else Z.std(), 1e-9)),
+        "level": np.array(max(left.std(), 1e-9)),
+    }
     source, start = _inputs(arrays, Z, recipe)
     target = torch.as_tensor((T - base["centre"]) / arrays["level"], dtype=torch.float32)
     for repeat in range(recipe.repeats):
@@ -120,8 +128,10 @@ def _fit_one(source: Tensor, start: Tensor, target: Tensor, recipe: Recipe) -> G
     critic = Critic(n_source, n_target, recipe.width).to(source.device)
     steps = {generator: recipe.generator_steps, critic: recipe.generator_steps * recipe.critic_steps}
     optimisers = [torch.optim.Adam(module.parameters(), recipe.learning_rate, betas=(0.0, 0.99)) for module in steps]
-    schedules = [torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, n)
-                 for optimiser, n in zip(optimisers, steps.values(), strict=True)]  # fmt: skip
+    schedules = [
+        torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, n)
+        for optimiser, n in zip(optimisers, steps.values(), strict=True)
+    ]
 
     def step(i: int, loss: Tensor) -> None:
         optimisers[i].zero_grad()

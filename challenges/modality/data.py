@@ -23,8 +23,17 @@ from tqdm.auto import tqdm
 from helpers import DataError, replacing, some, text_size
 
 MODALITIES = ("GEX", "ATAC", "ADT")
-ALIASES = {"gex": "GEX", "rna": "GEX", "gene expression": "GEX", "atac": "ATAC", "peaks": "ATAC",
-           "adt": "ADT", "prot": "ADT", "protein": "ADT", "antibody capture": "ADT"}  # fmt: skip
+ALIASES = {
+    "gex": "GEX",
+    "rna": "GEX",
+    "gene expression": "GEX",
+    "atac": "ATAC",
+    "peaks": "ATAC",
+    "adt": "ADT",
+    "prot": "ADT",
+    "protein": "ADT",
+    "antibody capture": "ADT",
+}
 LAYERS = ("normalized", "log_norm")  # in this order, then X
 MOST_PEAKS = 10_000  # as the challenge: of accessibility, the most accessible peaks of training are predicted
 BLOCK = 2_000_000  # values of a prediction in memory
@@ -95,8 +104,10 @@ def read_pair(data: str | os.PathLike[str], mod1: str | None = None, mod2: str |
     if test[0] is not None:
         _say_oddities(test[0], names[0], "test")
     n_batches = int(batches_of(source).max()) + 1
-    print(f"{names[0]} to {names[1]}: {source.n_obs:,} training cells in {n_batches} batch{'es' * (n_batches > 1)}, "
-          f"{source.n_vars:,} to {target.n_vars:,} features")  # fmt: skip
+    print(
+        f"{names[0]} to {names[1]}: {source.n_obs:,} training cells in {n_batches} batch{'es' * (n_batches > 1)}, "
+        f"{source.n_vars:,} to {target.n_vars:,} features"
+    )
     file_name = _beginning(found["train_mod1"])[0].rstrip("._") or Path(data).name
     dataset = next((str(cells.uns["dataset_id"]) for cells in train if "dataset_id" in cells.uns), file_name)
     return Pair(names[0], names[1], dataset, source, target, test[0], test[1])
@@ -150,15 +161,26 @@ def held_out(pair: Pair, seed: int = 0) -> tuple[list[Pair], str]:
     splits = []
     for i in np.unique(fold[fold >= 0]):
         source, target = pair.train_source, pair.train_target
-        splits.append(replace(pair, train_source=source[fold != i].copy(), train_target=target[fold != i].copy(),
-                              test_source=source[fold == i].copy(), test_target=target[fold == i].copy()))  # fmt: skip
+        splits.append(
+            replace(
+                pair,
+                train_source=source[fold != i].copy(),
+                train_target=target[fold != i].copy(),
+                test_source=source[fold == i].copy(),
+                test_target=target[fold == i].copy(),
+            )
+        )
     return splits, how
 
 
 def write_prediction(
-    path: str | os.PathLike[str], obs: pd.DataFrame, var: pd.DataFrame, modality: str,
-    block: Callable[[slice], np.ndarray], uns: dict[str, str],
-) -> None:  # fmt: skip
+    path: str | os.PathLike[str],
+    obs: pd.DataFrame,
+    var: pd.DataFrame,
+    modality: str,
+    block: Callable[[slice], np.ndarray],
+    uns: dict[str, str],
+) -> None:
     """Write `X` and `layers["normalized"]`, cells x features, float32, by blocks of rows; beside, then renamed."""
     shape = (len(obs), len(var))
     print(f"{path}: {shape[0]:,} cells x {shape[1]:,} features, {text_size(8 * shape[0] * shape[1])} on disk")
@@ -191,8 +213,10 @@ def _find(data: Path, wanted: set[str]) -> dict[str, Path]:
     if len(sets) > 1:
         raise DataError(f"{data}: several data sets: {some(sets)}; give the beginning of a name")
     if not sets:
-        raise DataError(f"{data}: neither *train_mod1.h5ad and *train_mod2.h5ad nor two paired files, but "
-                        f"{some(path.name for path in files)}")  # fmt: skip
+        raise DataError(
+            f"{data}: neither *train_mod1.h5ad and *train_mod2.h5ad nor two paired files, but "
+            f"{some(path.name for path in files)}"
+        )
     return next(iter(sets.values()))
 
 
@@ -272,8 +296,7 @@ def _named(names: list[str | None], mod1: str | None, mod2: str | None, found: d
         names = [name or other for name in names]
     if None in names or names[0] == names[1]:
         files = some(found[f"train_{mod}"].name for mod in ("mod1", "mod2"))
-        raise DataError(f"{files}: modalities {names[0]} and {names[1]}; "
-                        "say --mod1 and --mod2, two different ones")  # fmt: skip
+        raise DataError(f"{files}: modalities {names[0]} and {names[1]}; say --mod1 and --mod2, two different ones")
     return [str(name) for name in names]
 
 

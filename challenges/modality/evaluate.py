@@ -79,8 +79,10 @@ def sums(prediction: Prediction, pair: Pair) -> tuple[pd.DataFrame, pd.DataFrame
         cells.append(parts.sum(axis=2))
         features += parts.sum(axis=1)
     names = ["n", "p", "t", "pp", "tt", "pt", "absolute"]
-    return (pd.DataFrame(np.concatenate(cells, axis=1).T, pair.answers.obs_names, names),
-            pd.DataFrame(features.T, pair.answers.var_names, names))  # fmt: skip
+    return (
+        pd.DataFrame(np.concatenate(cells, axis=1).T, pair.answers.obs_names, names),
+        pd.DataFrame(features.T, pair.answers.var_names, names),
+    )
 
 
 def squared_error(found: pd.DataFrame) -> pd.Series:

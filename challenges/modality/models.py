@@ -107,13 +107,19 @@ class Map:
 
 def adversarial_map(recipe: Recipe, device: str = "cpu") -> Map:
     """The adversarial model of a recipe; there is nothing to choose."""
-    return Map((0.0,), lambda Z, T, _, seed: fit_adversarial(Z, T, recipe, seed, device),
-               lambda arrays, Z: apply_adversarial(arrays, Z, recipe), folds=2)  # fmt: skip
+    return Map(
+        (0.0,),
+        lambda Z, T, _, seed: fit_adversarial(Z, T, recipe, seed, device),
+        lambda arrays, Z: apply_adversarial(arrays, Z, recipe),
+        folds=2,
+    )
 
 
-RECIPES = {"adversarial": Recipe(),
-           "adversarial_unpaired": Recipe(paired_weight=0.0, adversarial_weight=1.0),
-           "adversarial_source": Recipe(paired_weight=0.0, adversarial_weight=1.0, pairs=False)}  # fmt: skip
+RECIPES = {
+    "adversarial": Recipe(),
+    "adversarial_unpaired": Recipe(paired_weight=0.0, adversarial_weight=1.0),
+    "adversarial_source": Recipe(paired_weight=0.0, adversarial_weight=1.0, pairs=False),
+}
 BASELINES = {"zeros": Zeros, "mean_per_feature": MeanPerFeature, "random_cell": RandomCell}
 REFERENCE = "mean_per_feature"
 MODELS = ("knn", "ridge", "kernel_ridge", *RECIPES)
@@ -143,9 +149,14 @@ class ReducedModel(BaseEstimator):
     """
 
     def __init__(
-        self, name: str = "kernel_ridge", *, accessibility: bool = False, seed: int = 0, device: str = "cpu",
+        self,
+        name: str = "kernel_ridge",
+        *,
+        accessibility: bool = False,
+        seed: int = 0,
+        device: str = "cpu",
         loss: str = LOSSES[0],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.name = name
         self.loss = loss
         self.accessibility = accessibility
@@ -155,8 +166,9 @@ class ReducedModel(BaseEstimator):
     @threadpool_limits.wrap(limits=1)  # sums keep their order, whatever the number of cores
     def fit(self, source: sp.csr_matrix, target: sp.csr_matrix, batches: np.ndarray) -> ReducedModel:
         """Fit on cells x features and the batch of each cell."""
-        self.source_ = Reduction.fit(source, SOURCE_COMPONENTS, derived_seed(self.seed, "source") % 2**32,
-                                     accessibility=self.accessibility)  # fmt: skip
+        self.source_ = Reduction.fit(
+            source, SOURCE_COMPONENTS, derived_seed(self.seed, "source") % 2**32, accessibility=self.accessibility
+        )
         self.target_ = Reduction.fit(target, TARGET_COMPONENTS, derived_seed(self.seed, "target") % 2**32)
         Z, T = self.source_.coordinates(source), self.target_.coordinates(target)
         self.recipe_ = recipe_of(self.name, self.loss)
@@ -182,12 +194,21 @@ class ReducedModel(BaseEstimator):
 
     def save(self, path: str | os.PathLike[str], about: dict[str, Any], names: dict[str, pd.Index]) -> None:
         """Write the bundle: reductions, map, what `about` says, and the feature names."""
-        settings = {"name": self.name, "accessibility": self.accessibility, "seed": self.seed,
-                    "value": float(self.value_), "shrink": float(self.shrink_), "about": about,
-                    "recipe": asdict(self.recipe_)}  # fmt: skip
-        arrays = {**self.source_.arrays("source"), **self.target_.arrays("target"),
-                  **{f"map/{name}": array for name, array in self.arrays_.items()},
-                  **{f"names/{name}": index.to_numpy().astype(str) for name, index in names.items()}}  # fmt: skip
+        settings = {
+            "name": self.name,
+            "accessibility": self.accessibility,
+            "seed": self.seed,
+            "value": float(self.value_),
+            "shrink": float(self.shrink_),
+            "about": about,
+            "recipe": asdict(self.recipe_),
+        }
+        arrays = {
+            **self.source_.arrays("source"),
+            **self.target_.arrays("target"),
+            **{f"map/{name}": array for name, array in self.arrays_.items()},
+            **{f"names/{name}": index.to_numpy().astype(str) for name, index in names.items()},
+        }
         Bundle(KIND, settings, arrays).save(path)
 
     @classmethod
@@ -195,9 +216,11 @@ class ReducedModel(BaseEstimator):
         """The fitted model, what its bundle says of it, and the feature names."""
         bundle = Bundle.load(path, KIND)
         self = cls(
-            bundle.settings["name"], accessibility=bundle.settings["accessibility"], seed=bundle.settings["seed"],
+            bundle.settings["name"],
+            accessibility=bundle.settings["accessibility"],
+            seed=bundle.settings["seed"],
             loss=bundle.settings["recipe"]["loss"],
-        )  # fmt: skip
+        )
         self.value_, self.shrink_ = bundle.settings["value"], bundle.settings["shrink"]
         self.recipe_ = Recipe(**bundle.settings["recipe"])
         self.source_, self.target_ = (Reduction.of(bundle.under(name)) for name in ("source", "target"))

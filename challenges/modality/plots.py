@@ -42,8 +42,11 @@ def predicted_and_measured(
                 pair.train_target.X[:, columns[i]].mean(), color="black", lw=1, ls="--", label="mean of training"
             )
             score = by_feature[(by_feature["method"] == name) & (by_feature["feature"] == feature)].iloc[0]
-            axes.set(title=f"{rank}: {feature}\nPearson {score['pearson']:.2f}, RMSE {score['rmse']:.2f}",
-                     xlabel=f"measured ({UNITS[pair.mod2]})", ylabel="" if i else f"predicted by {name}")  # fmt: skip
+            axes.set(
+                title=f"{rank}: {feature}\nPearson {score['pearson']:.2f}, RMSE {score['rmse']:.2f}",
+                xlabel=f"measured ({UNITS[pair.mod2]})",
+                ylabel="" if i else f"predicted by {name}",
+            )
         axes.legend(frameon=False, fontsize=8)
         save_figure(figure, path)
 

@@ -40,8 +40,14 @@ def train(options: argparse.Namespace) -> None:
     print(f"Training on {len(training):,} cells; {len(held_out):,} are held out for evaluate.")
     model = CellGAN(options.steps, options.label_mixing, options.seed, options.device)
     model.fit(training, options.model.with_suffix(".checkpoint.h5"))
-    files.save_model(options.model, model, data=str(options.data), label=_label(options), conditions=conditions,
-                     fingerprint=training.fingerprint())  # fmt: skip
+    files.save_model(
+        options.model,
+        model,
+        data=str(options.data),
+        label=_label(options),
+        conditions=conditions,
+        fingerprint=training.fingerprint(),
+    )
     print(f"Saved {options.model}: {len(model.types_)} types, {len(model.genes_):,} genes, model {model.identity()}.")
 
 
@@ -90,13 +96,17 @@ def evaluate_(options: argparse.Namespace) -> None:
         raise DataError(f"{cells.source}: types that the model does not know: {some(unknown)}")
     seen = cells.obs.index.isin(model.trained_on_)
     if not seen.any() or seen.all():
-        raise DataError(f"{cells.source}: {'all' if seen.any() else 'none'} of its cells are training cells of "
-                        f"{options.model}; evaluate needs the file it was trained on, and held-out cells in it "
-                        "(train --held-out)")  # fmt: skip
+        raise DataError(
+            f"{cells.source}: {'all' if seen.any() else 'none'} of its cells are training cells of "
+            f"{options.model}; evaluate needs the file it was trained on, and held-out cells in it "
+            "(train --held-out)"
+        )
     training, held_out = cells.take(cells.obs.index.get_indexer(model.trained_on_)), cells.take(~seen)
     if seen.sum() < len(model.trained_on_) or training.fingerprint() != about["fingerprint"]:
-        raise DataError(f"{cells.source}: cells with the names of training cells of {options.model}, but not with "
-                        "their values and labels; evaluate needs the file it was trained on")  # fmt: skip
+        raise DataError(
+            f"{cells.source}: cells with the names of training cells of {options.model}, but not with "
+            "their values and labels; evaluate needs the file it was trained on"
+        )
     table = evaluate.compare(model, training, held_out, draws=options.draws, seed=options.seed)
     _show(evaluate.summary(table), options.out)
     if options.plots:
@@ -132,8 +142,10 @@ def _check_genes(model: CellGAN, genes: pd.Index, source: object) -> None:
     """Raises DataError where the sets of genes differ."""
     missing, new = model.genes_.difference(genes), genes.difference(model.genes_)
     if len(missing) or len(new):
-        raise DataError(f"{source}: not the gene set of the model ({len(model.genes_):,} genes); missing: "
-                        f"{some(missing, 5) or 'none'}; unknown to the model: {some(new, 5) or 'none'}")  # fmt: skip
+        raise DataError(
+            f"{source}: not the gene set of the model ({len(model.genes_):,} genes); missing: "
+            f"{some(missing, 5) or 'none'}; unknown to the model: {some(new, 5) or 'none'}"
+        )
 
 
 def _conditions(texts: list[str]) -> dict[str, str]:
@@ -149,10 +161,15 @@ def _label(options: argparse.Namespace) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser, verbs = common.parsers("challenges.synthesis", (__doc__ or "").splitlines()[0], VERBS)
     for verb, part in verbs.items():
-        part.add_argument("--data", default=data.EMBEDDED if verb == "train" else None,
-                          help=f".h5ad, train_cite_inputs.h5 or {data.EMBEDDED} (train: the default)")  # fmt: skip
-        part.add_argument("--label", help=f"column of the types (crunch files: {data.STATE} too); default "
-                          f"{data.LABEL}, or the model's")  # fmt: skip
+        part.add_argument(
+            "--data",
+            default=data.EMBEDDED if verb == "train" else None,
+            help=f".h5ad, train_cite_inputs.h5 or {data.EMBEDDED} (train: the default)",
+        )
+        part.add_argument(
+            "--label",
+            help=f"column of the types (crunch files: {data.STATE} too); default {data.LABEL}, or the model's",
+        )
         part.add_argument(
             "--model", type=Path, default=Path("synthesis.h5"), help="the trained model; default synthesis.h5"
         )

@@ -55,8 +55,10 @@ class Cells:
         for names, what in ((self.genes, "genes"), (self.obs.index, "cells")):
             if names.has_duplicates:
                 twice = some(names[names.duplicated()].unique())
-                raise DataError(f"{self.source}: {what} that come twice: {twice}; rename them (anndata: "
-                                "var_names_make_unique, obs_names_make_unique)")  # fmt: skip
+                raise DataError(
+                    f"{self.source}: {what} that come twice: {twice}; rename them (anndata: "
+                    "var_names_make_unique, obs_names_make_unique)"
+                )
 
     def __len__(self) -> int:
         return len(self.obs)
@@ -153,8 +155,10 @@ def from_anndata(adata: ad.AnnData, label: str, conditions: Sequence[str] = (), 
             break
     if taken is None:
         there = some(adata.layers) or "none"
-        raise complaints[0] if complaints else DataError(
-            f"{source}: no values in X, raw or layers['counts']; there are the layers: {there}"
+        raise (
+            complaints[0]
+            if complaints
+            else DataError(f"{source}: no values in X, raw or layers['counts']; there are the layers: {there}")
         )
     scale, counts, steps, genes, place = taken
     cells = Cells(counts, steps, obs, pd.Index(genes.astype(str)), scale, source)
@@ -284,12 +288,16 @@ def _labels(obs: pd.DataFrame, label: str, conditions: Sequence[str], source: st
     if taken := [name for name in conditions if name in ("label", "count")]:
         raise DataError(f"{source}: a condition cannot be called {some(taken)}; rename the column")
     if pd.api.types.is_numeric_dtype(obs[label]):
-        raise DataError(f"{source}: obs[{label!r}] is numeric, not names of types; choose a column of texts "
-                        f"(or make it one: obs[{label!r}].astype(str))")  # fmt: skip
+        raise DataError(
+            f"{source}: obs[{label!r}] is numeric, not names of types; choose a column of texts "
+            f"(or make it one: obs[{label!r}].astype(str))"
+        )
     for name in (label, *conditions):
         if n := int(obs[name].isna().sum()):
-            raise DataError(f"{source}: obs[{name!r}] has no value (NaN) in {n} of {len(obs)} cells; "
-                            "leave these cells out, or give them a name")  # fmt: skip
+            raise DataError(
+                f"{source}: obs[{name!r}] has no value (NaN) in {n} of {len(obs)} cells; "
+                "leave these cells out, or give them a name"
+            )
     columns: Mapping[str, Any] = {"label": obs[label], **{name: obs[name] for name in conditions}}
     table = pd.DataFrame({name: column.astype(str).to_numpy(object) for name, column in columns.items()})
     return table.set_index(obs.index.astype(str).rename("cell"))
@@ -300,8 +308,10 @@ def _checked(X: Any, where: str) -> sp.csr_matrix:
     if not np.isfinite(matrix.data).all():
         raise DataError(f"{where} has NaN or infinite values")
     if len(matrix.data) and matrix.data.min() < 0:
-        raise DataError(f"{where} has negative values (down to {matrix.data.min():.3g}): scaled or regressed? "
-                        "Give counts or log-normalised values, in X, in raw or in layers['counts']")  # fmt: skip
+        raise DataError(
+            f"{where} has negative values (down to {matrix.data.min():.3g}): scaled or regressed? "
+            "Give counts or log-normalised values, in X, in raw or in layers['counts']"
+        )
     matrix.eliminate_zeros()
     matrix.sort_indices()
     return matrix
@@ -321,8 +331,10 @@ def _with_enough_cells(cells: Cells, drop_rare: bool) -> Cells:
     n = cells.obs["label"].value_counts()
     rare = sorted(n.index[n < 2])
     if rare and not drop_rare:
-        raise DataError(f"{cells.source}: types with a single cell, of which nothing about spread can be learned: "
-                        f"{some(rare)}; merge them, or leave them out with --drop-rare")  # fmt: skip
+        raise DataError(
+            f"{cells.source}: types with a single cell, of which nothing about spread can be learned: "
+            f"{some(rare)}; merge them, or leave them out with --drop-rare"
+        )
     if len(n) == len(rare):
         raise DataError(f"{cells.source}: no type has two cells")
     if rare:

@@ -32,13 +32,27 @@ from workbench.tables import summarise
 REAL, TRAINING, INDEPENDENT = "real held-out cells", "training cells, resampled", "independent genes"
 START, GAN = "GAN before its training", "GAN"
 METRICS = [
-    "zero_rate_correlation_by_gene", "zero_rate_correlation_by_type_and_gene", "zero_rate_difference",
-    "zero_rate_difference_by_type", "mean_correlation_by_gene", "mean_correlation_by_type_and_gene",
-    "variance_correlation_by_gene", "variance_correlation_by_type_and_gene", "library_size_ks", "library_size_ratio",
-    "library_size_spread_ratio", "gene_correlation", "gene_correlation_within_types", "mmd", "real_or_synthetic_auc",
-    "real_or_synthetic_accuracy", "accuracy_on_real", "accuracy_relative_to_real", "nearest_training_cell_ratio",
+    "zero_rate_correlation_by_gene",
+    "zero_rate_correlation_by_type_and_gene",
+    "zero_rate_difference",
+    "zero_rate_difference_by_type",
+    "mean_correlation_by_gene",
+    "mean_correlation_by_type_and_gene",
+    "variance_correlation_by_gene",
+    "variance_correlation_by_type_and_gene",
+    "library_size_ks",
+    "library_size_ratio",
+    "library_size_spread_ratio",
+    "gene_correlation",
+    "gene_correlation_within_types",
+    "mmd",
+    "real_or_synthetic_auc",
+    "real_or_synthetic_accuracy",
+    "accuracy_on_real",
+    "accuracy_relative_to_real",
+    "nearest_training_cell_ratio",
     "share_of_types",
-]  # fmt: skip
+]
 AT_MOST = 500  # cells on either side of a comparison, and 3 times as many to train a classifier of types
 CORRELATED_GENES = 100
 COMPONENTS = 20
@@ -202,8 +216,11 @@ def _measure(
 
 
 def _moments(x: np.ndarray, y: np.ndarray, types_x: np.ndarray, types_y: np.ndarray) -> dict[str, float]:
-    statistics = {"zero_rate": lambda cells: (cells == 0).mean(axis=0), "mean": lambda cells: cells.mean(axis=0),
-                  "variance": lambda cells: cells.var(axis=0)}  # fmt: skip
+    statistics = {
+        "zero_rate": lambda cells: (cells == 0).mean(axis=0),
+        "mean": lambda cells: cells.mean(axis=0),
+        "variance": lambda cells: cells.var(axis=0),
+    }
     shared = [
         name
         for name in sorted(set(types_x) & set(types_y))
@@ -226,9 +243,11 @@ def _moments(x: np.ndarray, y: np.ndarray, types_x: np.ndarray, types_y: np.ndar
 
 def _library(truth: Cells, made: Cells) -> dict[str, float]:
     a, b = (np.log(np.maximum(np.asarray(part.counts.sum(axis=1)).ravel(), 1.0)) for part in (truth, made))
-    return {"library_size_ks": float(scipy.stats.ks_2samp(a, b).statistic),
-            "library_size_ratio": float(np.exp(b.mean() - a.mean())),
-            "library_size_spread_ratio": float(b.std() / max(a.std(), 1e-9))}  # fmt: skip
+    return {
+        "library_size_ks": float(scipy.stats.ks_2samp(a, b).statistic),
+        "library_size_ratio": float(np.exp(b.mean() - a.mean())),
+        "library_size_spread_ratio": float(b.std() / max(a.std(), 1e-9)),
+    }
 
 
 def _within(values: np.ndarray, labels: np.ndarray) -> np.ndarray:

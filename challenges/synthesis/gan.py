@@ -153,13 +153,21 @@ class CellGAN(BaseEstimator):
         """Everything of it as plain data; `about` is kept beside the settings."""
         check_is_fitted(self)
         settings = {
-            **about, "steps": self.steps, "label_mixing": self.label_mixing, "seed": self.seed, "types": self.types_,
-            "levels": [list(level) for level in self.levels_], "scale": [self.scale_.kind, self.scale_.base],
+            **about,
+            "steps": self.steps,
+            "label_mixing": self.label_mixing,
+            "seed": self.seed,
+            "types": self.types_,
+            "levels": [list(level) for level in self.levels_],
+            "scale": [self.scale_.kind, self.scale_.base],
             "conditions": [name for name in self.seen_ if name != "count"],
-        }  # fmt: skip
-        arrays = {"genes": self.genes_.to_numpy(), "trained_on": self.trained_on_.to_numpy(),
-                  "seen_count": self.seen_["count"].to_numpy(),
-                  **module_arrays(self.generator_, "generator")}  # fmt: skip
+        }
+        arrays = {
+            "genes": self.genes_.to_numpy(),
+            "trained_on": self.trained_on_.to_numpy(),
+            "seen_count": self.seen_["count"].to_numpy(),
+            **module_arrays(self.generator_, "generator"),
+        }
         arrays |= {f"seen/{name}": self.seen_[name].to_numpy() for name in settings["conditions"]}
         return Bundle(
             KIND, settings, arrays | {f"library/{name}": value for name, value in vars(self.library_).items()}
@@ -178,9 +186,15 @@ class CellGAN(BaseEstimator):
         made.seen_ = pd.DataFrame({name: arrays[f"seen/{name}"] for name in settings["conditions"]})
         made.seen_["count"] = arrays["seen_count"]
         tensors = bundle.under("generator")
-        shapes = Start(tensors["baseline"], tensors["levels"], tensors["loadings"][:-EXTRA_NOISE],
-                       tensors["deviation"][:, :-EXTRA_NOISE], tensors["own_sd"], tensors.get("values.quantiles"),
-                       made.library_)  # fmt: skip
+        shapes = Start(
+            tensors["baseline"],
+            tensors["levels"],
+            tensors["loadings"][:-EXTRA_NOISE],
+            tensors["deviation"][:, :-EXTRA_NOISE],
+            tensors["own_sd"],
+            tensors.get("values.quantiles"),
+            made.library_,
+        )
         generator = ConditionalGenerator(shapes)
         load_module(generator, tensors)
         made.generator_ = generator

@@ -29,8 +29,15 @@ def joint_pca(sets: Mapping[str, Cells]) -> Figure:
     plane = PCA(2, svd_solver="full").fit(np.concatenate([*values.values()]))
     types = list(pd.Series(next(iter(sets.values())).labels).value_counts().index)
     colours = plt.colormaps["tab20"](np.arange(len(types)) % 20)
-    figure, axes = plt.subplots(1, len(sets), figsize=(4.2 * len(sets) + 2.2, 4.4), sharex=True, sharey=True,
-                                layout="constrained", squeeze=False)  # fmt: skip
+    figure, axes = plt.subplots(
+        1,
+        len(sets),
+        figsize=(4.2 * len(sets) + 2.2, 4.4),
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+        squeeze=False,
+    )
     for axis, (name, cells) in zip(axes[0], sets.items(), strict=True):
         points = plane.transform(values[name])
         for label, colour in zip(types, colours, strict=True):
@@ -88,8 +95,15 @@ def by_type(sets: Mapping[str, Cells]) -> tuple[Figure, Figure]:
 def _panels(real: Cells, types: list[str]) -> tuple[Figure, list[Axes]]:
     columns = min(4, len(types))
     rows = -(-len(types) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns, 3.0 * rows), sharex=True, sharey=True,
-                                layout="constrained", squeeze=False)  # fmt: skip
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(3.1 * columns, 3.0 * rows),
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+        squeeze=False,
+    )
     for axis, label in zip(axes.ravel(), types, strict=False):
         axis.set_title(f"{label} (n = {(real.labels == label).sum()})", fontsize=9)
     for axis in axes.ravel()[len(types) :]:
@@ -100,8 +114,14 @@ def _panels(real: Cells, types: list[str]) -> tuple[Figure, list[Axes]]:
 def mixing_path(positions: pd.DataFrame, ends: tuple[str, str], title: str) -> Figure:
     """Mixtures on the axis that separates two types: `positions` has `share`, `mean`, `low` and `high` (quartiles)."""
     figure, axis = plt.subplots(figsize=(5.6, 4.0), layout="constrained")
-    axis.fill_between(positions["share"], positions["low"], positions["high"], color=COLOURS[GAN], alpha=0.2,
-                      label="quartiles of the cells")  # fmt: skip
+    axis.fill_between(
+        positions["share"],
+        positions["low"],
+        positions["high"],
+        color=COLOURS[GAN],
+        alpha=0.2,
+        label="quartiles of the cells",
+    )
     axis.plot(positions["share"], positions["mean"], "o-", color=COLOURS[GAN], label="mean of the synthetic cells")
     for level, label in zip((0, 1), ends, strict=True):
         axis.axhline(level, color=COLOURS[REAL], ls="--", lw=1)

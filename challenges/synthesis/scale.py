@@ -29,9 +29,12 @@ class Scale:
 
     def __str__(self) -> str:
         """What it is, for people."""
-        return {"counts": "raw counts", "log": f"log{'' if self.base == np.e else f'{self.base:g}'}(1 + normalised), "
-                "counts recovered", "linear": "normalised, counts recovered",
-                "values": "values without counts behind them"}[self.kind]  # fmt: skip
+        return {
+            "counts": "raw counts",
+            "log": f"log{'' if self.base == np.e else f'{self.base:g}'}(1 + normalised), counts recovered",
+            "linear": "normalised, counts recovered",
+            "values": "values without counts behind them",
+        }[self.kind]
 
     def values(self, counts: np.ndarray, steps: np.ndarray) -> np.ndarray:
         """Counts (cells x genes) on this scale, float32; `steps` (cells) is what one count is worth."""

@@ -55,8 +55,10 @@ def calibrate(generator: ConditionalGenerator, library: Library, cells: Cells) -
     rows_of = [np.flatnonzero(cells.labels == name) for name in cells.types]
     share = torch.tensor([len(rows) / len(cells) for rows in rows_of], device=device)
     own = torch.tensor([len(rows) / (len(rows) + CALIBRATION_PRIOR) for rows in rows_of], device=device)[:, None]
-    real = torch.stack([torch.stack(_tensors(device, _shown(cells.counts[rows]), _means(cells.counts[rows])))
-                        for rows in rows_of], dim=1)  # fmt: skip
+    real = torch.stack(
+        [torch.stack(_tensors(device, _shown(cells.counts[rows]), _means(cells.counts[rows]))) for rows in rows_of],
+        dim=1,
+    )
     together, apart = ROUNDS
     n_drawn = int(np.clip(DRAWN_VALUES // (len(rows_of) * len(cells.genes)), 64, MOST_DRAWN))
 
@@ -132,8 +134,9 @@ class Training:
         self.critic = AdversarialDiscriminator(n_genes, n_types + self.levels.shape[1]).to(device)
         self.classes = ClassDiscriminator(n_genes, n_types).to(device)
         self.networks = {"generator": self.generator, "critic": self.critic, "classes": self.classes}
-        self.optimisers = {name: torch.optim.Adam(network.parameters(), RATES[name], BETAS)
-                           for name, network in self.networks.items()}  # fmt: skip
+        self.optimisers = {
+            name: torch.optim.Adam(network.parameters(), RATES[name], BETAS) for name, network in self.networks.items()
+        }
         logs = cells.counts.log1p()
         variance = np.asarray(logs.multiply(logs).mean(axis=0)).ravel() - np.asarray(logs.mean(axis=0)).ravel() ** 2
         share = self.weights.sum(axis=0)[:, None]

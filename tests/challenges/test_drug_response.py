@@ -56,8 +56,10 @@ def files(tmp_path, table, monkeypatch):
 
 
 def tiny_specs(stage="stage_1", n=2):
-    return [replace(spec, hidden=(16, 8), dropout=(0.1, 0.1), embedding=4, epochs=6, n_dim=10, batch=16)
-            for spec in networks.specs_of(stage)[:n]]  # fmt: skip
+    return [
+        replace(spec, hidden=(16, 8), dropout=(0.1, 0.1), embedding=4, epochs=6, n_dim=10, batch=16)
+        for spec in networks.specs_of(stage)[:n]
+    ]
 
 
 def rmse(prediction, truth):
@@ -207,8 +209,15 @@ def test_the_process_learns_which_cell_type_takes_over_more(table):
 def test_a_network_learns_more_than_the_cell_types_mean(table, stage):
     train, test = table
     spec = networks.specs_of(stage)[0]
-    small = replace(spec, hidden=tuple(min(n, 48) for n in spec.hidden), dropout=(0.1,) * len(spec.hidden),
-                    embedding=16, epochs=200 if stage == "autoencoder" else 60, n_dim=12, batch=16)  # fmt: skip
+    small = replace(
+        spec,
+        hidden=tuple(min(n, 48) for n in spec.hidden),
+        dropout=(0.1,) * len(spec.hidden),
+        embedding=16,
+        epochs=200 if stage == "autoencoder" else 60,
+        n_dim=12,
+        batch=16,
+    )
     found = Ensemble([small], 2, scale=1.0).fit(train).predict(test.index)
     assert rmse(found, test) < rmse(baselines.MeanOf("cell_type").fit(train).predict(test.index), test)
 
@@ -312,8 +321,12 @@ def test_published_hyper_parameters_are_read_whole():
     seven = networks.specs_of("simple")[0]
     assert (seven.hidden, seven.dropout) == ((712, 400, 232, 216), (0.4904, 0.032372, 0.111383, 0.019885))
     assert (seven.embedding, seven.n_dim, seven.batch, seven.learning_rate, seven.epochs) == (
-        48, 100, 128, 0.00553, 141,
-    )  # fmt: skip
+        48,
+        100,
+        128,
+        0.00553,
+        141,
+    )
     shares = [round(spec.weight, 3) for spec in networks.specs_of("stage_1")]
     assert shares == [0.152, 0.715, 0.755, 0.058, 0.96, 0.497, 0.988]
     twenty = networks.specs_of("stage_2")
@@ -336,9 +349,7 @@ def test_scores_are_what_their_names_say(table):
     np.testing.assert_allclose(found[["Pearson", "cosine"]], 1.0, rtol=1e-5)
     zeros = evaluate.scores(test * 0, test, "zeros").pivot_table("value", "sm_name", "metric")
     assert (zeros[["Pearson", "cosine"]] == 0).all(axis=None)
-    shuffled = (
-        evaluate.scores((test * 0.5).iloc[::-1, ::-1], test, "half").pivot_table("value", "sm_name", "metric")
-    )
+    shuffled = evaluate.scores((test * 0.5).iloc[::-1, ::-1], test, "half").pivot_table("value", "sm_name", "metric")
     pd.testing.assert_frame_equal(shuffled, found)
 
 
@@ -421,8 +432,10 @@ def test_every_model_is_scored_beside_every_baseline(files, table, small_table, 
     assert set(found["method"]) == {*models.BASELINES, *models.MODELS}
     assert found.notna().all(axis=None)
     rmse_of = found[found["metric"] == evaluate.METRICS[0]].set_index("method")
-    to_mix, to_first = (found[found["metric"] == f"{evaluate.METRICS[0]} minus that of {name}"].set_index("method")
-                        for name in (models.REFERENCE, "stage_1"))  # fmt: skip
+    to_mix, to_first = (
+        found[found["metric"] == f"{evaluate.METRICS[0]} minus that of {name}"].set_index("method")
+        for name in (models.REFERENCE, "stage_1")
+    )
     assert set(to_first.index) == {"stage_2", models.PLAIN}
     assert set(to_mix.index) == {*rmse_of.index} - {*to_first.index}
     gain = rmse_of.loc["stage_2", "value"] - rmse_of.loc["stage_1", "value"]
@@ -531,6 +544,7 @@ def test_real_rows_the_process_beats_the_best_published_mix():
 def test_a_gpu_trains_the_same_networks(table, name):
     train, test = table
     specs = [replace(spec, epochs=6, n_dim=10, batch=16) for spec in networks.specs_of(name)[:2]]
-    here, there = (Ensemble(specs, 1, scale=1.0, device=device).fit(train).predict(test.index)
-                   for device in ("cpu", "cuda"))  # fmt: skip
+    here, there = (
+        Ensemble(specs, 1, scale=1.0, device=device).fit(train).predict(test.index) for device in ("cpu", "cuda")
+    )
     assert rmse(there, here) < 0.02 * rmse(here, test)

@@ -28,14 +28,22 @@ def simulated(n=80, n_source=30, n_target=12, noise=0.3, batches=1, seed=0, mod2
     source = np.maximum(programs @ rng.normal(size=(3, n_source)) + rng.normal(0, noise, (n, n_source)), 0)
     target = 3 + programs @ rng.normal(size=(3, n_target)) + rng.normal(0, noise, (n, n_target))
     obs = pd.DataFrame({"batch": [f"b{i * batches // n}" for i in range(n)]}, [f"C{i:03}" for i in range(n)])
-    return [ad.AnnData(sp.csr_matrix(values.astype(np.float32)), obs=obs,
-                       var=pd.DataFrame({"feature_types": kind}, [f"{kind}{i}" for i in range(values.shape[1])]))
-            for kind, values in (("GEX", source), (mod2, target))]  # fmt: skip
+    return [
+        ad.AnnData(
+            sp.csr_matrix(values.astype(np.float32)),
+            obs=obs,
+            var=pd.DataFrame({"feature_types": kind}, [f"{kind}{i}" for i in range(values.shape[1])]),
+        )
+        for kind, values in (("GEX", source), (mod2, target))
+    ]
 
 
 def split(pair, n_train=60):
-    return {f"{part}_mod{i + 1}": cells[rows].copy() for i, cells in enumerate(pair)
-            for part, rows in (("train", slice(0, n_train)), ("test", slice(n_train, None)))}  # fmt: skip
+    return {
+        f"{part}_mod{i + 1}": cells[rows].copy()
+        for i, cells in enumerate(pair)
+        for part, rows in (("train", slice(0, n_train)), ("test", slice(n_train, None)))
+    }
 
 
 def write(folder, files, name="set"):
@@ -85,9 +93,11 @@ def test_other_cells_are_refused(tmp_path, files):
 
 @pytest.mark.parametrize(
     ("types", "message"),
-    [("CRISPR", "train_mod2.h5ad: unknown feature type 'CRISPR'; known: GEX, ATAC, ADT"),
-     (["ADT"] * 6 + ["GEX"] * 6, "several feature types in one file: ADT, GEX")],
-)  # fmt: skip
+    [
+        ("CRISPR", "train_mod2.h5ad: unknown feature type 'CRISPR'; known: GEX, ATAC, ADT"),
+        (["ADT"] * 6 + ["GEX"] * 6, "several feature types in one file: ADT, GEX"),
+    ],
+)
 def test_feature_types_that_are_unknown_or_mixed_are_refused(tmp_path, files, types, message):
     files["train_mod2"].var["feature_types"] = types
     with pytest.raises(DataError, match=message):
@@ -108,8 +118,11 @@ def test_names_that_come_twice_are_refused(tmp_path, files):
 
 def test_test_features_are_those_of_training_by_name(tmp_path, files, capsys):
     straight = data.read_pair(write(tmp_path, files)).test_source
-    extra = ad.AnnData(sp.csr_matrix(np.ones((20, 1), np.float32)), obs=files["test_mod1"].obs,
-                       var=pd.DataFrame({"feature_types": "GEX"}, ["NEW"]))  # fmt: skip
+    extra = ad.AnnData(
+        sp.csr_matrix(np.ones((20, 1), np.float32)),
+        obs=files["test_mod1"].obs,
+        var=pd.DataFrame({"feature_types": "GEX"}, ["NEW"]),
+    )
     files["test_mod1"] = ad.concat([files["test_mod1"][:, ::-1], extra], axis=1, merge="first")
     found = data.read_pair(write(tmp_path, files)).test_source
     assert "1 features that training did not have are left out: NEW" in capsys.readouterr().out
@@ -269,8 +282,7 @@ def test_a_prediction_is_written_by_blocks_and_read_by_anndata(tmp_path, monkeyp
         return values[rows]
 
     obs, var = files["test_mod1"].obs.assign(size_factors=2.0), files["test_mod2"].var.assign(gene_ids="E1")
-    data.write_prediction(tmp_path / "p.h5ad", obs, var, "ADT", block,
-                          {"dataset_id": "set", "method_id": "ridge"})  # fmt: skip
+    data.write_prediction(tmp_path / "p.h5ad", obs, var, "ADT", block, {"dataset_id": "set", "method_id": "ridge"})
     found = ad.read_h5ad(tmp_path / "p.h5ad")
     assert len(asked) == 10
     assert np.array_equal(found.X, values)
@@ -324,8 +336,13 @@ def test_no_model_is_worse_than_the_mean_where_there_is_nothing_to_learn(matrice
 
 def test_the_baselines_are_what_their_names_say(matrices):
     source, target, batches, asked, _ = matrices
-    found = {name: models.make_model(name, accessibility=False, seed=0, device="cpu").fit(source, target, batches)
-             .predict(asked).dense() for name in models.BASELINES}  # fmt: skip
+    found = {
+        name: models.make_model(name, accessibility=False, seed=0, device="cpu")
+        .fit(source, target, batches)
+        .predict(asked)
+        .dense()
+        for name in models.BASELINES
+    }
     assert (found["zeros"] == 0).all()
     assert found["zeros"].shape == (20, 12)
     assert np.allclose(found["mean_per_feature"], target.toarray().mean(axis=0), atol=1e-5)
@@ -421,11 +438,13 @@ def test_the_scores_are_those_of_their_definitions(scored, matrices):
     floor = np.sqrt(((matrices[1].toarray().mean(axis=0) - T) ** 2).mean())
     rmse_ = np.sqrt(((P - T) ** 2).mean())
     wanted = {
-        "RMSE": rmse_, evaluate.GAIN: 100 * (floor - rmse_) / floor, "MAE": np.abs(P - T).mean(),
+        "RMSE": rmse_,
+        evaluate.GAIN: 100 * (floor - rmse_) / floor,
+        "MAE": np.abs(P - T).mean(),
         "Pearson per feature": np.mean([pearsonr(P[:, i], T[:, i])[0] for i in range(12)]),
         "Pearson per cell": np.mean([pearsonr(P[i], T[i])[0] for i in range(20)]),
         "Pearson overall": pearsonr(P.ravel(), T.ravel())[0],
-    }  # fmt: skip
+    }
     for metric, number in wanted.items():
         row = value(scored.table, "ridge", metric)
         assert row["value"] == pytest.approx(number, abs=1e-5), metric
@@ -473,8 +492,22 @@ def test_from_files_to_prediction_and_table(tmp_path, files, quick, capsys):
         found = ad.read_h5ad(out)
         assert found.shape == (20, 12)
         assert found.uns["method_id"] == name
-    cli.main(["evaluate", *where, "--model", "ridge", "adversarial", "adversarial_unpaired", "--loss", "hinge",
-              "--out", str(tmp_path / "out" / "table.csv"), "--pictures", str(tmp_path / "pictures")])  # fmt: skip
+    cli.main(
+        [
+            "evaluate",
+            *where,
+            "--model",
+            "ridge",
+            "adversarial",
+            "adversarial_unpaired",
+            "--loss",
+            "hinge",
+            "--out",
+            str(tmp_path / "out" / "table.csv"),
+            "--pictures",
+            str(tmp_path / "pictures"),
+        ]
+    )
     table = pd.read_csv(tmp_path / "out" / "table.csv")
     assert len(table) == 6 * 6  # methods with the baselines x metrics
     assert table.notna().all().all()
@@ -522,7 +555,9 @@ def test_real_cells_of_another_batch_are_predicted_better_than_by_the_reference(
 def test_a_gpu_trains_the_adversarial_models_as_well(matrices, quick, name):
     source, target, batches, test_source, test_target = matrices
     wanted = test_target.toarray()
-    here, there = (ReducedModel(name, device=device).fit(source, target, batches).predict(test_source).dense()
-                   for device in ("cpu", "cuda"))  # fmt: skip
+    here, there = (
+        ReducedModel(name, device=device).fit(source, target, batches).predict(test_source).dense()
+        for device in ("cpu", "cuda")
+    )
     error, same = ((found - wanted).std() for found in (here, there))
     assert same == pytest.approx(error, rel=0.1)

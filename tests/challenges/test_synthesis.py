@@ -207,9 +207,18 @@ def test_the_same_seed_gives_the_same_cells_and_another_seed_others(cells, train
 @pytest.mark.parametrize("types", [("only",), ("A", "B", "two cells")])
 def test_one_type_and_types_of_few_cells_are_learned(types):
     cells = make_cells(n=90, types=types[:2])
-    cells = cells.take(np.arange(80)) if len(types) == 1 else data.Cells(
-        cells.counts, cells.steps, cells.obs.assign(label=[*["two cells"] * 2, *cells.labels[2:]]), cells.genes,
-        cells.scale, "made")  # fmt: skip
+    cells = (
+        cells.take(np.arange(80))
+        if len(types) == 1
+        else data.Cells(
+            cells.counts,
+            cells.steps,
+            cells.obs.assign(label=[*["two cells"] * 2, *cells.labels[2:]]),
+            cells.genes,
+            cells.scale,
+            "made",
+        )
+    )
     train, held_out = data.split(cells, 0.4, 0)
     made = CellGAN(2, label_mixing=0.5, device="cpu").fit(train).sample_like(held_out)
     assert sorted(set(made.labels)) == sorted(types)
@@ -339,8 +348,12 @@ def test_the_pictures_can_be_drawn(compared, tmp_path):
     made = evaluate.generators(model, train, held_out)
     sets = {name: made[name](held_out.labels, 0) for name in (evaluate.REAL, evaluate.INDEPENDENT, evaluate.GAN)}
     positions = mixing.mixing_positions(model, held_out, ("A", "B"), n=20)
-    drawn = [plots.joint_pca(sets), plots.moments(sets), *plots.by_type(sets),
-             plots.mixing_path(positions, ("A", "B"), "Mixtures")]  # fmt: skip
+    drawn = [
+        plots.joint_pca(sets),
+        plots.moments(sets),
+        *plots.by_type(sets),
+        plots.mixing_path(positions, ("A", "B"), "Mixtures"),
+    ]
     for i, figure in enumerate(drawn):
         figure.savefig(tmp_path / f"{i}.png")
         assert all(axis.get_xlabel() or axis.get_title() for axis in figure.axes if axis.get_visible())

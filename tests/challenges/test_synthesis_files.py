@@ -30,8 +30,12 @@ def make_adata(n=120, genes=30, seed=0):
     obs = pd.DataFrame({"cell_type": [TYPES[i] for i in code], "donor": [f"d{i % 2}" for i in range(n)]})
     obs.index = [f"cell_{i}" for i in range(n)]
     X = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True)).astype(np.float32)
-    return ad.AnnData(sp.csr_matrix(X), obs=obs, var=pd.DataFrame(index=[f"G{i}" for i in range(genes)]),
-                      layers={"counts": sp.csr_matrix(counts)})  # fmt: skip
+    return ad.AnnData(
+        sp.csr_matrix(X),
+        obs=obs,
+        var=pd.DataFrame(index=[f"G{i}" for i in range(genes)]),
+        layers={"counts": sp.csr_matrix(counts)},
+    )
 
 
 @pytest.fixture
@@ -56,8 +60,21 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     make_adata().write_h5ad(folder / "cells.h5ad")
     with pytest.MonkeyPatch.context() as patch:
-        words = ["train", "--data", folder / "cells.h5ad", "--label", "cell_type", "--model", folder / "model.h5",
-                 "--steps", "2", "--conditions", "donor", "--device", "cpu"]  # fmt: skip
+        words = [
+            "train",
+            "--data",
+            folder / "cells.h5ad",
+            "--label",
+            "cell_type",
+            "--model",
+            folder / "model.h5",
+            "--steps",
+            "2",
+            "--conditions",
+            "donor",
+            "--device",
+            "cpu",
+        ]
         patch.setattr(sys, "argv", ["synthesis", *map(str, words)])
         command.main()
     return folder
@@ -223,12 +240,30 @@ def test_the_challenges_files_must_fit_together(adata, tmp_path):
 
 def test_sample_writes_types_and_mixtures_with_the_models_identity(model, run, tmp_path):
     out = tmp_path / "synthetic.h5ad"
-    run("sample", "--model", model / "model.h5", "--n", 7, "--type", TYPES[0], "--mix", "B cell:0.5,NK cell:0.5",
-        "--mix", f"{TYPES[2]}:1,B cell:3", "--condition", "donor=d1", "--out", out)  # fmt: skip
+    run(
+        "sample",
+        "--model",
+        model / "model.h5",
+        "--n",
+        7,
+        "--type",
+        TYPES[0],
+        "--mix",
+        "B cell:0.5,NK cell:0.5",
+        "--mix",
+        f"{TYPES[2]}:1,B cell:3",
+        "--condition",
+        "donor=d1",
+        "--out",
+        out,
+    )
     made = ad.read_h5ad(out)
     assert made.shape == (21, 30)
     assert made.obs["cell_type"].value_counts().to_dict() == {
-        "B cell": 7, "B cell:0.5,NK cell:0.5": 7, "B cell:0.75,T:CD4+, naive:0.25": 7}  # fmt: skip
+        "B cell": 7,
+        "B cell:0.5,NK cell:0.5": 7,
+        "B cell:0.75,T:CD4+, naive:0.25": 7,
+    }
     assert (made.obs["donor"] == "d1").all()
     assert made.obsm["label_weights"][7, list(made.uns["synthesis"]["types"]).index("NK cell")] == 0.5
     about = made.uns["synthesis"]
@@ -238,8 +273,23 @@ def test_sample_writes_types_and_mixtures_with_the_models_identity(model, run, t
     counts = made.layers["counts"].toarray()
     np.testing.assert_allclose(made.X.toarray(), np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True)), rtol=1e-3)
     first = out.read_bytes()
-    run("sample", "--model", model / "model.h5", "--n", 7, "--type", TYPES[0], "--mix", "B cell:0.5,NK cell:0.5",
-        "--mix", f"{TYPES[2]}:1,B cell:3", "--condition", "donor=d1", "--out", out)  # fmt: skip
+    run(
+        "sample",
+        "--model",
+        model / "model.h5",
+        "--n",
+        7,
+        "--type",
+        TYPES[0],
+        "--mix",
+        "B cell:0.5,NK cell:0.5",
+        "--mix",
+        f"{TYPES[2]}:1,B cell:3",
+        "--condition",
+        "donor=d1",
+        "--out",
+        out,
+    )
     again = ad.read_h5ad(out)
     assert (again.X != made.X).nnz == 0
     assert len(first) == len(out.read_bytes())
@@ -252,12 +302,30 @@ def test_sample_makes_every_type_where_none_is_named(model, run, tmp_path):
 
 def test_evaluate_writes_the_table_and_the_pictures(model, run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "TREES", 10)
-    run("evaluate", "--data", model / "cells.h5ad", "--label", "cell_type", "--model", model / "model.h5", "--draws", 2,
-        "--out", tmp_path / "table.csv", "--plots", tmp_path / "plots")  # fmt: skip
+    run(
+        "evaluate",
+        "--data",
+        model / "cells.h5ad",
+        "--label",
+        "cell_type",
+        "--model",
+        model / "model.h5",
+        "--draws",
+        2,
+        "--out",
+        tmp_path / "table.csv",
+        "--plots",
+        tmp_path / "plots",
+    )
     table = pd.read_csv(tmp_path / "table.csv")
     assert list(table.columns) == ["generator", "metric", "value", "low", "high", "n"]
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {
-        "pca.png", "moments.png", "zero_rates_by_type.png", "variance_by_type.png", "mixing.png"}  # fmt: skip
+        "pca.png",
+        "moments.png",
+        "zero_rates_by_type.png",
+        "variance_by_type.png",
+        "mixing.png",
+    }
     assert "zero_rate_correlation_by_gene" in capsys.readouterr().out
 
 
@@ -328,8 +396,19 @@ def test_a_killed_run_ends_in_the_same_model(adata, run, tmp_path, capsys):
     checkpoint = tmp_path / "killed.checkpoint.h5"
 
     def words(name, steps, seed=0):
-        return ["train", "--data", tmp_path / "cells.h5ad", "--model", tmp_path / f"{name}.h5", "--steps", steps,
-                "--label-mixing", 0.3, "--seed", seed]  # fmt: skip
+        return [
+            "train",
+            "--data",
+            tmp_path / "cells.h5ad",
+            "--model",
+            tmp_path / f"{name}.h5",
+            "--steps",
+            steps,
+            "--label-mixing",
+            0.3,
+            "--seed",
+            seed,
+        ]
 
     command_line = [sys.executable, "-m", "challenges.synthesis", *map(str, words("killed", 100_000))]
     process = subprocess.Popen([*command_line, "--device", "cpu"], stderr=subprocess.DEVNULL)
