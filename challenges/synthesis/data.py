@@ -1,8 +1,8 @@
-"""The door: a file of labelled cells in, counts (or values) with labels out, and the scale they came on.
+"""The door: a file of labelled cells in, counts (or values) with labels out, and synthetic cells back into a file.
 
 In: an `.h5ad` with a label column, `pbmc68k_reduced` (ships with scanpy), or the challenge's `train_cite_inputs.h5`
 with `metadata.csv` beside it, read in chunks. Out: `Cells`, whose matrix holds counts wherever counts can be recovered,
-and a `Scale` that puts counts back on the file's own scale. Next: `start`, which learns where the generator starts.
+and a `Scale` that puts counts back on the file's own scale. Next: `folds`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ LABEL = "cell_type"
 CHUNK = 1000  # cells: 88 MB at the challenge's 22,050 genes
 HIDDEN = "hidden"  # the challenge's name for a label that it does not give
 METADATA = "metadata.csv"
+UNS = "synthesis"  # where a file says which model made it
 STATE = "state"  # the label made of the crunch's four columns of cell states
 
 
@@ -128,10 +129,11 @@ def read(
 
 
 def from_anndata(adata: ad.AnnData, label: str, conditions: Sequence[str] = (), source: str = "AnnData") -> Cells:
-    """The same of cells in memory. Of X, `raw` and `layers["counts"]` the first is taken that holds counts.
+    """Take labelled cells that are in memory; errors are those of `read`, which calls it.
 
-    Normalised values hold them where every value of a cell is a multiple of one step. Where none of the three does, X
-    (or `raw`, where X is scaled) is taken as values. The crunch's own files can be labelled by `state`.
+    Of X, `raw` and `layers["counts"]` the first is taken that holds counts. Normalised values hold them where every
+    value of a cell is a multiple of one step. Where none of the three does, X (or `raw`, where X is scaled) is taken as
+    values. The crunch's own files can be labelled by `state`.
     """
     obs = _labels(_with_state(adata.obs), label, conditions, source)
     candidates: list[tuple[str, Any, pd.Index]] = [("X", adata.X, adata.var_names)]
@@ -168,14 +170,21 @@ def from_anndata(adata: ad.AnnData, label: str, conditions: Sequence[str] = (), 
     return _without_empty(cells)
 
 
-def split(cells: Cells, held_out: float, seed: int) -> tuple[Cells, Cells]:
-    """Training and held-out cells: `held_out` of each type, at least one on either side."""
-    random = np.random.default_rng(seed)
-    is_held = np.zeros(len(cells), bool)
-    for name in cells.types if held_out else []:
-        rows = random.permutation(np.flatnonzero(cells.labels == name))
-        is_held[rows[: min(max(1, round(held_out * len(rows))), len(rows) - 1)]] = True
-    return cells.take(~is_held), cells.take(is_held)
+def to_anndata(
+    cells: Cells, label: str, weights: np.ndarray | None = None, about: dict[str, Any] | None = None
+) -> ad.AnnData:
+    """Cells as AnnData: X on the file's own scale, `layers["counts"]` where counts are known, labels in `obs[label]`.
+
+    `weights` (cells x types, as in `about["types"]`) go into `obsm["label_weights"]`, `about` into `uns["synthesis"]`.
+    """
+    obs = cells.obs.rename(columns={"label": label}).astype("category").rename_axis(index=None)
+    made = ad.AnnData(sp.csr_matrix(cells.values()), obs=obs, var=pd.DataFrame(index=cells.genes))
+    if cells.scale.kind != "values":
+        made.layers["counts"] = cells.counts.copy()
+    if weights is not None:
+        made.obsm["label_weights"] = weights
+    made.uns[UNS] = about or {}
+    return made
 
 
 def one_hot(names: np.ndarray, among: list[str]) -> np.ndarray:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from challenges.synthesis.data import Cells  # noqa: TC001 - names a type, as elsewhere
 from challenges.synthesis.evaluate import analysis
-from challenges.synthesis.gan import CellGAN  # noqa: TC001 - names a type, as elsewhere
+from challenges.synthesis.models import CellGAN  # noqa: TC001 - names a type, as elsewhere
 from helpers import DataError
 
 SHARES = np.linspace(0.0, 1.0, 6)

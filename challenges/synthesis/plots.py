@@ -1,8 +1,7 @@
 """Pictures of real and synthetic cells.
 
-In: held-out real cells, and the cells of other generators with the same labels. Out: matplotlib figures: joint
-principal components, mean and variance, zero rates, the last two by type as well. The independent genes are drawn
-beside the GAN.
+In: cells of the same labels by method: held-out real ones, independent genes, and those of a model. Out: matplotlib
+figures: joint principal components, mean and variance, zero rates, the last two by type as well. Next: `__main__`.
 """
 
 from __future__ import annotations
@@ -16,11 +15,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
+from challenges.synthesis.baselines import INDEPENDENT, REAL
 from challenges.synthesis.data import Cells  # noqa: TC001 - names a type, as elsewhere
-from challenges.synthesis.evaluate import GAN, INDEPENDENT, REAL, analysis
+from challenges.synthesis.evaluate import analysis
+from helpers import row_correlations
+from workbench.plots import BLUE, ORANGE
 
-COLOURS = {GAN: "#2b6cb0", INDEPENDENT: "#dd6b20", REAL: "#718096"}
 MOST_TYPES = 12  # panels of the picture by type: the most frequent
+
+
+def _colour(name: str) -> str:
+    """Grey for real cells, orange for independent genes, blue for a model."""
+    return {REAL: "#718096", INDEPENDENT: ORANGE}.get(name, BLUE)
 
 
 def joint_pca(sets: Mapping[str, Cells]) -> Figure:
@@ -72,17 +78,17 @@ def moments(sets: Mapping[str, Cells]) -> Figure:
 
 
 def by_type(sets: Mapping[str, Cells]) -> tuple[Figure, Figure]:
-    """A panel a type: zero rate of each gene against the held-out real cells'; its variance against its mean."""
+    """A panel per type: zero rate of each gene against the held-out real cells'; its variance against its mean."""
     real = sets[REAL]
     types = list(pd.Series(real.labels).value_counts().index[:MOST_TYPES])
     values = {name: analysis(cells) for name, cells in sets.items()}
     (zeros, zero_panels), (spread, spread_panels) = _panels(real, types), _panels(real, types)
     for label, zero_panel, spread_panel in zip(types, zero_panels, spread_panels, strict=True):
         own = {name: values[name][cells.labels == label] for name, cells in sets.items()}
-        for name in (INDEPENDENT, GAN):
-            _against(zero_panel, (own[REAL] == 0).mean(axis=0), (own[name] == 0).mean(axis=0), name)
-        for name in (REAL, INDEPENDENT, GAN):
-            _spread(spread_panel, own[name], name)
+        for name, cells in own.items():
+            _spread(spread_panel, cells, name)
+            if name != REAL:
+                _against(zero_panel, (own[REAL] == 0).mean(axis=0), (cells == 0).mean(axis=0), name)
     zeros.supxlabel("zero rate of a gene in held-out real cells of the type")
     zeros.supylabel("zero rate in synthetic cells of the type")
     spread.supxlabel("mean of a gene in cells of the type (log units)")
@@ -118,13 +124,13 @@ def mixing_path(positions: pd.DataFrame, ends: tuple[str, str], title: str) -> F
         positions["share"],
         positions["low"],
         positions["high"],
-        color=COLOURS[GAN],
+        color=BLUE,
         alpha=0.2,
         label="quartiles of the cells",
     )
-    axis.plot(positions["share"], positions["mean"], "o-", color=COLOURS[GAN], label="mean of the synthetic cells")
+    axis.plot(positions["share"], positions["mean"], "o-", color=BLUE, label="mean of the synthetic cells")
     for level, label in zip((0, 1), ends, strict=True):
-        axis.axhline(level, color=COLOURS[REAL], ls="--", lw=1)
+        axis.axhline(level, color=_colour(REAL), ls="--", lw=1)
         axis.text(0.5, level, f"real {label}", va="bottom", ha="center", fontsize=8)
     axis.set(
         xlabel=f"share of {ends[1]} in the label",
@@ -138,13 +144,12 @@ def mixing_path(positions: pd.DataFrame, ends: tuple[str, str], title: str) -> F
 def _spread(axis: Axes, cells: np.ndarray, name: str) -> None:
     mean, variance = cells.mean(axis=0), cells.var(axis=0)
     shown = variance > 0
-    axis.scatter(mean[shown], variance[shown], s=6, color=COLOURS[name], alpha=0.6, label=name, rasterized=True)
+    axis.scatter(mean[shown], variance[shown], s=6, color=_colour(name), alpha=0.6, label=name, rasterized=True)
     axis.set(xscale="log", yscale="log")
 
 
 def _against(axis: Axes, x: np.ndarray, y: np.ndarray, name: str) -> None:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        label = f"{name}: r = {np.corrcoef(x, y)[0, 1]:.3f}"
-    axis.scatter(x, y, s=5, color=COLOURS[name], alpha=0.5, label=label, rasterized=True)
+    label = f"{name}: r = {row_correlations(x[None], y[None])[0]:.3f}"
+    axis.scatter(x, y, s=5, color=_colour(name), alpha=0.5, label=label, rasterized=True)
     ends = [min(x.min(), y.min()), max(x.max(), y.max())]
     axis.plot(ends, ends, color="black", lw=0.8, ls=":")
