@@ -82,7 +82,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         for names in ((REFERENCE,), ("stage_1", REFERENCE))
     )
     later = to_mix["method"].str.startswith("stage_2")
-    return to_mix.where(~later, to_first)
+    return pd.concat([to_mix[~later], to_first[later]]).sort_index()
 
 
 def differences_text(found: pd.DataFrame) -> str:

@@ -42,7 +42,7 @@ def _errors(axes: Axes, baseline: pd.Series, model: pd.Series, name: str) -> Non
         aspect="equal",
         xlabel="row-wise RMSE of the baseline (units of the response)",
         ylabel=f"row-wise RMSE of {name}",
-        title=f"{name} is better than the baseline on {better.sum()} of {len(better)} compounds",
+        title=f"{name} beats the baseline\non {better.sum()} of {len(better)} compounds",
     )
     axes.legend(frameon=False, fontsize=8, loc="upper left")
 
@@ -59,5 +59,5 @@ def _gains(axes: Axes, found: pd.DataFrame) -> None:
     n_better = sum(gain[models] > half[models])
     axes.set(
         xlabel="RMSE gained on the baseline, mean over compounds and 95 % interval\n(more is better)",
-        title=f"{n_better} of {sum(models)} methods (blue) gain more than chance; grey: trivial answers",
+        title=f"{n_better} of {sum(models)} methods (blue) beat the baseline beyond chance;\ngrey: trivial answers",
     )
