@@ -185,7 +185,7 @@ def module_arrays(module: torch.nn.Module, prefix: str) -> dict[str, np.ndarray]
 
 
 def load_module(module: torch.nn.Module, arrays: Mapping[str, np.ndarray]) -> torch.nn.Module:
-    """The same module with these parameters and buffers (`Bundle.under`), in evaluation mode."""
+    """Put these parameters and buffers (`Bundle.under`) into the module; gives it back in evaluation mode."""
     module.load_state_dict({name: torch.as_tensor(np.asarray(array)) for name, array in arrays.items()})
     return module.eval()
 
@@ -299,21 +299,25 @@ class System:
 
 def add_options(parser: argparse.ArgumentParser, system: System, verb: str) -> None:
     """The options that all systems have under the same names, as far as `verb` needs them."""
-    parser.add_argument("--data", type=Path, required=system.data_needed, help=system.data)
+    parser.add_argument("--data", type=Path, metavar="PATH", required=system.data_needed, help=system.data)
+    several: dict[str, Any] = {"nargs": "+", "default": list(system.methods)} if verb == "evaluate" else {}
+    parser.add_argument(
+        "--method",
+        choices=system.methods,
+        metavar="NAME",
+        help=f"{', '.join(system.methods)}; default {'all' if several else system.method}",
+        **{"default": system.method, **several},
+    )
     if verb == "evaluate":
-        chosen: dict[str, Any] = {"nargs": "+", "default": list(system.methods)}
-        parser.add_argument("--method", choices=system.methods, help="what to evaluate; default all", **chosen)
-        parser.add_argument("--out", type=Path, help="the table, as csv; default in --work")
+        parser.add_argument("--out", type=Path, metavar="FILE", help="the table, as csv; default in --work")
         parser.add_argument("--pictures", type=Path, metavar="DIR", help="folder for pictures; default --work")
-    else:
-        parser.add_argument("--method", choices=system.methods, default=system.method, help=f"default {system.method}")
     if verb in ("predict", "sample", "repro"):
-        parser.add_argument("--out", type=Path, help=f"{system.result}; default beside the model")
+        parser.add_argument("--out", type=Path, metavar="FILE", help=f"{system.result}; default beside the model")
     work = Path("build") / system.name
     parser.add_argument(
         "--work", type=Path, default=work, metavar="DIR", help=f"folder of the trained models; default {work}"
     )
-    parser.add_argument("--seed", type=_seed, default=0, help="the same seed, the same files; default 0")
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="the same seed, the same files; default 0")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="where torch computes; default auto")
 
 

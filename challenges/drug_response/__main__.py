@@ -78,7 +78,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 SYSTEM = common.System(
     name="drug_response",
-    description=__doc__.splitlines()[0],
+    description="Drug response: a cell type's response to a compound it never met.",
     verbs={"prepare": prepare, "train": train, "predict": predict, "repro": repro, "evaluate": evaluate},
     methods=METHODS,
     method="simple",
@@ -92,7 +92,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser, verbs = common.parsers(SYSTEM)
     for verb in verbs.values():
         verb.add_argument("--quick", action="store_true", help="one repeat and 0.3 of the epochs, to see it run")
-    verbs["evaluate"].add_argument("--truth", type=Path, help="answers in the form of de_train.parquet; default: folds")
+    verbs["evaluate"].add_argument(
+        "--truth", type=Path, metavar="FILE", help="answers in the form of de_train.parquet; default: folds"
+    )
     options = parser.parse_args(arguments)
     common.run(SYSTEM.verbs[options.verb], options)
 

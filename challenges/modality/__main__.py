@@ -60,22 +60,23 @@ def evaluate(options: argparse.Namespace) -> None:
     """Measure methods beside the baselines on held-out cells; each is trained anew on the others."""
     pairs, how = held_out(_read(options), options.seed)
     print(f"Held out: {how}")
-    found = on_folds(pairs, options.method, options.seed, common.pick_device(options.device).type, options.loss)
+    methods = [name for name in METHODS if name in options.method]
+    found = on_folds(pairs, methods, options.seed, common.pick_device(options.device).type, options.loss)
     pair, table = found.last, found.table
     name = f"{pair.mod1}_{pair.mod2}"
     common.show_table(options.out or options.work / f"{name}_table.csv", table)
-    rmse = table[(table["metric"] == "RMSE") & table["method"].isin(options.method)]
+    rmse = table[(table["metric"] == "RMSE") & table["method"].isin(methods)]
     best = str(rmse.set_index("method")["value"].idxmin())
     figures = {
         f"{name}_cells": plots.predicted_and_measured(pair, found.predictions[best], found.by_feature, best),
-        f"{name}_features": plots.by_feature_picture(found.by_feature, options.method, best, pair),
+        f"{name}_features": plots.by_feature_picture(found.by_feature, methods, best, pair),
     }
     common.save_pictures(options.pictures or options.work, figures)
 
 
 SYSTEM = common.System(
     name="modality",
-    description=__doc__.splitlines()[0],
+    description="Modality prediction: expression, accessibility and surface protein from one another.",
     verbs={"prepare": prepare, "train": train, "predict": predict, "evaluate": evaluate},
     methods=METHODS,
     method="kernel_ridge",

@@ -36,7 +36,7 @@ class MeanPerFeature(BaseEstimator):
         return self
 
     def predict(self, source: sp.csr_matrix) -> Prediction:
-        """The same for every cell."""
+        """The mean of each feature, for every cell."""
         n = source.shape[0]
         return Prediction((n, len(self.mean_)), lambda rows: np.tile(self.mean_, (len(range(*rows.indices(n))), 1)))
 

@@ -64,7 +64,7 @@ def _errors(axes: Axes, mean: pd.Series, model: pd.Series, method: str, unit: st
     axes.set(
         xlabel=f"RMSE of the feature's mean ({unit})",
         ylabel=f"RMSE of {method}",
-        title=f"{method} beats the mean of {better.sum()} of {len(mean):,} features",
+        title=f"{method} is better than the mean\non {better.sum()} of {len(mean):,} features",
     )
     axes.legend(frameon=False, fontsize=8)
 
@@ -90,6 +90,6 @@ def _correlations(axes: Axes, by_feature: pd.DataFrame, methods: Sequence[str], 
     axes.set(
         xlabel=f"share of the {by_feature['feature'].nunique():,} features, best first (%)",
         ylabel="Pearson over held-out cells",
-        title=f"Mean Pearson: {best} {middle[best]:.2f}, {worst} {middle[worst]:.2f}",
+        title=f"Mean Pearson: {best} {middle[best]:.2f},\n{worst} {middle[worst]:.2f}",
     )
     axes.legend(frameon=False, fontsize=8)

@@ -76,9 +76,9 @@ def sample(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Compare synthetic cells with held-out real ones, beside simpler generators."""
-    out = options.out or options.work / "table.csv"
     if options.challenge:
-        common.show_table(out, main_job.compare_cells(options.challenge, seed=options.seed))
+        table = main_job.compare_cells(options.challenge, seed=options.seed)
+        common.show_table(options.out or options.work / "challenge.csv", table)
         return
     name = GAN if GAN in options.method else START
     model, about = _load(options, name)
@@ -87,19 +87,19 @@ def evaluate(options: argparse.Namespace) -> None:
     if name == GAN and START in options.method:  # what adversarial training began from
         models = {START: CellGAN(0, seed=model.seed, device=model.device).fit(training), GAN: model}
     table = on_held_out(models, training, held_out, draws=options.draws, seed=options.seed)
-    common.show_table(out, summary(table), rows="metric")
+    common.show_table(options.out or options.work / "table.csv", summary(table), rows="metric")
     figures = _figures({name: model}, training, held_out, options.seed)
     common.save_pictures(options.pictures or options.work, figures)
 
 
 SYSTEM = common.System(
     name="synthesis",
-    description=__doc__.splitlines()[0],
+    description="Synthetic cells: a conditional GAN that draws cells of a named type.",
     verbs={"prepare": prepare, "train": train, "sample": sample, "evaluate": evaluate},
     methods=METHODS,
     method=GAN,
     data=f".h5ad, train_cite_inputs.h5 or {data.EMBEDDED}; default of prepare and train: {data.EMBEDDED}, "
-    "of evaluate: what the model was trained on",
+    "of evaluate: what the model was trained on; sample: a file whose order of genes is taken",
     result="the synthetic cells, as h5ad",
     data_needed=False,
 )
@@ -116,7 +116,9 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("prepare", "train"):
         _add_training_options(verbs[name])
     _add_sampling_options(verbs["sample"])
-    verbs["evaluate"].add_argument("--draws", type=int, default=5, help="halves of the held-out cells; default 5")
+    verbs["evaluate"].add_argument(
+        "--draws", type=int, default=5, metavar="N", help="halves of the held-out cells; default 5"
+    )
     verbs["evaluate"].add_argument(
         "--challenge", type=Path, metavar="DIR", help="instead: the crunch's MMD on its local truth"
     )
@@ -127,16 +129,20 @@ def main(arguments: list[str] | None = None) -> None:
 def _add_training_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--conditions", metavar="DONOR,DAY", help="columns that shift expression beside the type")
     verb.add_argument(
-        "--steps", type=int, default=CellGAN().steps, help="generator updates of gan; default %(default)s"
+        "--steps", type=int, default=CellGAN().steps, metavar="N", help="generator updates of gan; default %(default)s"
     )
-    verb.add_argument("--label-mixing", type=float, default=0.0, help="share of a batch with mixed labels; default 0")
-    verb.add_argument("--held-out", type=float, default=0.4, help="share of each type kept for evaluate; default 0.4")
+    verb.add_argument(
+        "--label-mixing", type=float, default=0.0, metavar="X", help="share of a batch with mixed labels; default 0"
+    )
+    verb.add_argument(
+        "--held-out", type=float, default=0.4, metavar="X", help="share of each type kept for evaluate; default 0.4"
+    )
     verb.add_argument("--drop-rare", action="store_true", help="leave out types with a single cell")
 
 
 def _add_sampling_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--n", type=int, default=100, help="cells of each type or mixture; default 100")
-    verb.add_argument("--type", action="append", default=[], help="a type; may be given again")
+    verb.add_argument("--n", type=int, default=100, metavar="N", help="cells of each type or mixture; default 100")
+    verb.add_argument("--type", action="append", default=[], metavar="TYPE", help="a type; may be given again")
     verb.add_argument(
         "--mix", action="append", default=[], metavar="TYPE:WEIGHT,...", help="a mixture; may be given again"
     )

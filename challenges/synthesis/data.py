@@ -84,7 +84,7 @@ class Cells:
         return replace(self, counts=self.counts[rows], steps=self.steps[rows], obs=self.obs.iloc[rows])
 
     def for_genes(self, genes: Sequence[str]) -> Cells:
-        """The same cells on these genes, in this order. Raises DataError for genes that the file does not have."""
+        """These cells on these genes, in this order. Raises DataError for genes that the file does not have."""
         if missing := [name for name in genes if name not in self.genes]:
             raise DataError(f"{self.source}: not the genes of the model; missing here: {some(missing)}")
         return replace(self, counts=self.counts[:, self.genes.get_indexer(pd.Index(genes))], genes=pd.Index(genes))
@@ -94,7 +94,7 @@ class Cells:
         return self.scale.values(self.counts.toarray(), self.steps)
 
     def fingerprint(self) -> str:
-        """The same for the same cells, labels and values: tells a checkpoint whose data it belongs to."""
+        """A hash of cells, labels and values: tells whether a checkpoint or a model belongs to these cells."""
         digest, counts = hashlib.sha256(), self.counts.sorted_indices()
         for part in (counts.data, counts.indices.astype(np.int64), counts.indptr.astype(np.int64), self.steps):
             digest.update(np.ascontiguousarray(part).tobytes())

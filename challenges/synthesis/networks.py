@@ -152,7 +152,7 @@ class ClassDiscriminator(nn.Module):
 
 
 class AdversarialDiscriminator(nn.Module):
-    """Wasserstein critic: one score a cell, conditioned by projection (Miyato and Koyama 2018).
+    """Wasserstein critic: one score per cell, conditioned by projection (Miyato and Koyama 2018).
 
     No batch norm: the gradient penalty is of single cells, and a batch of one works.
     """
