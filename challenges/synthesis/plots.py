@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import matplotlib.pyplot as plt
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -34,16 +34,9 @@ def joint_pca(sets: Mapping[str, Cells]) -> Figure:
     values = {name: analysis(cells) for name, cells in sets.items()}
     plane = PCA(2, svd_solver="full").fit(np.concatenate([*values.values()]))
     types = list(pd.Series(next(iter(sets.values())).labels).value_counts().index)
-    colours = plt.colormaps["tab20"](np.arange(len(types)) % 20)
-    figure, axes = plt.subplots(
-        1,
-        len(sets),
-        figsize=(4.2 * len(sets) + 2.2, 4.4),
-        sharex=True,
-        sharey=True,
-        layout="constrained",
-        squeeze=False,
-    )
+    colours = mpl.colormaps["tab20"](np.arange(len(types)) % 20)
+    figure = Figure(figsize=(4.2 * len(sets) + 2.2, 4.4), layout="constrained")
+    axes = figure.subplots(1, len(sets), sharex=True, sharey=True, squeeze=False)
     for axis, (name, cells) in zip(axes[0], sets.items(), strict=True):
         points = plane.transform(values[name])
         for label, colour in zip(types, colours, strict=True):
@@ -63,7 +56,8 @@ def moments(sets: Mapping[str, Cells]) -> Figure:
     """Mean against variance, then zero rate and mean of each gene against the held-out real cells'."""
     values = {name: analysis(cells) for name, cells in sets.items()}
     real = values.pop(REAL)
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    axes = figure.subplots(1, 3)
     for name, cells in {REAL: real, **values}.items():
         _spread(axes[0], cells, name)
     for name, cells in values.items():
@@ -101,15 +95,8 @@ def by_type(sets: Mapping[str, Cells]) -> tuple[Figure, Figure]:
 def _panels(real: Cells, types: list[str]) -> tuple[Figure, list[Axes]]:
     columns = min(4, len(types))
     rows = -(-len(types) // columns)
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(3.1 * columns, 3.0 * rows),
-        sharex=True,
-        sharey=True,
-        layout="constrained",
-        squeeze=False,
-    )
+    figure = Figure(figsize=(3.1 * columns, 3.0 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axis, label in zip(axes.ravel(), types, strict=False):
         axis.set_title(f"{label} (n = {(real.labels == label).sum()})", fontsize=9)
     for axis in axes.ravel()[len(types) :]:
@@ -119,7 +106,8 @@ def _panels(real: Cells, types: list[str]) -> tuple[Figure, list[Axes]]:
 
 def mixing_path(positions: pd.DataFrame, ends: tuple[str, str], title: str) -> Figure:
     """Mixtures on the axis that separates two types: `positions` has `share`, `mean`, `low` and `high` (quartiles)."""
-    figure, axis = plt.subplots(figsize=(5.6, 4.0), layout="constrained")
+    figure = Figure(figsize=(5.6, 4.0), layout="constrained")
+    axis = figure.subplots()
     axis.fill_between(
         positions["share"],
         positions["low"],
