@@ -11,8 +11,8 @@ Read in this order; each file says in its first lines what comes in and what goe
 7. `calibrate`  the start is moved until its moments are right
 8. `training`   adversarial training, with checkpoints
 9. `models`     the generators by name: `start` and `gan`
-10. `mixing`    mixtures of types: how they are written, and where they lie
-11. `evaluate`  synthetic cells beside held-out real ones
+10. `evaluate`  synthetic cells beside held-out real ones
+11. `mixing`    mixtures of types: how they are written, and where they lie
 12. `plots`     the pictures
 13. `main_job`  the generator in the crunch's own job
 14. `__main__`  the command line: prepare, train, sample, evaluate

@@ -2,7 +2,7 @@
 
 In: training cells, held-out cells, fitted `CellGAN`s. Out: a long table of measured values, and its summary. In each
 draw the held-out cells are halved by type: one half is the truth, the other the ceiling ("real held-out cells"); every
-generator makes as many cells of each type as the truth has. Next: `plots`.
+generator makes as many cells of each type as the truth has. Next: `mixing`.
 """
 
 from __future__ import annotations

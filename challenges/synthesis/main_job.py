@@ -1,7 +1,7 @@
 """The generator in the crunch's own job: GAN cells beside Gaussian and recentred real cells.
 
 In: a challenge folder with its local truth. Out: a table of the platform's MMD, one line per generator of cells, all
-around the same predicted means.
+around the same predicted means. Next: `__main__`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Pictures of real and synthetic cells.
 
 In: cells of the same labels by method: held-out real ones, independent genes, and those of a model. Out: matplotlib
-figures: joint principal components, mean and variance, zero rates, the last two by type as well. Next: `__main__`.
+figures: joint principal components, mean and variance, zero rates, the last two by type as well. Next: `main_job`.
 """
 
 from __future__ import annotations

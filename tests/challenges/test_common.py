@@ -2,6 +2,8 @@
 
 import argparse
 import importlib
+import itertools
+import re
 from pathlib import Path
 
 import anndata as ad
@@ -206,3 +208,14 @@ def test_the_three_systems_have_the_same_modules_verbs_and_options(name):
         assert {"--data", "--method", "--work", "--seed", "--device"} < words
         assert ("--out" in words) == (verb in ("predict", "sample", "repro", "evaluate"))
         assert ("--pictures" in words) == (verb == "evaluate")
+
+
+@pytest.mark.parametrize("name", ["drug_response", "modality", "synthesis"])
+def test_the_reading_guide_names_every_file_and_each_file_the_next(name):
+    package = importlib.import_module(f"challenges.{name}")
+    guide = re.findall(r"^\d+\. `(\w+)`", package.__doc__, re.MULTILINE)
+    folder = Path(package.__file__).parent
+    assert sorted(guide) == sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    for module, after in itertools.pairwise(guide):
+        text = importlib.import_module(f"challenges.{name}.{module}").__doc__
+        assert f"Next: `{after}`" in " ".join(text.split()), module
