@@ -16,7 +16,7 @@ from challenges.common import COLUMNS
 from challenges.synthesis.data import from_anndata
 from challenges.synthesis.models import CellGAN
 from contract import OBESITY_1 as CRUNCH
-from method import Predictor
+from method import CellGenerator, Predictor
 from response import ResponseModel
 from workbench.compare import score_methods
 from workbench.evaluation.intervals import summarise
@@ -48,7 +48,7 @@ def compare_cells(folder: str | os.PathLike[str], *, steps: int = GAN_STEPS, see
 
     Raises DataError where the folder has no local truth.
     """
-    generators = {
+    generators: dict[str, CellGenerator] = {
         "Gaussian cells": helpers.GaussianCells(),
         "recentred real cells": helpers.RecentredCells(),
         "recentred GAN cells": GANCells(steps=steps, seed=seed),
