@@ -214,7 +214,7 @@ def test_the_module_runs_as_a_program():
 def test_gan_cells_have_the_interface_of_the_cell_generators():
     adata = make_adata()
     adata.obs["gene"] = adata.obs["cell_type"].to_numpy()
-    fitted = main_job.GANCells(n_base=20, steps=1).fit(None, adata).for_genes(pd.Index(["G3", "G1", "unknown"]))
+    fitted = main_job.GANCells(n_base=20, steps=1).fit(adata).for_genes(pd.Index(["G3", "G1", "unknown"]))
     mean = np.array([1.0, 2.0, 0.0])
     cells = fitted.sample("G1", mean, 25)
     assert cells.shape == (25, 3)
