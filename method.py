@@ -16,6 +16,10 @@ Your own method is any class with the methods of `MeanEstimator`, `ProportionEst
 
     predictor = Predictor(Halfway(), MedianProportions(), RecentredCells())
     train("data", "resources", predictor=predictor)
+
+Whatever the instance keeps is saved: numbers, texts, None, and arrays, tables, columns and indexes of numbers or of
+texts. Anything else is refused by name at the end of `fit`, before a file is touched. `infer` needs the same
+`predictor=`, since a saved model holds the names of its classes and not their code.
 """
 
 from __future__ import annotations
@@ -119,7 +123,8 @@ class CellGenerator(Protocol):
     """Makes the cells of a knock-out around its predicted mean.
 
     `fit` is given by name what it declares of `means` (the training means, perturbations x genes) and `pool` (AnnData
-    of up to 1,000 real control cells). `for_genes(genes)` returns the fitted generator for these genes in this order.
+    of up to 1,000 real control cells). `for_genes(genes)` returns the fitted generator for these genes in this order,
+    whose `sample` makes finite cells; a gene may be one that was never measured.
     """
 
     def fit(self, *args: Any, **wanted: Any) -> Any:

@@ -1,8 +1,10 @@
 """Methods of one's own and the built-in ones: fitted, saved, loaded elsewhere, and what is said of a wrong one."""
 
+import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import anndata as ad
@@ -18,6 +20,7 @@ from sklearn.linear_model import Ridge
 from threadpoolctl import threadpool_info
 
 import helpers
+import method
 from contract import OBESITY_1 as CRUNCH
 from helpers import ControlMean, DataError, MedianProportions, PCARidge, RecentredCells
 from knowledge import GeneKnowledge
@@ -48,8 +51,8 @@ def pool(challenge):
 def fit(stats, challenge, pool):
     """Fit a predictor, or an estimator of means beside constants, to the demo data."""
 
-    def fitted(method):
-        predictor = method if isinstance(method, Predictor) else Predictor(method, ControlMean(), TwoCells())
+    def fitted(part):
+        predictor = part if isinstance(part, Predictor) else Predictor(part, ControlMean(), TwoCells())
         return predictor.fit(stats, challenge.proportions, pool, GeneKnowledge({}))
 
     return fitted
@@ -126,6 +129,14 @@ def test_a_stale_file_of_expected_errors_is_removed(demo_folder, tmp_path):
     (tmp_path / EXPECTED_FILE).write_text("of an older method")
     train(demo_folder, tmp_path, predictor=Predictor(Halfway(), MedianProportions(), TwoCells()))
     assert [path.name for path in tmp_path.iterdir()] == [MODEL_FILE]
+
+
+def test_the_example_at_the_top_of_the_file_runs(demo_folder, tmp_path):
+    example = textwrap.dedent(method.__doc__[method.__doc__.index("    class ") : method.__doc__.index("Whatever")])
+    (tmp_path / "data").symlink_to(demo_folder)
+    command = [sys.executable, "-c", f"from method import *\n{example}"]
+    subprocess.run(command, check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=300)
+    assert (tmp_path / "resources" / MODEL_FILE).exists()
 
 
 def test_train_leaves_the_method_that_it_was_given_unfitted(saved):

@@ -60,7 +60,8 @@ def cross_validate_effects(
     `n_folds` is a number or "loo"; with "loo" the seeds differ in the random methods only. `draws` is the number of
     random tables and of permutations a seed. `zero_effect` adds the prediction 0 (default: where effects have both
     signs, since 0 is no effect only there). `own` names methods of yours (`methods.load_method`), which run beside the
-    built-in ones; `only` restricts all to these names. `name` stands in messages.
+    built-in ones: here without a control among the means, and without `n_cells`. `only` restricts all to these names.
+    `name` stands in messages.
 
     The reference of Pearson is the mean of the training genes; `error` is the length of the prediction's error, in
     the units of `effects`. Returns one row a method, perturbation, metric, seed, fold and draw (`folds.COLUMNS`).
