@@ -1021,7 +1021,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_array(group: h5py.Group, name: str, values: np.ndarray) -> None:
     """Write an array of numbers or texts (of any shape but a scalar) into an open HDF5 group, compressed."""
     if values.dtype.kind in "OUT":
-        group.create_dataset(name, data=[str(value) for value in values], dtype=h5py.string_dtype())
+        texts = np.array([str(value) for value in values.flat], object).reshape(values.shape)
+        group.create_dataset(name, data=texts, dtype=h5py.string_dtype())
     else:
         group.create_dataset(name, data=values, compression="gzip", compression_opts=1, shuffle=True)
 
