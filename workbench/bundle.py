@@ -74,9 +74,8 @@ Copies for the platform, which writes them beside `main.py`. To change the metho
 below needs an edit. To change a module, edit the file beside this notebook and delete its copy here."""
 
 
-def bundled_files() -> list[Path]:
-    """What the notebook needs beside itself: the modules that travel, and what of the workbench it imports."""
-    notebook = nbformat.read(ROOT / "notebook.ipynb", as_version=4)
+def bundled_files(notebook: NotebookNode) -> list[Path]:
+    """What `notebook` needs beside itself: the modules that travel, and what of the workbench it imports."""
     wanted = _imported_by(notebook)
     files: set[Path] = set()
     while wanted:
@@ -95,19 +94,22 @@ def _imported_by(notebook: NotebookNode) -> set[str]:
     return set().union(*(imported(re.sub(r"^(\s*)[!%].*", r"\1pass", cell, flags=re.MULTILINE)) for cell in cells))
 
 
-def needed_packages() -> list[str]:
+def needed_packages(notebook: NotebookNode) -> list[str]:
     """Lines of a requirements file: what the notebook and its files import, and nothing else."""
-    modules = _imported_by(nbformat.read(ROOT / "notebook.ipynb", as_version=4))
-    for path in bundled_files():
+    modules = _imported_by(notebook)
+    for path in bundled_files(notebook):
         if path.suffix == ".py":
             modules |= imported(path.read_text(encoding="utf-8"))
     return requirement_lines({*third_party(modules), "crunch"})
 
 
-def bundle() -> NotebookNode:
-    """The notebook that carries its files. The same files give the same bytes."""
-    notebook = nbformat.read(ROOT / "notebook.ipynb", as_version=4)
-    unpack = nbformat.v4.new_code_cell(UNPACK.format(packed=_packed()), id="unpack", metadata=FOLDED)
+def bundle(path: Path = ROOT / "notebook.ipynb") -> NotebookNode:
+    """The notebook in `path` with all that it needs. The same files give the same bytes.
+
+    Raises ValueError for a module that a cell of Markdown could not show.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    unpack = nbformat.v4.new_code_cell(UNPACK.format(packed=_packed(notebook)), id="unpack", metadata=FOLDED)
     notebook.cells.insert(1, unpack)
     notebook.cells.append(nbformat.v4.new_markdown_cell(COPIES, id="copies"))
     for name in TRAVELLING:
@@ -119,10 +121,10 @@ def bundle() -> NotebookNode:
     return notebook
 
 
-def _packed() -> str:
+def _packed(notebook: NotebookNode) -> str:
     """The files as a compressed archive, in lines of base64; git ignores the workbench, so that it is not sent."""
-    contents = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in bundled_files()}
-    contents["workbench/requirements.txt"] = "\n".join([*needed_packages(), ""]).encode()
+    contents = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in bundled_files(notebook)}
+    contents["workbench/requirements.txt"] = "\n".join([*needed_packages(notebook), ""]).encode()
     contents["workbench/.gitignore"] = b"*\n"
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:xz", preset=9) as files:

@@ -105,7 +105,7 @@ def _fingerprints(prediction: Path) -> dict[str, str]:
         for names in (adata.obs[CRUNCH.perturbation], adata.var_names):
             digest.update("\n".join(map(str, names)).encode())
         values = adata.X.toarray() if hasattr(adata.X, "toarray") else np.asarray(adata.X)
-        digest.update(np.ascontiguousarray(values))
+        digest.update(np.ascontiguousarray(values).data)
     found = hashlib.sha256(shares.read_bytes()).hexdigest() if shares.is_file() else ""
     return {cells.name: digest.hexdigest() if cells.is_file() else "", shares.name: found}
 
