@@ -71,7 +71,8 @@ def write_project_with(folder, classes, method_line, data=None):
         shutil.copy(ROOT / name, folder)
     notebook = nbformat.read(ROOT / "notebook.ipynb", as_version=4)
     place = next(i for i, cell in enumerate(notebook.cells) if "METHOD = " in cell.source and cell.cell_type == "code")
-    notebook.cells[place].source = re.sub(r"^METHOD = .*", method_line, notebook.cells[place].source, flags=re.MULTILINE)
+    cell = notebook.cells[place]
+    cell.source = re.sub(r"^METHOD = .*", method_line, cell.source, flags=re.MULTILINE)
     notebook.cells.insert(place, nbformat.v4.new_code_cell(classes, id="own"))
     nbformat.write(notebook, folder / "notebook.ipynb")
     (folder / "resources").mkdir()
