@@ -214,13 +214,14 @@ def test_exported_again_the_sign_in_stays_and_the_old_model_goes(own, tmp_path):
 def test_requirements_are_the_imports_with_our_versions_and_those_of_a_comment(tmp_path):
     imports = "import xgboost\nimport yaml\nimport lightgbm  # ==4.5.0\nimport os"
     project = write_project_with(tmp_path / "project", imports, "METHOD = method.Predictor.default()")
+    (project / "resources" / "embeddings.parquet").touch()
     export(tmp_path / "out", root=project)
     lines = (tmp_path / "out" / "requirements.txt").read_text().splitlines()[1:]
     ours = (ROOT / "requirements.txt").read_text().splitlines()
     names = ("anndata", "h5py", "numpy", "pandas", "psutil", "scikit-learn", "scipy", "tqdm")
     needed = [line for line in ours if re.match(r"[\w-]+", line).group() in names]
     assert len(needed) == len(names)
-    assert sorted(lines) == sorted([*needed, "PyYAML", "lightgbm==4.5.0", "xgboost"])
+    assert sorted(lines) == sorted([*needed, "PyYAML", "lightgbm==4.5.0", "pyarrow", "xgboost"])
 
 
 def test_a_package_that_is_not_allowed_is_refused_by_the_rehearsal(tmp_path):

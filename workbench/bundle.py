@@ -58,11 +58,12 @@ else:
     print("All files of this notebook are here.")
 '''
 
-# The platform reads the head as YAML and writes what follows it into the file. For Markdown, `~~~python` opens a block
-# of code that nothing closes, and <details> folds it.
+# The platform reads the head as YAML and writes what follows it into the file. Markdown reads the same lines as a
+# comment and <details>, which folds what follows, and `~~~python`, a block of code that nothing closes.
 EMBEDDED = """\
 ---
-file: {name} # <details><summary>unfold to read it</summary>
+file: {name}
+<!-- shown: folded --><details><summary>unfold to read it</summary>
 ~~~python : the file as the platform gets it
 ---
 {source}"""

@@ -84,6 +84,8 @@ def _fill(folder: Path, converted: FlattenNotebook, root: Path) -> None:
     for name in (*TRAVELLING, CRUNCH.description_file):
         shutil.copy2(root / name, folder / name)
     modules = [(root / name).read_text(encoding="utf-8") for name in TRAVELLING]
+    if any((root / MODEL_FOLDER).rglob("*.parquet")):
+        modules.append("import pyarrow")  # with which pandas reads such a feature table
     lines = requirements([converted.source_code, *modules], converted.requirements)
     (folder / REQUIREMENTS_FILE).write_text(HEADER + "\n".join([*lines, ""]), encoding="utf-8")
     if (root / MODEL_FOLDER).is_dir():
