@@ -53,7 +53,8 @@ with tarfile.open(fileobj=io.BytesIO(base64.b64decode(PACKED))) as files:
 del PACKED
 if kept:
     print("Kept as they are, though they differ from this notebook's:", ", ".join(kept) + ".",
-          "If you did not change them they are older: delete them and run this cell again.")
+          "Did you change them? Then change their copies at the end of the notebook too. If not, they are older:",
+          "delete them and run this cell again.")
 else:
     print("All files of this notebook are here.")
 '''
@@ -72,7 +73,8 @@ COPIES = """\
 ## The code that travels
 
 Copies for the platform, which writes them beside `main.py`. To change the method, write a class in section 3: nothing
-below needs an edit. To change a module, edit the file beside this notebook and delete its copy here."""
+below needs an edit. If you change a module beside this notebook, make the same change in its copy here, or delete the
+copy: submitting from Colab or Kaggle then sends the file itself."""
 
 
 def bundled_files(notebook: NotebookNode) -> list[Path]:

@@ -6,6 +6,7 @@ do: then the cell fails without a traceback, and nothing below it runs. Only Pyt
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -45,6 +46,7 @@ def install() -> None:
             f"pip could not install {', '.join(missing)} ({last[0]}). Is there a network? On Kaggle, switch on "
             "Settings > Internet; then run this cell again."
         )
+    importlib.invalidate_caches()  # this process looked at the folder of packages before they were there
 
 
 def _is_installed(line: str) -> bool:
