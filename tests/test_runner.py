@@ -250,6 +250,7 @@ BUILT_IN = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:.*were not measured as genes")
 @pytest.mark.parametrize("predictor", BUILT_IN, ids=lambda predictor: type(predictor.expression).__name__)
 def test_every_built_in_estimator_runs_under_the_runner(runner, demo_folder, tmp_path, predictor):
     """As a participant who names it in the notebook: trained and tried at home, then loaded in the cloud."""
