@@ -121,10 +121,10 @@ def test_an_edited_or_older_file_is_kept_and_named_when_unpacking(carried, tmp_p
     assert unpack(tmp_path, cell) == "All files of this notebook are here.\n"
     (tmp_path / "contract.py").write_text((ROOT / "contract.py").read_text().strip())  # as the converter writes it
     (tmp_path / "helpers.py").write_text("# of an older bundle\n")
-    (tmp_path / "workbench" / "plots.py").write_text("# mine\n")
+    (tmp_path / "workbench" / "validate.py").write_text("# mine\n")
     said = unpack(tmp_path, cell)
     assert said.startswith(
-        "Kept as they are, though they differ from this notebook's: helpers.py, workbench/plots.py. "
+        "Kept as they are, though they differ from this notebook's: helpers.py, workbench/validate.py. "
     )
     assert "delete them and run this cell again" in said
     assert len(said.splitlines()) == 1

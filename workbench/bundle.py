@@ -82,10 +82,11 @@ def bundled_files(notebook: NotebookNode) -> list[Path]:
     wanted = _imported_by(notebook)
     files: set[Path] = set()
     while wanted:
-        path = ROOT / (wanted.pop().replace(".", "/") + ".py")
-        if path.is_file() and path not in files:
-            files.add(path)
-            wanted |= imported(path.read_text(encoding="utf-8"))
+        place = ROOT / wanted.pop().replace(".", "/")
+        for path in (place.with_suffix(".py"), place / "__init__.py"):
+            if path.is_file() and path not in files:
+                files.add(path)
+                wanted |= imported(path.read_text(encoding="utf-8"))
     platform = [path for path in (ROOT / "workbench" / "platform").rglob("*") if path.suffix in (".py", ".txt")]
     always = [ROOT / name for name in (*TRAVELLING, "workbench/__init__.py")]
     packages = [path / "__init__.py" for file in files for path in file.parents if (path / "__init__.py").is_file()]
