@@ -307,3 +307,11 @@ def test_packages_that_are_there_need_no_network(tmp_path, monkeypatch, carried)
     session.NEEDED.write_text("\n".join(bundle.needed_packages(carried)))
     monkeypatch.setattr(session.subprocess, "run", lambda *_, **__: pytest.fail("pip was called"))
     session.install()
+
+
+def test_what_the_notebook_imports_is_followed_through_packages():
+    cell = nbformat.v4.new_code_cell("!ls\nfrom workbench.evaluation import folds\nimport workbench.hub")
+    files = {path.relative_to(ROOT).as_posix() for path in bundle.bundled_files(nbformat.v4.new_notebook(cells=[cell]))}
+    assert files >= {"workbench/__init__.py", "workbench/evaluation/__init__.py", "workbench/evaluation/folds.py"}
+    assert files >= {*TRAVELLING, "workbench/hub.py", "workbench/platform/libraries.txt"}
+    assert not files & {"workbench/bench.py", "workbench/bundle.py", "workbench/simulate.py", "notebook.ipynb"}
