@@ -16,6 +16,7 @@ from nbformat.v4 import new_markdown_cell, new_output
 
 SUMMARY = ("in-short", "in-short-scores")  # cells of the notebook, by id
 REMOTE_IMAGE = re.compile(r"\[?!\[[^\]]*\]\(https?://[^)]*\)(\]\([^)]*\))?")  # a badge, with its link
+EMBEDDED_FILE = re.compile(r"\A---\nfile: (.*)\n---\n")  # the head of a cell that becomes a file
 CLIENT_HEAD = re.compile(r"loaded crunch tools.*?----\n", re.DOTALL)  # what the crunch client prints of the machine
 BAR = "application/vnd.jupyter.widget-view+json"
 
@@ -50,8 +51,7 @@ thead th {{ vertical-align: bottom; border-bottom: 2px solid #a0aec0; }}
 
 def html(notebook: NotebookNode, *, title: str, source: str = "") -> str:
     """The page. `source`, such as "demo data", becomes a label above everything and stands in the title."""
-    shown = nbformat.from_dict(readable(notebook))
-    body, _ = HTMLExporter(template_name="basic", exclude_input=True).from_notebook_node(shown)
+    body, _ = HTMLExporter(template_name="basic", exclude_input=True).from_notebook_node(readable(notebook))
     label = f'<p class="label">This report was made of <b>{source}</b>.</p>' if source else ""
     return PAGE.format(title=f"{title} ({source})" if source else title, label=label, body=body)
 
@@ -59,15 +59,23 @@ def html(notebook: NotebookNode, *, title: str, source: str = "") -> str:
 def readable(notebook: NotebookNode) -> NotebookNode:
     """A copy for reading: the summary after the title; no logs, progress bars or remote pictures."""
     copy = nbformat.from_dict(notebook)
+    copy.metadata.pop("widgets", None)  # the progress bars' state, which would become a script
     summary = [cell for cell in copy.cells if cell.get("id") in SUMMARY]
     others = [cell for cell in copy.cells if cell.get("id") not in SUMMARY]
     heading, _, rest = others[0].source.partition("\n")  # of the notebook: the summary comes right below
-    copy.cells = [new_markdown_cell(heading), *summary, new_markdown_cell(rest), *others[1:]]
+    copy.cells = [new_markdown_cell(heading), *summary, new_markdown_cell(f"## About\n{rest}"), *others[1:]]
+    above = ""
     for cell in copy.cells:
         if cell.cell_type == "markdown":
+            above = re.sub(r"[#*`]", "", " ".join(cell.source.split()).split(". ")[0]).strip()
             cell.source = REMOTE_IMAGE.sub("", cell.source)
+            if EMBEDDED_FILE.match(cell.source):
+                cell.source = re.sub(r"^#", "###", EMBEDDED_FILE.sub("", cell.source), flags=re.MULTILINE)
         elif cell.cell_type == "code":
             cell.outputs = _joined([output for output in cell.outputs if _is_result(output)])
+            for output in cell.outputs:
+                if "image/png" in output.get("data", {}):
+                    output.metadata["image/png"] = {"alt": above}  # for those who hear the report
     return copy
 
 

@@ -50,14 +50,14 @@ FULL = {
     "listed": 10_238,
     "local_cells": 4_437,
 }
-# What each size is and, at the end, its default: for `--help`.
+# What each size is, for `--help`.
 SIZES = {
-    "cells": "cells of the training file, the control's among them; 7500",
-    "genes": "genes that are measured; 1200",
-    "perturbations": "knock-outs in the training file; 40",
-    "unseen": "knock-outs to predict; 5 %% of the genes, 8 to 60",
-    "listed": "genes to predict; 93 %% of the genes",
-    "local_cells": "cells of the five local knock-outs that are held out as truth; 5 %% of the cells, at least 1000",
+    "cells": "cells of the training file, the control's among them (default 7500)",
+    "genes": "genes that are measured (default 1200)",
+    "perturbations": "knock-outs in the training file (default 40)",
+    "unseen": "knock-outs to predict (default 5 %% of the genes, 8 to 60)",
+    "listed": "genes to predict (default 93 %% of the genes)",
+    "local_cells": "cells of the five local knock-outs, the local truth (default 5 %% of the cells, at least 1000)",
 }
 # Moved in this order, the training file last.
 FILES = (
@@ -599,8 +599,7 @@ def _expected_x() -> tuple[np.ndarray, np.ndarray]:
     return grid, expected
 
 
-def main() -> None:
-    """Run the command line: ``python -m workbench.simulate --help``."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m workbench.simulate",
         description="Write a demo data/ folder in the platform's layout: seven files of simulated cells (90 MB).",
@@ -608,12 +607,14 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="the folder for the seven files; other files in it stay")
     for name, about in SIZES.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=about)
-    parser.add_argument("--seed", type=int, metavar="N", help="of all draws: the same seed gives the same cells; 0")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="of all draws: the same seed gives the same cells (default 0)"
+    )
     parser.add_argument(
         "--predictable",
         type=float,
         metavar="SHARE",
-        help="share of the effects' variance that follows from the data, 0 to 1; the rest is luck; 0.5",
+        help="share of the effects' variance that follows from the data, 0 to 1; the rest is luck (default 0.5)",
     )
     parser.add_argument("--full", action="store_true", help="the platform's full size instead: 18 GB, minutes")
     parser.add_argument("--answer", type=Path, metavar="FILE", help="write the true effects too: HDF5, outside OUT")
@@ -624,6 +625,12 @@ def main() -> None:
         help="leave the raw counts (layers/counts) out: half the size",
     )
     parser.add_argument("--force", action="store_true", help="replace what an earlier run made; without it, an error")
+    return parser
+
+
+def main() -> None:
+    """Run the command line: ``python -m workbench.simulate --help``."""
+    parser = _parser()
     given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a terminated run cleans up as well
     started, sizes = time.monotonic(), FULL if given.pop("full") else {}

@@ -141,14 +141,13 @@ def heatmap(effects: pd.DataFrame, *, genes: int = 40, source: str = "") -> Figu
     shown = effects[strongest]
     shown = shown.iloc[_order(shown.to_numpy()), _order(shown.to_numpy().T)]
     limit = max(float(np.quantile(shown.abs(), 0.98)), 1e-6)
-    size = (2.5 + 0.24 * shown.shape[1], 2.2 + 0.22 * len(shown))
+    size = (2.5 + 0.24 * shown.shape[1], max(4.5, 2.2 + 0.22 * len(shown)))
     figure, axis = plt.subplots(figsize=size, layout="constrained")
     image = axis.imshow(shown, aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit)
     axis.set_xticks(range(shown.shape[1]), shown.columns, rotation=90, fontsize=8)
     axis.set_yticks(range(len(shown)), shown.index, fontsize=8)
     axis.set(xlabel="genes that move most", ylabel="knock-outs")
-    what = f"The {len(shown)} strongest predicted effects of knock-outs that were not measured"
-    figure.suptitle(titled(what, source))
+    figure.suptitle(titled(f"The {len(shown)} knock-outs with the strongest predicted effects", source))
     figure.colorbar(image, label=f"effect: {EFFECT}".replace(" minus", "\nminus"), extend="both", pad=0.01)
     return figure
 
@@ -179,7 +178,7 @@ def genes_that_move(
         if real is not None:
             axis.scatter(real.reindex(part.index), rows, s=18, color=ORANGE, zorder=3, label="real")
         columns = [(part, BLUE)] if real is None else [(part, BLUE), (real.reindex(part.index), ORANGE)]
-        for place, (sizes, colour) in zip((1.01, 1.11), columns, strict=False):
+        for place, (sizes, colour) in zip((1.01, 1.13), columns, strict=False):
             for row, size in zip(rows, sizes, strict=True):
                 shown = f"{size:+.2f}" if np.isfinite(size) else ""
                 axis.text(place, row, shown, transform=axis.get_yaxis_transform(), va="center", color=colour)

@@ -84,7 +84,7 @@ def _target_expression(axes: Axes, challenge: Challenge, stats: PerturbationStat
         ylabel="share of genes at or below",
         title="How strongly the targets are expressed",
     )
-    legend_below(axes)
+    legend_below(axes, columns=1)
 
 
 def _effects_against_noise(axes: Axes, stats: PerturbationStats) -> None:

@@ -96,7 +96,7 @@ def pearson(prediction: ad.AnnData, truth: ad.AnnData, *, source: str = "") -> F
     genes = prediction.var_names[prediction.var_names.isin(truth.var_names)]
     reference = pd.Series(truth.uns[CRUNCH.perturbed_centroid], index=truth.var_names)[genes].to_numpy()
     names = sorted(truth.obs[CRUNCH.perturbation].unique())
-    figure, axes = plt.subplots(1, len(names), figsize=(2.6 * len(names), 3.5), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, len(names), figsize=(2.6 * len(names), 3.3), layout="constrained", squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         true, predicted = (
             pd.Series(_cells(cells, name, genes).mean(axis=0) - reference, index=genes) for cells in (truth, prediction)
@@ -150,7 +150,9 @@ def mmd(prediction: ad.AnnData, truth: ad.AnnData, starter: ad.AnnData, *, sourc
         axis.scatter(*plane.transform(predicted).T, s=16, color=colour, label=f"predicted: {label}", alpha=0.8)
         axis.set(title=f"{label}: MMD = {value:.3f}", xlabel="first principal axis (log2 units)")
     axes[0].set_ylabel("second principal axis (log2 units)")
-    figure.suptitle(titled(f"MMD: {len(true)} true and {most} predicted cells of {name}, on all genes", source))
+    figure.suptitle(
+        titled(f"MMD: {len(true)} true and {len(predicted)} predicted cells of {name}, on all genes", source)
+    )
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
