@@ -151,6 +151,7 @@ def test_the_bar_names_the_place_in_the_notebook():
     assert at["cell-00"] == "start"
     assert at["cell-08"] == "2. The data"
     assert at["umap"] == "5. What came out: All cells in one plane"
+    assert ":" not in demo._place(notebook, len(notebook.cells) - 1)  # a new section has no bold words yet
 
 
 def test_compare_says_how_long_it_takes_and_its_bars_name_the_method(demo_folder, trained, challenge, tmp_path):
