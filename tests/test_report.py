@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from conftest import run_infer
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 import helpers
@@ -155,8 +156,6 @@ def test_the_bar_names_the_place_in_the_notebook():
 
 
 def test_compare_says_how_long_it_takes_and_its_bars_name_the_method(demo_folder, trained, challenge, tmp_path):
-    from conftest import run_infer  # noqa: PLC0415
-
     targets = challenge.local_proportions.index
     run_infer(demo_folder, trained, tmp_path, targets, challenge.genes_to_predict)
     command = [sys.executable, "-m", "workbench.compare", demo_folder, tmp_path]
