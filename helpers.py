@@ -584,8 +584,10 @@ def open_matrix(source: Source, columns: Sequence[str]) -> Iterator[tuple[_Matri
 def read_cells(path: Path, rows: np.ndarray) -> ad.AnnData:
     """The cells at `rows` (any order) of an `.h5ad`, as float32 CSR or dense, with `obs['gene']`."""
     with open_matrix(path, [CRUNCH.perturbation]) as (matrix, obs, genes, _):
-        bar = progress_bar("reading chosen cells", iterable=rows, unit="cell")
-        parts = [matrix[slice(row, row + 1)].astype(np.float32) for row in bar]
+        parts = [
+            matrix[slice(row, row + 1)].astype(np.float32)
+            for row in progress_bar("reading control cells", iterable=rows)
+        ]
         X = sp.vstack(parts).tocsr() if sp.issparse(parts[0]) else np.concatenate(parts)
     return ad.AnnData(X, obs=obs.iloc[rows], var=pd.DataFrame(index=genes))
 
