@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -116,32 +117,61 @@ def test_notebook_is_stored_without_outputs_and_token():
 
 
 @pytest.fixture(scope="module")
-def executed(tmp_path_factory):
-    """`make demo`'s own function in an empty folder, with small demo data."""
+def demonstrated(tmp_path_factory):
+    """`make demo`'s own command in an empty folder, with small demo data: the folder, and what the screen said."""
     folder = tmp_path_factory.mktemp("demo")
     demo.simulate(folder / "data", cells=2000, genes=300, perturbations=15, seed=3)
-    report = demo.run(folder)
+    command = [sys.executable, "-m", "workbench.demo", "--folder", folder, "--picture", folder / "scores.png"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+@pytest.fixture(scope="module")
+def executed(demonstrated):
+    """The folder, the report and the executed notebook."""
+    folder, _ = demonstrated
+    report = folder / "build" / "report.html"
     return folder, report, nbformat.read(folder / "build" / "notebook.ipynb", as_version=4)
 
 
 def test_executed_notebook_leaves_a_valid_submission_and_a_report(executed):
-    folder, report, notebook = executed
+    folder, report, _ = executed
     challenge = helpers.load_challenge(folder / "data")
     targets = challenge.local_proportions.index
     assert validate_prediction_folder(folder / "prediction", targets, challenge.genes_to_predict) == []
     assert (folder / "resources" / MODEL_FILE).exists()
-    pictures = [
-        output
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-        for output in cell.outputs
-        if "image/png" in output.get("data", {})
-    ]
-    assert len(pictures) == 5
+    pictures = {"cell-08", "cell-18", "cell-20", "cell-22", "cell-24", "umap", "effects", "genes"}
+    assert {path.stem for path in (folder / "build" / "pictures").iterdir()} == pictures
+    assert (folder / "scores.png").read_bytes() == (folder / "build" / "pictures" / "cell-18.png").read_bytes()
     html = report.read_text()
-    assert html.count('src="data:image/png;base64') == 5
+    assert html.count('src="data:image/png;base64') == len(pictures)
     for row in ("control", "perturbed mean", "PCA-ridge (starter)", "your prediction", "real cells (other half)"):
         assert row in html
+    assert "demo data" in html
+    assert html.index("What to do next") < html.index("1. Set up")
+    assert "running local test" not in html
+    assert re.findall(r"<script|<img[^>]*https?:|<link", html) == []
+
+
+def test_the_screen_says_what_is_done_and_what_came_out(demonstrated):
+    _, done = demonstrated
+    said = done.stdout
+    assert said.startswith("The whole job takes about")
+    assert "holds demo data" in said
+    for metric in CRUNCH.metrics.values():
+        (line,) = [line for line in said.split("\n") if line.startswith(metric.title)]
+        assert re.search(rf"\d  \({metric.direction}; control -?\d.*, starter -?\d", line)
+    paths = re.findall(r"\S+(?:report\.html|\.h5ad|\.csv)", said.split("The submission is valid.")[1])
+    assert [Path(path).name for path in paths] == [
+        "report.html",
+        CRUNCH.prediction_file,
+        CRUNCH.predicted_proportions_file,
+    ]
+    assert "2. The data" in done.stderr
+    assert "5. What came out: All cells in one plane" in done.stderr
+    for word in ("TCP", "WARNING", "Traceback"):
+        assert word not in done.stderr
 
 
 def test_the_real_client_ran_and_said_so(executed):
