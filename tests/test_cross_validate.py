@@ -353,7 +353,7 @@ def test_the_page_reads(table):
 
 def test_best_constant_is_the_best(challenge):
     shares = challenge.proportions.drop(index=CRUNCH.control)
-    best = results.best_constant(shares)
+    best = results_data.best_constant(shares)
     fitted = helpers.MedianProportions().fit(shares).predict(shares.index)
     reached = helpers.l1_by_perturbation(shares, helpers.constrain_proportions(fitted)).mean()
     assert best <= reached + 1e-9

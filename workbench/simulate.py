@@ -38,6 +38,7 @@ import pandas as pd
 from anndata.io import write_elem
 from scipy import optimize, sparse, stats
 from scipy.special import logsumexp, softmax
+from threadpoolctl import threadpool_limits
 from tqdm.auto import trange
 
 from contract import OBESITY_1 as CRUNCH
@@ -179,7 +180,8 @@ def simulate(
     train = _draw_cells(rng, model, _training_sizes(rng, cells, perturbations), ["control", "train"])
     sizes = np.array([len(part) for part in np.array_split(np.arange(local_cells), N_LOCAL)])
     local = _draw_cells(np.random.default_rng(seeds[2]), model, sizes, ["local"])
-    with _all_or_nothing(out) as folder:
+    # Sums of products depend on the number of threads of BLAS, and a mean near a step decides a count.
+    with threadpool_limits(1), _all_or_nothing(out) as folder:
         centroids = _write_training(
             folder / CRUNCH.train_file, model, train, seeds[3], ["X", "layers/counts"][: 1 + counts]
         )
