@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, Self, TypeAlias
 
 import anndata as ad
 import h5py
@@ -801,19 +801,18 @@ class GaussianCells(BaseEstimator):
         return noise[:, self.columns_] * (self.columns_ >= 0) + mean.astype(np.float32)
 
 
-class RecentredCells(BaseEstimator):
-    """Real cells moved to the predicted mean: cells = base - mean(base) + mean. Never clipped.
+class _HerdedCells(BaseEstimator):
+    """Real cells as the base of every knock-out's cells: `base_`, n_base x genes, float32.
 
     The base is `n_base` cells of the pool in herded order (Welling 2009; Chen, Welling and Smola 2010), so that every
     prefix represents the pool: the scorer takes the first rows. The kernel is the scorer's, its bandwidth the mean
     squared distance between cells of the pool. All knock-outs share one base; asking for more cells repeats it.
-    Fitted: `base_`, n_base x genes, float32.
     """
 
     def __init__(self, n_base: int = 100) -> None:
         self.n_base = n_base
 
-    def fit(self, pool: ad.AnnData) -> RecentredCells:
+    def fit(self, pool: ad.AnnData) -> Self:
         """Herd the base from real cells (cells x genes, CSR or dense)."""
         X = np.asarray(dense(pool.X))
         distances = squared_distances(X, X)
@@ -822,11 +821,68 @@ class RecentredCells(BaseEstimator):
         self.base_ = pd.DataFrame(X[chosen].astype(np.float32), columns=pool.var_names)
         return self
 
-    def for_genes(self, genes: pd.Index) -> RecentredCells:
+    def for_genes(self, genes: pd.Index) -> Self:
         """The fitted generator for these genes, in this order; a gene that was never measured is 0 in the base."""
-        fitted = RecentredCells(self.n_base)
+        fitted = type(self)(self.n_base)
         fitted.base_ = self.base_.reindex(columns=genes, fill_value=0.0)
         return fitted
+
+    def _rows(self, n_cells: int) -> np.ndarray:
+        """The first `n_cells` cells of the base, float64; it is repeated where there are fewer."""
+        return self.base_.to_numpy(np.float64)[np.arange(n_cells) % len(self.base_)]
+
+
+class ScaledCells(_HerdedCells):
+    """Real cells whose genes are scaled to the predicted mean: cells = base * mean / mean(base), gene by gene.
+
+    Zeros of the base stay 0 and nothing is negative, as in real cells; the mean is exact for every gene whose predicted
+    mean is 0 or more, and 0 where it is below. A gene that no cell of the base has cannot be scaled: its whole sum goes
+    into one cell, which its name decides. Parameters and fitted attributes are those of `RecentredCells`.
+    """
+
+    def pattern(self, n_cells: int) -> np.ndarray:
+        """Where values may stand, bool, n_cells x genes: the same for every knock-out, so files can be sparse."""
+        return self._scaling(n_cells)[0]
+
+    def values(self, target: str, mean: np.ndarray, n_cells: int) -> np.ndarray:
+        """The values of `sample` where `pattern` is true, row by row, float32."""
+        _, weights, columns = self._scaling(n_cells)
+        return (weights * np.maximum(mean, 0.0)[columns]).astype(np.float32)
+
+    def sample(self, target: str, mean: np.ndarray, n_cells: int) -> np.ndarray:
+        """Cells whose mean is `mean` (one value per gene, log2 units), 0 for one below 0: n_cells x genes, float32."""
+        cells = np.zeros((n_cells, self.base_.shape[1]), np.float32)
+        cells[self.pattern(n_cells)] = self.values(target, mean, n_cells)
+        return cells
+
+    def _scaling(self, n_cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The pattern, and of each value in it base / mean(base) and its column; kept, for all knock-outs share it."""
+        kept: tuple[np.ndarray, np.ndarray, np.ndarray] | None = getattr(self, "_kept_scaling", None)
+        if kept is None or len(kept[0]) != n_cells:
+            base = self._rows(n_cells)
+            for column in np.flatnonzero(base.max(axis=0) <= 0):
+                base[zlib.crc32(str(self.base_.columns[column]).encode()) % n_cells, column] = 1.0
+            pattern = base > 0
+            columns = np.nonzero(pattern)[1]
+            self._kept_scaling = kept = pattern, base[pattern] / base.mean(axis=0)[columns], columns
+        return kept
+
+
+class RecentredCells(_HerdedCells):
+    """Real cells moved to the predicted mean: cells = base - mean(base) + mean. Never clipped, so some are negative.
+
+    `ScaledCells` score the same and look like cells to every other tool; these are for comparison.
+
+    Parameters
+    ----------
+    n_base : int
+        Cells of the base, herded from the pool so that every prefix represents it.
+
+    Attributes
+    ----------
+    base_ : DataFrame (n_base, genes), float32
+        The base in herded order.
+    """
 
     def sample(self, target: str, mean: np.ndarray, n_cells: int) -> np.ndarray:
         """Cells whose mean is exactly `mean` (one value per gene, log2 units): n_cells x genes, float32."""
@@ -836,7 +892,7 @@ class RecentredCells(BaseEstimator):
         """`n_cells` rows of the base minus their exact mean, float32; kept, since every knock-out uses the same."""
         centred: np.ndarray | None = getattr(self, "_centred_base", None)
         if centred is None or len(centred) != n_cells:
-            base = self.base_.to_numpy(np.float64)[np.arange(n_cells) % len(self.base_)]
+            base = self._rows(n_cells)
             self._centred_base = centred = (base - base.mean(axis=0)).astype(np.float32)
         return centred
 
@@ -894,52 +950,105 @@ SLAB_BYTES = 64_000_000
 def write_prediction(
     path: str | os.PathLike[str],
     means: pd.DataFrame,
-    cells: BaseEstimator,
+    cells: Any,
     *,
     cells_per_perturbation: int = CRUNCH.cells_per_perturbation,
     mode: str = "auto",
     form: str = "auto",
-) -> tuple[str, str]:
+    layout: str = "auto",
+) -> tuple[str, str, str]:
     """Write `prediction.h5ad`: float32, targets in the order of `means`, `cells_per_perturbation` rows each.
 
-    `means` is targets x genes, in the order wanted in the file; `cells` a fitted generator. `mode` is "ram" (the whole
-    matrix is made first), "disk" (slabs of 64 MB go straight into the file) or "auto" (by the memory available); both
-    give the same file. `form` is "plain", "compact" (values in steps of 1/64, shuffled and compressed by lzf: about
-    40 % of the size, several times as slow; the mean of the cells stays exact to the step) or "auto" (plain, unless
-    only the compact form fits the free disk). The file is written beside under a temporary name and renamed at the
-    end, so that an interrupted run leaves an older file as it was.
+    `means` is targets x genes, in the order wanted in the file; `cells` a fitted generator. `mode` is "ram" (all values
+    are made first), "disk" (slabs of 64 MB go straight into the file) or "auto" (by the memory available); both give
+    the same file. `form` is "plain", "compact" (values in steps of 1/64, shuffled and compressed by lzf: about 40 % of
+    the size, several times as slow; the mean of the cells stays exact to the step) or "auto" (plain, unless only the
+    compact form fits the free disk). `layout` is "dense", "sparse" (CSR, for a generator whose zeros are the same for
+    all knock-outs) or "auto" (the smaller). The file is written beside under a temporary name and renamed at the end,
+    so that an interrupted run leaves an older file as it was.
 
-    Returns the mode and the form used. Raises DataError when the disk is too small or cannot be written to.
+    Returns mode, form and layout used. Raises DataError when the disk is too small or cannot be written to.
     """
-    path = Path(path)
-    shape = len(means) * cells_per_perturbation, means.shape[1]
-    size = shape[0] * shape[1] * 4
-    mode, form = _choose(mode, form, path.parent, size)
-    generator, values = cells.for_genes(means.columns), means.to_numpy(np.float32)
-    per_slab = max(1, SLAB_BYTES // max(1, cells_per_perturbation * shape[1] * 4)) if mode == "disk" else len(means)
-    storage: dict[str, Any] = {}
-    if form == "compact":
-        storage = {"chunks": (min(cells_per_perturbation, shape[0]), min(1024, shape[1]))}
-        storage |= {"shuffle": True, "compression": "lzf"}
+    path, n_cells = Path(path), cells_per_perturbation
+    generator, mean_values = cells.for_genes(means.columns), means.to_numpy(np.float32)
+    pattern = _pattern(generator, n_cells, means.shape[1], layout)
+    per_target = n_cells * means.shape[1] if pattern is None else int(pattern.sum())  # values
+    size = len(means) * per_target * 4
+    mode, form = _choose(mode, form, path.parent, size if pattern is None else int(size * (1 + INDEX_SHARE)))
+    per_slab = max(1, SLAB_BYTES // max(1, per_target * 4)) if mode == "disk" else max(1, len(means))
     with replacing(path) as temporary:
-        _write_labels(temporary, means.index.repeat(cells_per_perturbation), means.columns)
+        _write_labels(temporary, means.index.repeat(n_cells), means.columns)
         with (
             h5py.File(temporary, "r+") as file,
             progress_bar(f"writing {path.name}", total=size, unit="B", unit_scale=True) as progress,
         ):
-            X = file.create_dataset("X", shape, np.float32, **storage)
-            X.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-            slab = np.empty((min(per_slab, len(means)) * cells_per_perturbation, shape[1]), np.float32)
+            stored = _create_matrix(file, pattern, len(means), (n_cells, means.shape[1]), form)
+            slab = np.empty((min(per_slab, len(means)), per_target), np.float32)
             for first in range(0, len(means), per_slab):
                 targets = means.index[first : first + per_slab]
                 for i, target in enumerate(targets):
-                    sample = generator.sample(target, values[first + i], cells_per_perturbation)
-                    rows = slice(i * cells_per_perturbation, (i + 1) * cells_per_perturbation)
-                    slab[rows] = in_steps(sample) if form == "compact" else sample
-                start, length = first * cells_per_perturbation, len(targets) * cells_per_perturbation
-                X.write_direct(slab, np.s_[:length], np.s_[start : start + length])
-                progress.update(length * shape[1] * 4)
-    return mode, form
+                    slab[i] = _target_values(generator, target, mean_values[first + i], n_cells, pattern, form)
+                values = slab[: len(targets)].reshape(-1, *stored.shape[1:])
+                start = first * per_target // max(1, int(np.prod(stored.shape[1:])))
+                stored.write_direct(values, np.s_[:], np.s_[start : start + len(values)])
+                progress.update(values.nbytes)
+    return mode, form, "dense" if pattern is None else "sparse"
+
+
+def _pattern(generator: Any, n_cells: int, n_genes: int, layout: str) -> np.ndarray | None:
+    """Where the values of a sparse file stand (n_cells x genes), or None for a dense file."""
+    if layout not in ("auto", "dense", "sparse"):
+        raise ValueError(f"layout is 'auto', 'dense' or 'sparse', not {layout}")
+    if layout == "dense" or not hasattr(generator, "pattern"):
+        if layout == "sparse":
+            raise ValueError(f"{type(generator).__name__} has no `pattern`: its cells can only be written dense")
+        return None
+    pattern = generator.pattern(n_cells)
+    smaller = 0 < pattern.sum() * (1 + INDEX_SHARE) < n_cells * n_genes
+    return pattern if layout == "sparse" or smaller else None
+
+
+def _target_values(
+    generator: Any, target: str, mean: np.ndarray, n_cells: int, pattern: np.ndarray | None, form: str
+) -> np.ndarray:
+    """The stored values of one target, flat: all of them, or those at the pattern."""
+    if pattern is not None and form == "plain":
+        return generator.values(target, mean, n_cells)
+    sample = generator.sample(target, mean, n_cells)
+    sample = in_steps(sample) if form == "compact" else sample
+    return sample.ravel() if pattern is None else sample[pattern]
+
+
+def _create_matrix(
+    file: h5py.File, pattern: np.ndarray | None, n_targets: int, shape: tuple[int, int], form: str
+) -> h5py.Dataset:
+    """Everything of X but its values, and the dataset that takes them: X itself, or X/data of a CSR matrix.
+
+    `shape` is that of one target's cells. All targets have the same zeros, so the column numbers of one target are
+    compressed once and written as a chunk for each.
+    """
+    n_cells, n_genes = shape
+    rows = n_targets * n_cells
+    compact: dict[str, Any] = {"shuffle": True, "compression": "lzf"} if form == "compact" else {}
+    if pattern is None:
+        chunks = {"chunks": (min(n_cells, rows), min(1024, n_genes))} if compact else {}
+        X = file.create_dataset("X", (rows, n_genes), np.float32, **chunks, **compact)
+        X.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        return X
+    indptr = np.append(0, np.cumsum(np.tile(pattern.sum(axis=1), n_targets)))
+    number = np.int32 if indptr[-1] <= np.iinfo(np.int32).max else np.int64
+    X = file.create_group("X")
+    X.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": (rows, n_genes)})
+    X.create_dataset("indptr", data=indptr.astype(number), compression="gzip", compression_opts=1, shuffle=True)
+    columns = np.nonzero(pattern)[1].astype(number)
+    chunk, total = {"chunks": (len(columns),)}, (len(columns) * n_targets,)
+    indices = X.create_dataset("indices", total, number, compression="gzip", compression_opts=1, shuffle=True, **chunk)
+    indices[: len(columns)] = columns
+    file.flush()
+    mask, packed = indices.id.read_direct_chunk((0,))
+    for target in range(1, n_targets):
+        indices.id.write_direct_chunk((target * len(columns),), packed, mask)
+    return X.create_dataset("data", total, np.float32, **(chunk if compact else {}), **compact)
 
 
 def in_steps(cells: np.ndarray, step: float = 1 / 64) -> np.ndarray:
@@ -958,6 +1067,7 @@ def write_proportions(path: str | os.PathLike[str], proportions: pd.DataFrame) -
         table.to_csv(temporary, index=False)
 
 
+INDEX_SHARE = 0.25  # bytes of column numbers per byte of values in a sparse file, at most: measured 0.16
 WRITTEN_PER_SECOND = 0.4e9  # bytes, on a slow disk
 COMPACT_SHARE = 0.45  # of the plain size, at most: measured 0.39 on cells of the challenge's scale
 

@@ -46,6 +46,7 @@ from helpers import (
     PerturbationStats,
     PerturbedMean,
     RecentredCells,
+    ScaledCells,
     check_unique,
     constrain_proportions,
     load_challenge,
@@ -119,6 +120,9 @@ class CellGenerator(Protocol):
 
     `fit` is given by name what it declares of `means` (the training means, perturbations x genes) and `pool` (AnnData
     of up to 1,000 real control cells). `for_genes(genes)` returns the fitted generator for these genes in this order.
+
+    Optional, for cells whose zeros are the same for all knock-outs, which then make a sparse file: `pattern(n_cells)`
+    (bool, n_cells x genes) and `values(target, mean, n_cells)`, the values of `sample` where the pattern is true.
     """
 
     def fit(self, *args: Any, **wanted: Any) -> Any:
@@ -168,7 +172,7 @@ class Predictor:
     @classmethod
     def default(cls) -> Predictor:
         """What is submitted unless the notebook names another method."""
-        return cls(ResponseModel(), MedianProportions(), RecentredCells())
+        return cls(ResponseModel(), MedianProportions(), ScaledCells())
 
     def fit(
         self,
@@ -225,6 +229,9 @@ class Predictor:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # the same targets were listed a line above
                 shares = self.predict_proportions(names)
+        below = int((means.to_numpy() < 0).sum())
+        if below and hasattr(self.cells, "pattern"):  # such cells are never negative
+            print(f"{below:,} of {means.size:,} predicted means lie below 0; their cells hold 0.")
         write_prediction(prediction_path, means, self.cells, cells_per_perturbation=cells_per_perturbation, mode=mode)
         write_proportions(proportions_path, shares)
 
@@ -320,7 +327,16 @@ def checked_prediction(estimator: Any, targets: Sequence[str], columns: Sequence
 
 ESTIMATORS: dict[str, type] = {
     cls.__name__: cls
-    for cls in [ControlMean, PerturbedMean, PCARidge, ResponseModel, MedianProportions, GaussianCells, RecentredCells]
+    for cls in [
+        ControlMean,
+        PerturbedMean,
+        PCARidge,
+        ResponseModel,
+        MedianProportions,
+        GaussianCells,
+        ScaledCells,
+        RecentredCells,
+    ]
 }
 
 

@@ -1,4 +1,4 @@
-"""Synthetic cells: at the exact mean, never clipped, every prefix of the base near the pool, order of genes free."""
+"""Synthetic cells: at the exact mean, like real ones, every prefix of the base near the pool, order of genes free."""
 
 import anndata as ad
 import numpy as np
@@ -26,6 +26,51 @@ def test_recentred_cells_have_the_exact_mean_and_the_spread_of_the_base(recentre
     np.testing.assert_allclose(cells.mean(axis=0, dtype=np.float64), mean, atol=2e-6)
     np.testing.assert_allclose(cells.std(axis=0), recentred.base_.std(axis=0, ddof=0), atol=1e-5)
     assert cells.min() < -0.1, "values below 0 must survive: clipping moves the mean"
+
+
+@pytest.fixture(scope="module")
+def scaled(pool):
+    return helpers.ScaledCells().fit(pool)
+
+
+@pytest.mark.parametrize("n_cells", [100, 30, 250])
+def test_scaled_cells_have_the_exact_mean_the_zeros_of_the_base_and_nothing_negative(scaled, stats, n_cells):
+    genes = stats.mean.columns
+    mean = stats.mean.iloc[3].to_numpy() + 0.2
+    mean[:5] = -0.3
+    cells = scaled.for_genes(genes).sample("T", mean, n_cells)
+    assert cells.dtype == np.float32
+    assert cells.min() >= 0
+    np.testing.assert_allclose(cells.mean(axis=0, dtype=np.float64), np.maximum(mean, 0), atol=2e-6)
+    base = scaled.base_[genes].to_numpy()[np.arange(n_cells) % 100]
+    counted = base.max(axis=0) > 0
+    counted[:5] = False
+    np.testing.assert_array_equal(cells[:, counted] == 0, base[:, counted] == 0)
+    ratio = cells[:, counted] / np.where(base[:, counted] > 0, base[:, counted], 1)
+    assert np.ptp(np.where(ratio > 0, ratio, ratio.max(axis=0)), axis=0).max() < 1e-5, "one factor per gene"
+
+
+def test_a_gene_without_a_count_goes_into_one_cell_that_its_name_decides(stats):
+    base = np.ones((100, 240), np.float32)
+    base[:, 7] = 0.0
+    pool = ad.AnnData(base, var=pd.DataFrame(index=stats.mean.columns))
+    generator, mean = helpers.ScaledCells().fit(pool), np.full(240, 0.5)
+    cells = generator.for_genes(stats.mean.columns).sample("T", mean, 100)
+    assert (cells[:, 7] > 0).sum() == 1
+    assert cells[:, 7].sum() == pytest.approx(50)
+    backwards = generator.for_genes(stats.mean.columns[::-1]).sample("T", mean, 100)
+    np.testing.assert_array_equal(backwards[:, ::-1], cells)
+
+
+def test_stored_values_of_scaled_cells_are_those_of_the_sample(scaled, stats):
+    generator, mean = scaled.for_genes(stats.mean.columns), stats.mean.iloc[5].to_numpy()
+    sample = generator.sample("T", mean, 100)
+    np.testing.assert_array_equal(sample[generator.pattern(100)], generator.values("T", mean, 100))
+    assert (sample[~generator.pattern(100)] == 0).all()
+
+
+def test_scaled_and_recentred_cells_share_a_base(scaled, recentred):
+    pd.testing.assert_frame_equal(scaled.base_, recentred.base_)
 
 
 def test_the_base_is_real_cells(recentred, pool):
