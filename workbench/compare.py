@@ -31,8 +31,8 @@ CEILING = "real cells (other half)"
 def baselines() -> dict[str, Predictor]:
     """Two constants with real cells, and the published starter with its Gaussian cells; not fitted."""
     return {
-        "control": Predictor(helpers.ControlMean(), helpers.ControlMean(), helpers.RecentredCells()),
-        "perturbed mean": Predictor(helpers.PerturbedMean(), helpers.PerturbedMean(), helpers.RecentredCells()),
+        "control": Predictor(helpers.ControlMean(), helpers.ControlMean(), helpers.ScaledCells()),
+        "perturbed mean": Predictor(helpers.PerturbedMean(), helpers.PerturbedMean(), helpers.ScaledCells()),
         STARTER: Predictor(helpers.PCARidge(), helpers.PCARidge(), helpers.GaussianCells()),
     }
 
