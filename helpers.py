@@ -842,29 +842,27 @@ class ScaledCells(_HerdedCells):
 
     def pattern(self, n_cells: int) -> np.ndarray:
         """Where values may stand, bool, n_cells x genes: the same for every knock-out, so files can be sparse."""
-        return self._scaling(n_cells)[0]
+        return self._weights(n_cells)[0] > 0
 
     def values(self, target: str, mean: np.ndarray, n_cells: int) -> np.ndarray:
         """The values of `sample` where `pattern` is true, row by row, float32."""
-        _, weights, columns = self._scaling(n_cells)
+        _, weights, columns = self._weights(n_cells)
         return (weights * np.maximum(mean, 0.0)[columns]).astype(np.float32)
 
     def sample(self, target: str, mean: np.ndarray, n_cells: int) -> np.ndarray:
         """Cells whose mean is `mean` (one value per gene, log2 units), 0 for one below 0: n_cells x genes, float32."""
-        cells = np.zeros((n_cells, self.base_.shape[1]), np.float32)
-        cells[self.pattern(n_cells)] = self.values(target, mean, n_cells)
-        return cells
+        return (self._weights(n_cells)[0] * np.maximum(mean, 0.0)).astype(np.float32)
 
-    def _scaling(self, n_cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The pattern, and of each value in it base / mean(base) and its column; kept, for all knock-outs share it."""
-        kept: tuple[np.ndarray, np.ndarray, np.ndarray] | None = getattr(self, "_kept_scaling", None)
+    def _weights(self, n_cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """base / mean(base), n_cells x genes; those above 0 alone; and their columns. Kept: all knock-outs share it."""
+        kept: tuple[np.ndarray, np.ndarray, np.ndarray] | None = getattr(self, "_kept_weights", None)
         if kept is None or len(kept[0]) != n_cells:
             base = self._rows(n_cells)
             for column in np.flatnonzero(base.max(axis=0) <= 0):
                 base[zlib.crc32(str(self.base_.columns[column]).encode()) % n_cells, column] = 1.0
-            pattern = base > 0
-            columns = np.nonzero(pattern)[1]
-            self._kept_scaling = kept = pattern, base[pattern] / base.mean(axis=0)[columns], columns
+            weights = base / base.mean(axis=0)
+            columns = np.nonzero(weights)[1]
+            self._kept_weights = kept = weights, weights[weights > 0], columns
         return kept
 
 
