@@ -16,6 +16,7 @@ share of cells in each state. Expression is log2(1 + 1e5 * count / total count o
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import threading
@@ -809,8 +810,7 @@ class _HerdedCells(BaseEstimator):
     squared distance between cells of the pool. All knock-outs share one base; asking for more cells repeats it.
     """
 
-    def __init__(self, n_base: int = 100) -> None:
-        self.n_base = n_base
+    n_base: int
 
     def fit(self, pool: ad.AnnData) -> Self:
         """Herd the base from real cells (cells x genes, CSR or dense)."""
@@ -823,47 +823,130 @@ class _HerdedCells(BaseEstimator):
 
     def for_genes(self, genes: pd.Index) -> Self:
         """The fitted generator for these genes, in this order; a gene that was never measured is 0 in the base."""
-        fitted = type(self)(self.n_base)
+        fitted = copy.copy(self)
+        vars(fitted).pop("_kept", None)  # of other genes
         fitted.base_ = self.base_.reindex(columns=genes, fill_value=0.0)
         return fitted
 
     def _rows(self, n_cells: int) -> np.ndarray:
-        """The first `n_cells` cells of the base, float64; it is repeated where there are fewer."""
-        return self.base_.to_numpy(np.float64)[np.arange(n_cells) % len(self.base_)]
+        """The number in the base of each of `n_cells` cells: it is repeated where there are fewer."""
+        return np.arange(n_cells) % len(self.base_)
 
 
 class ScaledCells(_HerdedCells):
     """Real cells whose genes are scaled to the predicted mean: cells = base * mean / mean(base), gene by gene.
 
     Zeros of the base stay 0 and nothing is negative, as in real cells; the mean is exact for every gene whose predicted
-    mean is 0 or more, and 0 where it is below. A gene that no cell of the base has cannot be scaled: its whole sum goes
-    into one cell, which its name decides. Parameters and fitted attributes are those of `RecentredCells`.
+    mean is 0 or more, and 0 where it is below. Where a gene falls, cells with a single count lose it with the
+    probability of the fall, and the others are scaled to the mean: so fewer cells show it, as in real knock-outs. A
+    gene that no cell of the base has cannot be scaled: its whole sum goes into one cell. Which cells lose a gene, or
+    take it, depends on the seed and the gene's name alone.
+
+    Parameters
+    ----------
+    n_base : int
+        Cells of the base, herded from the pool so that every prefix represents it.
+    amplitude : float
+        Multiplies each predicted effect on the control. 1 is best for the platform's scores; tools that count the
+        genes that differ find too few of them at 1, since predictions are shrunken.
+    seed : int
+        Of the cells that lose a gene.
+
+    Attributes
+    ----------
+    base_ : DataFrame (n_base, genes), float32
+        The base in herded order.
+    single_ : Series (n_base,), float32
+        The value of a single count in each cell of the base: its smallest value above 0.
+    control_ : Series (genes,)
+        The control's mean, from which effects are counted.
     """
+
+    def __init__(self, n_base: int = 100, amplitude: float = 1.0, seed: int = 0) -> None:
+        self.n_base = n_base
+        self.amplitude = amplitude
+        self.seed = seed
+
+    def fit(self, pool: ad.AnnData, means: pd.DataFrame | None = None) -> Self:
+        """Herd the base from real cells (cells x genes); `means` (perturbations x genes) is for an amplitude not 1."""
+        super().fit(pool)
+        base = self.base_.to_numpy()
+        self.single_ = pd.Series(np.where(base > 0, base, np.inf).min(axis=1))
+        self.control_ = None
+        if self.amplitude != 1.0:
+            if means is None:
+                raise ValueError("an amplitude other than 1 needs the training means, with the control among them")
+            _require_control(means)
+            self.control_ = means.loc[CRUNCH.control]
+        return self
+
+    def for_genes(self, genes: pd.Index) -> Self:
+        """The fitted generator for these genes, in this order; a gene that was never measured is 0 in the base."""
+        fitted = super().for_genes(genes)
+        if self.control_ is not None:
+            fitted.control_ = self.control_.reindex(genes, fill_value=0.0)
+        return fitted
 
     def pattern(self, n_cells: int) -> np.ndarray:
         """Where values may stand, bool, n_cells x genes: the same for every knock-out, so files can be sparse."""
-        return self._weights(n_cells)[0] > 0
+        return self._stored(n_cells).pattern
 
     def values(self, target: str, mean: np.ndarray, n_cells: int) -> np.ndarray:
         """The values of `sample` where `pattern` is true, row by row, float32."""
-        _, weights, columns = self._weights(n_cells)
-        return (weights * np.maximum(mean, 0.0)[columns]).astype(np.float32)
+        stored, mean = self._stored(n_cells), mean.astype(np.float64)
+        if self.control_ is not None:
+            mean = self.control_.to_numpy() + self.amplitude * (mean - self.control_.to_numpy())
+        mean = np.maximum(mean, 0.0)
+        factor = mean / stored.mean  # genes
+        left = np.where(stored.draw < factor[stored.column], stored.value, 0.0)  # single counts that are not lost
+        total = np.bincount(stored.column, left, len(mean))
+        none_left = (total <= 0)[stored.column]
+        left[none_left] = stored.value[none_left]
+        total = np.where(total > 0, total, stored.mean * n_cells)
+        return (left * (mean * n_cells / total)[stored.column]).astype(np.float32)
 
     def sample(self, target: str, mean: np.ndarray, n_cells: int) -> np.ndarray:
         """Cells whose mean is `mean` (one value per gene, log2 units), 0 for one below 0: n_cells x genes, float32."""
-        return (self._weights(n_cells)[0] * np.maximum(mean, 0.0)).astype(np.float32)
+        cells = np.zeros(self.pattern(n_cells).shape, np.float32)
+        cells.ravel()[self._stored(n_cells).place] = self.values(target, mean, n_cells)
+        return cells
 
-    def _weights(self, n_cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """base / mean(base), n_cells x genes; those above 0 alone; and their columns. Kept: all knock-outs share it."""
-        kept: tuple[np.ndarray, np.ndarray, np.ndarray] | None = getattr(self, "_kept_weights", None)
-        if kept is None or len(kept[0]) != n_cells:
-            base = self._rows(n_cells)
-            for column in np.flatnonzero(base.max(axis=0) <= 0):
-                base[zlib.crc32(str(self.base_.columns[column]).encode()) % n_cells, column] = 1.0
-            weights = base / base.mean(axis=0)
-            columns = np.nonzero(weights)[1]
-            self._kept_weights = kept = weights, weights[weights > 0], columns
+    def _stored(self, n_cells: int) -> _StoredBase:
+        """The base as its values above 0; kept, since all knock-outs share it."""
+        kept: _StoredBase | None = getattr(self, "_kept", None)
+        if kept is None or kept.pattern.shape != (n_cells, self.base_.shape[1]):
+            self._kept = kept = _StoredBase.of(self, self._rows(n_cells))
         return kept
+
+
+@dataclass(frozen=True)
+class _StoredBase:
+    """The values above 0 of a base (n_cells x genes), row by row.
+
+    `draw` is below any factor for a value that is never lost, and else uniform: a value is lost where it is above.
+    """
+
+    pattern: np.ndarray  # bool, n_cells x genes
+    place: np.ndarray  # of each value in the flat matrix
+    column: np.ndarray
+    value: np.ndarray
+    draw: np.ndarray
+    mean: np.ndarray  # of each gene
+
+    @classmethod
+    def of(cls, cells: ScaledCells, rows: np.ndarray) -> _StoredBase:
+        """The base of a generator at `rows`; a gene that none of them has gets a 1 in one cell."""
+        base = cells.base_.to_numpy(np.float64)[rows]
+        names = [zlib.crc32(str(gene).encode()) for gene in cells.base_.columns]
+        empty = np.flatnonzero(base.max(axis=0, initial=0.0) <= 0)
+        base[np.array([names[gene] % len(base) for gene in empty], int), empty] = 1.0
+        pattern = base > 0
+        place, column = np.flatnonzero(pattern), np.nonzero(pattern)[1]
+        # One stream per gene, so that the order of the genes changes nothing else.
+        uniform = np.column_stack([np.random.default_rng([cells.seed, name]).random(len(base)) for name in names])
+        single = base <= cells.single_.to_numpy()[rows][:, None] * 1.001
+        draw = np.where(single, uniform, -1.0).ravel()[place]
+        return cls(pattern, place, column, base.ravel()[place], draw, base.mean(axis=0))
 
 
 class RecentredCells(_HerdedCells):
@@ -882,16 +965,19 @@ class RecentredCells(_HerdedCells):
         The base in herded order.
     """
 
+    def __init__(self, n_base: int = 100) -> None:
+        self.n_base = n_base
+
     def sample(self, target: str, mean: np.ndarray, n_cells: int) -> np.ndarray:
         """Cells whose mean is exactly `mean` (one value per gene, log2 units): n_cells x genes, float32."""
         return self._centred(n_cells) + mean.astype(np.float32)
 
     def _centred(self, n_cells: int) -> np.ndarray:
         """`n_cells` rows of the base minus their exact mean, float32; kept, since every knock-out uses the same."""
-        centred: np.ndarray | None = getattr(self, "_centred_base", None)
+        centred: np.ndarray | None = getattr(self, "_kept", None)
         if centred is None or len(centred) != n_cells:
-            base = self._rows(n_cells)
-            self._centred_base = centred = (base - base.mean(axis=0)).astype(np.float32)
+            base = self.base_.to_numpy(np.float64)[self._rows(n_cells)]
+            self._kept = centred = (base - base.mean(axis=0)).astype(np.float32)
         return centred
 
 

@@ -36,18 +36,52 @@ def scaled(pool):
 @pytest.mark.parametrize("n_cells", [100, 30, 250])
 def test_scaled_cells_have_the_exact_mean_the_zeros_of_the_base_and_nothing_negative(scaled, stats, n_cells):
     genes = stats.mean.columns
-    mean = stats.mean.iloc[3].to_numpy() + 0.2
+    base = scaled.base_[genes].to_numpy()[np.arange(n_cells) % 100]
+    mean = 1.3 * base.mean(axis=0)
     mean[:5] = -0.3
+    mean[5:90] *= 0.4
     cells = scaled.for_genes(genes).sample("T", mean, n_cells)
     assert cells.dtype == np.float32
     assert cells.min() >= 0
     np.testing.assert_allclose(cells.mean(axis=0, dtype=np.float64), np.maximum(mean, 0), atol=2e-6)
-    base = scaled.base_[genes].to_numpy()[np.arange(n_cells) % 100]
-    counted = base.max(axis=0) > 0
-    counted[:5] = False
-    np.testing.assert_array_equal(cells[:, counted] == 0, base[:, counted] == 0)
-    ratio = cells[:, counted] / np.where(base[:, counted] > 0, base[:, counted], 1)
-    assert np.ptp(np.where(ratio > 0, ratio, ratio.max(axis=0)), axis=0).max() < 1e-5, "one factor per gene"
+    assert (cells[base == 0] == 0).all()
+    np.testing.assert_array_equal(cells[:, 90:] == 0, base[:, 90:] == 0)
+    np.testing.assert_allclose(cells[:, 90:], 1.3 * base[:, 90:], rtol=1e-5)
+
+
+def test_where_a_gene_falls_single_counts_are_lost_with_the_probability_of_the_fall():
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(0.7, (400, 300))
+    counts[:, 0] = 1  # so that every cell shows what a single count is
+    genes = pd.Index([f"G{i}" for i in range(300)])
+    pool = ad.AnnData(np.log2(1 + counts).astype(np.float32), var=pd.DataFrame(index=genes))
+    generator = helpers.ScaledCells(n_base=400).fit(pool).for_genes(genes)
+    base = generator.base_.to_numpy()
+    cells = generator.sample("T", 0.7 * base.mean(axis=0), 400)
+    np.testing.assert_allclose(cells.mean(axis=0), 0.7 * base.mean(axis=0), rtol=1e-5)
+    assert (cells[base == 1] == 0).mean() == pytest.approx(0.3, abs=0.01)
+    assert (cells[base > 1] > 0).all(), "higher counts shrink, they are not lost"
+
+
+def test_amplitude_multiplies_the_effect_on_the_control(pool, stats):
+    genes, target = stats.mean.columns, stats.mean.iloc[3]
+    with pytest.raises(ValueError, match="needs the training means"):
+        helpers.ScaledCells(amplitude=2.0).fit(pool)
+    cells = helpers.ScaledCells(amplitude=2.0).fit(pool, stats.mean).for_genes(genes[::-1])
+    made = cells.sample("T", target[genes[::-1]].to_numpy(), 100).mean(axis=0, dtype=np.float64)
+    expected = (2.0 * target - stats.mean.loc["NC"]).clip(lower=0)[genes[::-1]]
+    np.testing.assert_allclose(made, expected, atol=2e-6)
+
+
+def test_the_order_of_the_genes_changes_nothing_else(scaled, stats):
+    genes, mean = stats.mean.columns, stats.mean.iloc[3] * 0.8
+    plain = scaled.for_genes(genes).sample("T", mean.to_numpy(), 100)
+    for generator in (scaled, scaled.for_genes(genes)):
+        generator.sample("T", mean.to_numpy(), 100)  # what it keeps must not serve other genes
+        backwards = generator.for_genes(genes[::-1]).sample("T", mean[::-1].to_numpy(), 100)
+        np.testing.assert_array_equal(backwards[:, ::-1], plain)
+    other = helpers.ScaledCells(seed=1).fit(ad.AnnData(scaled.base_.to_numpy(), var=pd.DataFrame(index=genes)))
+    assert not np.array_equal(other.for_genes(genes).sample("T", mean.to_numpy(), 100), plain)
 
 
 def test_a_gene_without_a_count_goes_into_one_cell_that_its_name_decides(stats):

@@ -336,9 +336,7 @@ def test_scores_are_what_their_names_say(table):
     np.testing.assert_allclose(found[["Pearson", "cosine"]], 1.0, rtol=1e-5)
     zeros = evaluate.scores(test * 0, test, "zeros").pivot_table("value", "sm_name", "metric")
     assert (zeros[["Pearson", "cosine"]] == 0).all(axis=None)
-    shuffled = (
-        evaluate.scores((test * 0.5).iloc[::-1, ::-1], test, "half").pivot_table("value", "sm_name", "metric")
-    )
+    shuffled = evaluate.scores((test * 0.5).iloc[::-1, ::-1], test, "half").pivot_table("value", "sm_name", "metric")
     pd.testing.assert_frame_equal(shuffled, found)
 
 
