@@ -824,7 +824,7 @@ class _HerdedCells(BaseEstimator):
     def for_genes(self, genes: pd.Index) -> Self:
         """The fitted generator for these genes, in this order; a gene that was never measured is 0 in the base."""
         fitted = copy.copy(self)
-        vars(fitted).pop("_kept", None)  # of other genes
+        fitted.__dict__.pop("_kept", None)  # of other genes
         fitted.base_ = self.base_.reindex(columns=genes, fill_value=0.0)
         return fitted
 
@@ -1092,13 +1092,29 @@ def _pattern(generator: Any, n_cells: int, n_genes: int, layout: str) -> np.ndar
     return pattern if layout == "sparse" or smaller else None
 
 
+def checked_cells(generator: Any, target: str, mean: np.ndarray, n_cells: int) -> np.ndarray:
+    """The cells of one knock-out (n_cells x genes). Raises DataError where they are not what was asked for."""
+    cells, name = generator.sample(target, mean, n_cells), f"{type(generator).__name__}.sample"
+    if np.shape(cells) != (n_cells, len(mean)):
+        raise DataError(f"{name} gave {np.shape(cells)} for {target}; it must give cells x genes, {n_cells, len(mean)}")
+    _check_finite(cells, f"{name}: missing or infinite values for {target}")
+    return cells
+
+
+def _check_finite(values: np.ndarray, message: str) -> None:
+    if not np.isfinite(np.sum(values, dtype=np.promote_types(values.dtype, np.float32))):
+        raise DataError(message)
+
+
 def _target_values(
     generator: Any, target: str, mean: np.ndarray, n_cells: int, pattern: np.ndarray | None, form: str
 ) -> np.ndarray:
-    """The stored values of one target, flat: all of them, or those at the pattern."""
+    """The stored values of one target, flat: all of them, or those at the pattern. Raises DataError for wrong cells."""
     if pattern is not None and form == "plain":
-        return generator.values(target, mean, n_cells)
-    sample = generator.sample(target, mean, n_cells)
+        values = generator.values(target, mean, n_cells)
+        _check_finite(values, f"{type(generator).__name__}.values: missing or infinite values for {target}")
+        return values
+    sample = checked_cells(generator, target, mean, n_cells)
     sample = in_steps(sample) if form == "compact" else sample
     return sample.ravel() if pattern is None else sample[pattern]
 
@@ -1215,7 +1231,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_array(group: h5py.Group, name: str, values: np.ndarray) -> None:
     """Write an array of numbers or texts (of any shape but a scalar) into an open HDF5 group, compressed."""
     if values.dtype.kind in "OUT":
-        group.create_dataset(name, data=[str(value) for value in values], dtype=h5py.string_dtype())
+        texts = np.array([str(value) for value in values.flat], object).reshape(values.shape)
+        group.create_dataset(name, data=texts, dtype=h5py.string_dtype())
     else:
         group.create_dataset(name, data=values, compression="gzip", compression_opts=1, shuffle=True)
 

@@ -16,6 +16,10 @@ Your own method is any class with the methods of `MeanEstimator`, `ProportionEst
 
     predictor = Predictor(Halfway(), MedianProportions(), RecentredCells())
     train("data", "resources", predictor=predictor)
+
+Whatever the instance keeps is saved: numbers, texts, None, and arrays, tables, columns and indexes of numbers or of
+texts. Anything else is refused by name at the end of `fit`, before a file is touched. `infer` needs the same
+`predictor=`, since a saved model holds the names of its classes and not their code.
 """
 
 from __future__ import annotations
@@ -67,6 +71,7 @@ from response import ResponseModel
 
 MODEL_FILE = "model.h5"
 EXPECTED_FILE = "expected.csv"
+EXPECTED_COLUMNS = ["error", "pearson"]
 MODEL_FORMAT = 2
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -119,7 +124,8 @@ class CellGenerator(Protocol):
     """Makes the cells of a knock-out around its predicted mean.
 
     `fit` is given by name what it declares of `means` (the training means, perturbations x genes) and `pool` (AnnData
-    of up to 1,000 real control cells). `for_genes(genes)` returns the fitted generator for these genes in this order.
+    of up to 1,000 real control cells). `for_genes(genes)` returns the fitted generator for these genes in this order,
+    whose `sample` makes finite cells; a gene may be one that was never measured.
 
     Optional, for cells whose zeros are the same for all knock-outs, which then make a sparse file: `pattern(n_cells)`
     (bool, n_cells x genes) and `values(target, mean, n_cells)`, the values of `sample` where the pattern is true.
@@ -136,11 +142,17 @@ class CellGenerator(Protocol):
 
 
 def call_with(function: Callable, *first: Any, **offered: Any) -> Any:
-    """Call `function` with `first`, and with those of `offered` that its signature names."""
-    parameters = inspect.signature(function).parameters.values()
+    """Call `function` with `first`, and with those of `offered` that its signature names.
+
+    Raises DataError where it needs what is not offered.
+    """
+    parameters = list(inspect.signature(function).parameters.values())
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return function(*first, **offered)
-    names = [parameter.name for parameter in parameters][len(first) :]
+    others = [parameter for parameter in parameters[len(first) :] if parameter.kind is not parameter.VAR_POSITIONAL]
+    if unknown := [p.name for p in others if p.default is p.empty and p.name not in offered]:
+        raise DataError(f"{function.__qualname__} asks for {some(unknown)}; it can be given {some(offered)}")
+    names = {parameter.name for parameter in others}
     return function(*first, **{name: value for name, value in offered.items() if name in names})
 
 
@@ -183,8 +195,9 @@ class Predictor:
     ) -> Predictor:
         """Fit all three parts; the same bytes for any number of threads, since BLAS is held to one.
 
-        Raises DataError for a fitted attribute that cannot be saved.
+        Raises DataError for a fitted attribute that cannot be saved, and for what loading would mistake for another.
         """
+        asked = [_describe(part) for part in self.parts()]
         means, n_cells, proportions = stats.mean, stats.n_cells, proportions.loc[stats.mean.index]
         knowledge = knowledge or GeneKnowledge({})
         with threadpool_limits(1):
@@ -192,9 +205,8 @@ class Predictor:
             call_with(self.proportions.fit, proportions, means=means, n_cells=n_cells, knowledge=knowledge)
             call_with(self.cells.fit, means=means, pool=pool)
         self.genes = means.columns
-        for part in self.PARTS:
-            for name, value in vars(getattr(self, part)).items():
-                _kind(value, f"{type(getattr(self, part)).__name__}.{name}")
+        for part, before in zip(self.parts(), asked, strict=True):
+            _check_can_be_saved(part, before)
         return self
 
     def predict_means(self, targets: Sequence[str]) -> pd.DataFrame:
@@ -203,7 +215,7 @@ class Predictor:
 
     def predict_proportions(self, targets: Sequence[str]) -> pd.DataFrame:
         """The predicted shares, checked and made valid: targets x pre_adipo, adipo, lipo, other."""
-        return constrain_proportions(checked_prediction(self.proportions, targets, CRUNCH.shares, "the states"))
+        return checked_shares(self.proportions, targets)
 
     def write(
         self,
@@ -296,8 +308,9 @@ class Predictor:
 
 
 def _describe(estimator: Any) -> str:
-    """`PCARidge(alpha=0.1, ...)`; parameters where the class has scikit-learn's `get_params`."""
-    settings = estimator.get_params() if hasattr(estimator, "get_params") else {}
+    """`PCARidge(alpha=0.1, ...)`: the arguments of `__init__` that the instance keeps under their names."""
+    names, kept = inspect.signature(type(estimator)).parameters, vars(estimator)
+    settings = {name: kept[name] for name in names if name in kept}
     shown = [f"{name}={value!r}" for name, value in settings.items() if isinstance(value, bool | int | float | str)]
     return f"{type(estimator).__name__}({', '.join(shown)})"
 
@@ -305,9 +318,13 @@ def _describe(estimator: Any) -> str:
 def checked_prediction(estimator: Any, targets: Sequence[str], columns: Sequence[str], what: str) -> pd.DataFrame:
     """What `estimator` predicts, with its rows in order. Raises DataError where it breaks its contract."""
     name, names = f"{type(estimator).__name__}.predict", pd.Index(targets)
-    table = estimator.predict(names)
+    return _checked_table(estimator.predict(names), name, names, columns, what)
+
+
+def _checked_table(table: Any, name: str, names: pd.Index, columns: Sequence[str], what: str) -> pd.DataFrame:
     if not isinstance(table, pd.DataFrame):
         raise DataError(f"{name} gave a {type(table).__name__}; it must give a DataFrame, targets x {what}")
+    check_unique(table.columns, f"{name}: columns")
     if list(table.index) != list(names):
         raise DataError(
             f"{name} gave {len(table)} rows ({some(table.index, 3)}); it must give one row per target, in order "
@@ -315,10 +332,28 @@ def checked_prediction(estimator: Any, targets: Sequence[str], columns: Sequence
         )
     if missing := list(pd.Index(columns).difference(table.columns)):
         raise DataError(f"{name}: no column {some(missing)}; the columns must be {what}")
-    if not np.isfinite(table.to_numpy(np.float64)).all():
-        bad = names[~np.isfinite(table.to_numpy(np.float64)).all(axis=1)]
-        raise DataError(f"{name}: missing or infinite values for {some(bad)}")
+    if text := [column for column in table if table[column].dtype.kind not in "biuf"]:
+        raise DataError(f"{name}: the columns {some(text)} do not hold numbers")
+    finite = np.isfinite(table.to_numpy(np.float64)).all(axis=1)
+    if not finite.all():
+        raise DataError(f"{name}: missing or infinite values for {some(names[~finite])}")
     return table
+
+
+def checked_shares(estimator: Any, targets: Sequence[str]) -> pd.DataFrame:
+    """What `estimator` predicts of the states, checked and made valid: targets x pre_adipo, adipo, lipo, other."""
+    table = checked_prediction(estimator, targets, CRUNCH.shares, "the states")
+    if not {CRUNCH.part, CRUNCH.ratio} & set(table.columns):
+        raise DataError(f"{type(estimator).__name__}.predict: no column {CRUNCH.ratio}, and no {CRUNCH.part} either")
+    return constrain_proportions(table)
+
+
+def checked_scale(estimator: Any, targets: Sequence[str]) -> pd.DataFrame | None:
+    """What `estimator` expects of its own errors: targets x `error` and `pearson`. None without a `predict_scale`."""
+    if not hasattr(estimator, "predict_scale"):
+        return None
+    name, names = f"{type(estimator).__name__}.predict_scale", pd.Index(targets)
+    return _checked_table(estimator.predict_scale(names), name, names, EXPECTED_COLUMNS, "`error` and `pearson`")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -340,25 +375,56 @@ ESTIMATORS: dict[str, type] = {
 }
 
 
+def _check_can_be_saved(estimator: Any, before: str) -> None:
+    """Raises DataError for what would not come back; `before` is how the estimator was described before its fit."""
+    name, after = type(estimator).__name__, _describe(estimator)
+    if name in ESTIMATORS and type(estimator).__module__ != ESTIMATORS[name].__module__:
+        raise DataError(f"{name} is the name of a built-in estimator too; give your class another one")
+    if after != before:
+        raise DataError(f"{name}.fit changed its own parameters, {before} to {after}; keep what is learned elsewhere")
+    for attribute, value in vars(estimator).items():
+        _kind(value, f"{name}.{attribute}")
+
+
 def _kind(value: Any, where: str) -> str:
-    """How a value is saved. Raises DataError, which names it, for one that cannot be saved."""
-    if value is None or isinstance(value, bool | int | float | str | np.bool_ | np.integer | np.floating):
-        return "none" if value is None else "scalar"
-    kinds = {pd.DataFrame: "table", pd.Series: "column", pd.Index: "index", np.ndarray: "array"}
+    """How a value is saved. Raises DataError, which names it, for one that would not come back as it is."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool | int | float | str | np.bool_ | np.integer | np.floating):
+        if "\0" in str(value) or (isinstance(value, int) and not -(2**63) <= value < 2**63):
+            raise DataError(f"{where}: neither integers beyond 64 bits nor texts with the character 0 can be saved")
+        # The type of numpy's own numbers decides how exact the arithmetic is.
+        return "number" if isinstance(value, np.generic) and not isinstance(value, str) else "scalar"
+    kinds = {pd.DataFrame: "table", pd.Series: "column", pd.Index: "index"}
     kind = next((kind for cls, kind in kinds.items() if isinstance(value, cls)), None)
+    if type(value) is np.ndarray:  # a masked array would lose its mask
+        kind = "array"
     if kind is None:
         raise DataError(
             f"{where} is a {type(value).__name__}, which cannot be saved; keep tables, arrays, numbers, texts or None "
             "(of a fitted scikit-learn model its arrays, such as coef_ and intercept_)"
         )
-    parts = [value] if kind in ("array", "index") else [value, value.index]
-    for part in [*parts, *([value.columns] if kind == "table" else [])]:
+    for part in _labelled(value).values():
         if isinstance(part, pd.MultiIndex):
             raise DataError(f"{where}: an index of several levels cannot be saved; join its names")
-        array = part.to_numpy() if not isinstance(part, np.ndarray) else part
-        if array.dtype.kind not in "biufU" and not all(isinstance(item, str) for item in array.ravel()):
-            raise DataError(f"{where} mixes kinds of values (dtype {array.dtype}); keep numbers and texts apart")
+        dtypes = part.dtypes.unique() if isinstance(part, pd.DataFrame) else [part.dtype]
+        own = [dtype for dtype in dtypes if not isinstance(dtype, np.dtype | pd.StringDtype)]  # categories, say
+        array = np.asarray(part)
+        is_text = array.dtype.kind not in "biuf" and all(isinstance(x, str) and "\0" not in x for x in array.flat)
+        if own or len(dtypes) > 1 or not (is_text or array.dtype.kind in "biuf"):
+            raise DataError(
+                f"{where} holds {some(dtypes)}; keep numbers and texts apart, one type in each, none missing"
+            )
+        if isinstance(part, pd.Series | pd.Index):
+            _kind(part.name, f"{where}: the name of its values or index")
     return kind
+
+
+def _labelled(value: Any) -> dict[str, Any]:
+    """The parts of a table, column, index or array: its values, and the index and columns that it has."""
+    if isinstance(value, pd.DataFrame):
+        return {"values": value, "index": value.index, "columns": value.columns}
+    return {"values": value, "index": value.index} if isinstance(value, pd.Series) else {"values": value}
 
 
 def _write_estimator(group: h5py.Group, estimator: Any) -> None:
@@ -367,21 +433,23 @@ def _write_estimator(group: h5py.Group, estimator: Any) -> None:
     for name, value in vars(estimator).items():
         part = group.create_group(name)
         part.attrs["kind"] = kind = _kind(value, f"{type(estimator).__name__}.{name}")
-        if kind == "scalar":
+        if kind in ("scalar", "number"):
             part.attrs["value"] = value
         elif kind != "none":
-            _write_values(part, "values", value if isinstance(value, np.ndarray) else value.to_numpy())
-        if kind in ("table", "column"):
-            _write_values(part, "index", value.index.to_numpy())
-        if kind == "table":
-            _write_values(part, "columns", value.columns.to_numpy())
+            for label, values in _labelled(value).items():
+                _write_values(part, label, values)
 
 
-def _write_values(group: h5py.Group, name: str, values: np.ndarray) -> None:
-    if values.ndim == 0:  # HDF5 compresses no scalar
-        values = values.reshape(1)
-        group.attrs["scalar_array"] = True
-    write_array(group, name, values)
+def _write_values(group: h5py.Group, label: str, values: Any) -> None:
+    array = np.asarray(values)
+    write_array(group, label, np.atleast_1d(array))  # HDF5 compresses no scalar
+    attributes = group[label].attrs
+    if array.ndim == 0:
+        attributes["scalar"] = True
+    if array.dtype.kind == "U":
+        attributes["fixed length"] = True
+    if isinstance(values, pd.Series | pd.Index) and values.name is not None:
+        attributes["name"] = values.name
 
 
 def _read_estimator(group: h5py.Group, known: dict[str, type], path: str | Path) -> Any:
@@ -400,16 +468,33 @@ def _read_value(part: h5py.Group) -> Any:
     kind = part.attrs["kind"]
     if kind == "none":
         return None
-    if kind == "scalar":
+    if kind in ("scalar", "number"):
         value = part.attrs["value"]
-        return value.item() if isinstance(value, np.generic) else value
-    values = read_array(part["values"])
+        return value.item() if kind == "scalar" and isinstance(value, np.generic) else value
+    values, name = _read_values(part["values"])
     if kind == "array":
-        return values.reshape(()) if part.attrs.get("scalar_array") else values
+        return values
     if kind == "index":
-        return pd.Index(values)
-    index = read_array(part["index"])
-    return pd.DataFrame(values, index, read_array(part["columns"])) if kind == "table" else pd.Series(values, index)
+        return _read_index(part["values"])
+    index = _read_index(part["index"])
+    if kind == "column":
+        return pd.Series(values, index, name=name)
+    return pd.DataFrame(values, index, _read_index(part["columns"]))
+
+
+def _read_index(dataset: h5py.Dataset) -> pd.Index:
+    values, name = _read_values(dataset)
+    return pd.Index(values, name=name)
+
+
+def _read_values(dataset: h5py.Dataset) -> tuple[np.ndarray, Any]:
+    """The array, and the name of the column or index."""
+    values, name = read_array(dataset), dataset.attrs.get("name")
+    if "fixed length" in dataset.attrs:
+        values = values.astype(str)
+    if "scalar" in dataset.attrs:
+        values = values.reshape(())
+    return values, name.item() if isinstance(name, np.generic) else name
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -481,10 +566,12 @@ def train(
     """
     challenge, folder = load_challenge(data_directory_path), Path(model_directory_path)
     fitted = fit_predictor(challenge, predictor, features=folder / FEATURES_FOLDER, seed=seed)
+    with threadpool_limits(1):
+        expected = checked_scale(fitted.expression, challenge.targets)
     path = folder / MODEL_FILE
     try:
         fitted.save(path)
-        _write_expected(folder / EXPECTED_FILE, fitted, challenge.targets)
+        _write_expected(folder / EXPECTED_FILE, expected)
     except DataError as error:
         warnings.warn(f"the model was fitted but not saved: {error}", stacklevel=2)
         return fitted
@@ -493,12 +580,11 @@ def train(
     return fitted
 
 
-def _write_expected(path: Path, predictor: Predictor, targets: pd.Index) -> None:
+def _write_expected(path: Path, expected: pd.DataFrame | None) -> None:
     """The method's own expectation of its errors; an older method's is removed where this one has none."""
-    if not hasattr(predictor.expression, "predict_scale"):
+    if expected is None:
         path.unlink(missing_ok=True)
         return
-    expected = predictor.expression.predict_scale(targets)
     with replacing(path) as temporary:
         expected.rename_axis(CRUNCH.perturbation).to_csv(temporary)
 

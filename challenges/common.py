@@ -1,8 +1,8 @@
-"""What the sister systems share: where they compute, how they are seeded, how they are saved, how they are called.
+"""What the sister systems share: seeds and devices, trained models as files, tables and pictures, the command line.
 
-In: names, seeds, arrays and torch modules. Out: a device, random streams that depend on a seed and a name alone, one
-HDF5 file for a trained model (a bundle), and a command line that ends in a message and never in a traceback for input
-that cannot be used.
+In: names, seeds, arrays and torch modules. Out: a device; random streams that depend on a seed and on names alone; one
+HDF5 file for each trained model (`Bundle`, `save_model`, `load_model`); cells as `.h5ad`; and a command line with the
+same options for every system, which ends in one line, never in a traceback, for input that cannot be used.
 """
 
 from __future__ import annotations
@@ -13,22 +13,29 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
+import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
+from tqdm.auto import tqdm
 
-from helpers import DataError, read_array, replacing, some, write_array
+from helpers import DataError, read_array, replacing, some, text_size, write_array
+from workbench.evaluation.intervals import write_table
+from workbench.plots import save_figure
 
-BUNDLE_FORMAT = 1
+BUNDLE_FORMAT = 2
 DEVICES = ("auto", "cpu", "cuda", "mps")
+COLUMNS = ["method", "metric", "value", "low", "high", "n"]  # of every table of results
+BLOCK_VALUES = 2_000_000  # of a matrix that is written by blocks: 8 MB in memory
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -42,7 +49,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def derived_seed(seed: int, *names: object) -> int:
-    """A seed for one purpose (63 bits): the same for the same seed and names, on every machine and in any order."""
+    """A seed for one purpose (63 bits), which depends on `seed` and `names` alone, on every machine."""
     digest = hashlib.sha256("/".join(str(part) for part in (seed, *names)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
@@ -72,7 +79,7 @@ def gradient_penalty(
 ) -> torch.Tensor:
     """Mean squared distance to 1 of a Wasserstein critic's slope between real and fake rows (Gulrajani et al. 2017).
 
-    `critic` gives one score a row; `real` and `fake` are rows x features, and each row has a mixing share of its own.
+    `critic` gives one score per row; `real` and `fake` are rows x features, and each row has its own mixing share.
     """
     share = torch.rand(len(real), 1, device=real.device)
     between = (share * real + (1 - share) * fake).detach().requires_grad_()
@@ -81,7 +88,7 @@ def gradient_penalty(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Bundles
+# Trained models as files
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -89,35 +96,38 @@ def gradient_penalty(
 class Bundle:
     """A trained model as plain data: `settings` (numbers, texts, lists, dictionaries) and named arrays.
 
-    `kind` says which system made it. Array names may hold slashes; arrays of texts come back as arrays of `str`.
+    `kind` says which class made it, `about` what it was trained on (as `settings`: whatever JSON can hold). Array names
+    may hold slashes; arrays of texts come back as arrays of `str`.
     """
 
     kind: str
     settings: dict[str, Any]
     arrays: dict[str, np.ndarray]
+    about: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one HDF5 file beside and rename it; no pickle."""
+        """Write one HDF5 file beside and rename it; no pickle. Raises DataError when it cannot be written."""
         with replacing(Path(path)) as temporary, h5py.File(temporary, "w") as file:
             file.attrs["format"], file.attrs["kind"] = BUNDLE_FORMAT, self.kind
-            file.attrs["settings"], file.attrs["versions"] = json.dumps(self.settings), json.dumps(versions())
+            for name, values in (("settings", self.settings), ("about", self.about), ("versions", versions())):
+                file.attrs[name] = json.dumps(values)
             group = file.create_group("arrays")
-            for name, values in self.arrays.items():
-                if np.ndim(values) == 0:  # HDF5 compresses no scalar
-                    group.create_dataset(name, data=values)
+            for name, array in self.arrays.items():
+                if np.ndim(array) == 0:  # HDF5 compresses no scalar
+                    group.create_dataset(name, data=array)
                 else:
-                    write_array(group, name, np.asarray(values))
+                    write_array(group, name, np.asarray(array))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], kind: str) -> Bundle:
-        """Read one. Raises DataError where it is missing, broken, of another system or of another version."""
+    def load(cls, path: str | os.PathLike[str], *kinds: str) -> Bundle:
+        """Read one of these kinds. Raises DataError where it is missing, broken, of another kind or version."""
         if not Path(path).exists():
-            raise DataError(f"{path}: no such bundle; train first")
+            raise DataError(f"{path}: no such model; train first")
         again = "train again"
         try:
             with h5py.File(path, "r") as file:
-                if (made_by := file.attrs.get("kind")) != kind:
-                    raise DataError(f"{path}: a bundle of {made_by!r}, not of {kind!r}; {again}")
+                if (kind := file.attrs.get("kind")) not in kinds:
+                    raise DataError(f"{path}: a model of {kind!r}, not of {some(map(repr, kinds))}; {again}")
                 if file.attrs["format"] != BUNDLE_FORMAT:
                     raise DataError(f"{path}: made by another version of this project; {again}")
                 arrays: dict[str, np.ndarray] = {}
@@ -127,13 +137,41 @@ class Bundle:
                         arrays[name] = item[()] if item.shape == () else read_array(item)
 
                 file["arrays"].visititems(take)
-                return cls(kind, json.loads(file.attrs["settings"]), arrays)
+                return cls(str(kind), json.loads(file.attrs["settings"]), arrays, json.loads(file.attrs["about"]))
         except (OSError, KeyError) as error:
-            raise DataError(f"{path}: not a bundle, or a broken one ({error}); {again}") from error
+            raise DataError(f"{path}: not a trained model, or a broken file ({error}); {again}") from error
 
     def under(self, prefix: str) -> dict[str, np.ndarray]:
         """The arrays whose names begin with `prefix/`, without it."""
         return under(self.arrays, prefix)
+
+
+class Saved(Protocol):
+    """An estimator that a file can hold once it is fitted."""
+
+    KIND: ClassVar[str]
+
+    def to_bundle(self) -> Bundle:
+        """Everything that `predict` or `sample` needs, as plain data of kind `KIND`."""
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> Self:
+        """The fitted estimator again."""
+
+
+AnySaved = TypeVar("AnySaved", bound=Saved)
+
+
+def save_model(path: str | os.PathLike[str], model: Saved, **about: Any) -> None:
+    """Write a fitted model as one HDF5 file; `about` says what it was trained on. Raises DataError as `Bundle.save`."""
+    replace(model.to_bundle(), about=about).save(path)
+
+
+def load_model(path: str | os.PathLike[str], *classes: type[AnySaved]) -> tuple[AnySaved, dict[str, Any]]:
+    """The fitted model, of the one of `classes` that the file names, and its `about`. Raises DataError as `Bundle`."""
+    known = {made.KIND: made for made in classes}
+    bundle = Bundle.load(path, *known)
+    return known[bundle.kind].from_bundle(bundle), bundle.about
 
 
 def under(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -147,32 +185,59 @@ def module_arrays(module: torch.nn.Module, prefix: str) -> dict[str, np.ndarray]
 
 
 def load_module(module: torch.nn.Module, arrays: Mapping[str, np.ndarray]) -> torch.nn.Module:
-    """The same module with these parameters and buffers (`Bundle.under`), in evaluation mode."""
+    """Put these parameters and buffers (`Bundle.under`) into the module; gives it back in evaluation mode."""
     module.load_state_dict({name: torch.as_tensor(np.asarray(array)) for name, array in arrays.items()})
     return module.eval()
 
 
 def versions() -> dict[str, str]:
-    """What a bundle was made with."""
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-            "anndata": version("anndata")}  # fmt: skip
+    """The versions that a file was made with."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "anndata": version("anndata"),
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Command line
+# Cells, tables and pictures
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """The options every verb of every system has."""
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="where torch computes; default auto")
-    parser.add_argument("--seed", type=_seed, default=0, help="the same seed, the same files; default 0")
+def write_cells(
+    path: str | os.PathLike[str],
+    cells: ad.AnnData,
+    block: Callable[[slice], np.ndarray] | None = None,
+    matrices: Sequence[str] = ("X",),
+) -> None:
+    """Write cells as `.h5ad`, beside and renamed. Raises DataError when the disk is full or read-only.
+
+    `cells` is written as it is, compressed. With `block` it holds the labels alone: `block(rows)` gives the values of a
+    slice of cells (rows x features, float32), which go into each of `matrices` ("X", "layers/NAME"), dense and plain,
+    so that the whole matrix is never in memory.
+    """
+    with replacing(Path(path)) as temporary:
+        cells.write_h5ad(temporary, compression="gzip" if block is None else None)
+        if block is not None:
+            print(f"{path}: {text_size(4 * len(matrices) * cells.n_obs * cells.n_vars)} on disk")
+            with h5py.File(temporary, "a") as file:
+                _write_blocks(file, cells.shape, block, matrices)
 
 
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
-    return int(text)
+def _write_blocks(
+    file: h5py.File, shape: tuple[int, int], block: Callable[[slice], np.ndarray], matrices: Sequence[str]
+) -> None:
+    file.pop("X", None)
+    datasets = [file.create_dataset(name, shape, np.float32) for name in matrices]
+    for dataset in datasets:
+        dataset.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    step = max(1, BLOCK_VALUES // max(shape[1], 1))
+    for start in tqdm(range(0, shape[0], step), "Writing", unit="block"):
+        rows = slice(start, min(start + step, shape[0]))
+        values = block(rows)
+        for dataset in datasets:
+            dataset[rows] = values
 
 
 def read_csv(path: str | os.PathLike[str], **options: Any) -> pd.DataFrame:
@@ -183,7 +248,92 @@ def read_csv(path: str | os.PathLike[str], **options: Any) -> pd.DataFrame:
         raise DataError(f"{path}: not a csv file in UTF-8 (a text with commas needs quotes): {error}") from error
 
 
-def run(verb: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> None:
+def show_table(path: str | os.PathLike[str], table: pd.DataFrame, rows: str = "method") -> None:
+    """Print the table of results, a line per method (or per metric), and write all of its columns as csv."""
+    print(table_text(table, rows))
+    write_table(path, table)
+    print(f"{path} written")
+
+
+def table_text(table: pd.DataFrame, rows: str = "method") -> str:
+    """The values of a table of results as text: each with half of its 95 % interval, where it has one."""
+    half = (table["high"] - table["low"]) / 2
+    spread = half.map(" ± {:.4f}".format).where(half.notna(), "")
+    columns = "metric" if rows == "method" else "method"
+    wide = table.assign(text=table["value"].map("{:.4f}".format) + spread)
+    return wide.pivot_table("text", rows, columns, aggfunc="first", sort=False).rename_axis(None, axis=1).to_string()
+
+
+def save_pictures(folder: str | os.PathLike[str], figures: Mapping[str, Figure]) -> None:
+    """Write each figure as `folder/NAME.png` and say so. Raises DataError when they cannot be written."""
+    for name, figure in figures.items():
+        save_figure(figure, Path(folder) / f"{name}.png")
+    print(f"{folder}: {some(f'{name}.png' for name in figures)} written")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------------------------------------------------
+
+Verb = Callable[[argparse.Namespace], None]
+
+
+@dataclass(frozen=True)
+class System:
+    """What a system's command line is made of.
+
+    `verbs` maps a name to the function that does it, whose first line of documentation is its help. `methods` are the
+    names that `--method` takes, `method` its default. `data` is the help of `--data`, `result` that of the `--out` of
+    `predict`, `sample` and `repro`. With `data_needed`, `--data` must be given.
+    """
+
+    name: str
+    description: str
+    verbs: Mapping[str, Verb]
+    methods: Sequence[str]
+    method: str
+    data: str
+    result: str
+    data_needed: bool = True
+
+
+def add_options(parser: argparse.ArgumentParser, system: System, verb: str) -> None:
+    """The options that all systems have under the same names, as far as `verb` needs them."""
+    parser.add_argument("--data", type=Path, metavar="PATH", required=system.data_needed, help=system.data)
+    several: dict[str, Any] = {"nargs": "+", "default": list(system.methods)} if verb == "evaluate" else {}
+    parser.add_argument(
+        "--method",
+        choices=system.methods,
+        metavar="NAME",
+        help=f"{', '.join(system.methods)}; default {'all' if several else system.method}",
+        **{"default": system.method, **several},
+    )
+    if verb == "evaluate":
+        parser.add_argument("--out", type=Path, metavar="FILE", help="the table, as csv; default in --work")
+        parser.add_argument("--pictures", type=Path, metavar="DIR", help="folder for pictures; default --work")
+    if verb in ("predict", "sample", "repro"):
+        parser.add_argument("--out", type=Path, metavar="FILE", help=f"{system.result}; default beside the model")
+    work = Path("build") / system.name
+    parser.add_argument(
+        "--work", type=Path, default=work, metavar="DIR", help=f"folder of the trained models; default {work}"
+    )
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="the same seed, the same files; default 0")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="where torch computes; default auto")
+
+
+def parsers(system: System) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of `python -m challenges.NAME VERB ...`, and that of each verb with the common options."""
+    parser = argparse.ArgumentParser(prog=f"python -m challenges.{system.name}", description=system.description)
+    parts = parser.add_subparsers(dest="verb", required=True, metavar="|".join(system.verbs))
+    made = {}
+    for verb, function in system.verbs.items():
+        text = (function.__doc__ or "").strip().splitlines()[0]
+        made[verb] = parts.add_parser(verb, help=text, description=text)
+        add_options(made[verb], system, verb)
+    return parser, made
+
+
+def run(verb: Verb, options: argparse.Namespace) -> None:
     """Run a verb; input that cannot be used ends in `error: ...` and exit status 1."""
     try:
         verb(options)
@@ -191,14 +341,7 @@ def run(verb: Callable[[argparse.Namespace], None], options: argparse.Namespace)
         sys.exit(f"error: {error}")
 
 
-def parsers(
-    module: str, description: str, verbs: Mapping[str, str]
-) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """A command line `python -m module VERB ...`: the parser, and that of each verb with the common options."""
-    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
-    parts = parser.add_subparsers(dest="verb", required=True, metavar="|".join(verbs))
-    made = {}
-    for verb, text in verbs.items():
-        made[verb] = parts.add_parser(verb, help=text, description=text)
-        add_common_options(made[verb])
-    return parser, made
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)

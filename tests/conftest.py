@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -65,6 +66,21 @@ def tiny():
     obs.insert(0, "gene", pd.Categorical(gene))
     obs.index = obs.index.astype(str)
     return ad.AnnData(sp.csr_matrix(X), obs=obs, var=pd.DataFrame(index=list("ABCDEFG")))
+
+
+@pytest.fixture
+def peak_memory():
+    """The most memory (bytes) that a call holds at one time beyond what there was before it, on any thread."""
+
+    def measure(call):
+        tracemalloc.start()
+        try:
+            call()
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    return measure
 
 
 @pytest.fixture(scope="session")

@@ -65,6 +65,42 @@ def test_both_modes_write_the_same_file(means, predictor, tmp_path, monkeypatch)
     assert contents(tmp_path / "ram.h5ad") == contents(tmp_path / "disk.h5ad")
 
 
+@pytest.fixture
+def wide(tmp_path):
+    """A fitted method of 4,000 genes, saved: its prediction of 60 targets takes 96 MB."""
+    X = np.random.default_rng(0).random((40, 4000), np.float32)
+    obs = pd.DataFrame({"gene": pd.Categorical(["NC", "A", "B", "C"] * 10)}, index=np.arange(40).astype(str))
+    pool = ad.AnnData(X, obs=obs, var=pd.DataFrame(index=[f"G{i}" for i in range(4000)]))
+    shares = pd.DataFrame(0.25, index=["A", "B", "C", "NC"], columns=[*CRUNCH.states, CRUNCH.ratio])
+    method = Predictor(helpers.PerturbedMean(), helpers.ControlMean(), helpers.RecentredCells())
+    method.fit(helpers.perturbation_stats(pool), shares, pool).save(tmp_path / MODEL_FILE)
+    return method
+
+
+def test_disk_mode_holds_a_slab_and_not_the_prediction(wide, tmp_path, peak_memory, monkeypatch):
+    """96 MB are written within 32 MB: a slab of 4 MB, the labels, and the base of the cells in float64."""
+    monkeypatch.setattr(helpers, "SLAB_BYTES", 4_000_000)
+    targets = [f"T{i}" for i in range(60)]
+    peak = {
+        mode: peak_memory(lambda mode=mode: wide.write(tmp_path / "p", tmp_path / "s", targets, wide.genes, mode=mode))
+        for mode in ("disk", "ram")
+    }
+    assert (tmp_path / "p").stat().st_size > 96e6
+    assert peak["ram"] > 96e6
+    assert peak["disk"] < 32e6
+
+
+def test_infer_needs_little_memory_where_little_is_free(wide, tmp_path, peak_memory, monkeypatch):
+    class Memory:
+        available = 200e6  # a quarter of it would not hold the prediction
+
+    monkeypatch.setattr(helpers.psutil, "virtual_memory", lambda: Memory)
+    monkeypatch.setattr(helpers, "SLAB_BYTES", 4_000_000)
+    targets = [f"T{i}" for i in range(60)]
+    assert peak_memory(lambda: run_infer("", tmp_path, tmp_path / "out", targets, wide.genes)) < 32e6
+    assert (tmp_path / "out" / CRUNCH.prediction_file).stat().st_size > 96e6
+
+
 def test_file_is_what_the_scorer_takes(means, predictor, tmp_path):
     path = tmp_path / "prediction.h5ad"
     helpers.write_prediction(path, means, predictor.cells)

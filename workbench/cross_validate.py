@@ -17,7 +17,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from workbench.compare import STARTER
 from workbench.evaluation import intervals, methods
 from workbench.evaluation.effects import check_enough, genes_of, read_effects, read_groups
 from workbench.evaluation.folds import ChallengeFold, EffectsFold, proportion_rows, run_all, split
-from workbench.evaluation.methods import Method, own_methods, random_methods
+from workbench.evaluation.methods import Method, load_methods, own_methods, random_methods
 
 HIGHER_IS_BETTER = ("pearson", "pearson_delta", "expected_pearson")
 METRICS = ("pearson", "pearson_delta", "mmd", "l1_distance", "error", "expected_error", "expected_pearson")  # in order
@@ -60,7 +60,8 @@ def cross_validate_effects(
     `n_folds` is a number or "loo"; with "loo" the seeds differ in the random methods only. `draws` is the number of
     random tables and of permutations a seed. `zero_effect` adds the prediction 0 (default: where effects have both
     signs, since 0 is no effect only there). `own` names methods of yours (`methods.load_method`), which run beside the
-    built-in ones; `only` restricts all to these names. `name` stands in messages.
+    built-in ones: here without a control among the means, and without `n_cells`. `only` restricts all to these names.
+    `name` stands in messages.
 
     The reference of Pearson is the mean of the training genes; `error` is the length of the prediction's error, in
     the units of `effects`. Returns one row a method, perturbation, metric, seed, fold and draw (`folds.COLUMNS`).
@@ -149,7 +150,7 @@ def _prepare(
     with open_matrix(challenge.train_path, ["gene"]) as (matrix, _, genes, _):
         sigmas = [bandwidth(sigma, panel, matrix, genes) for panel in drawn]
     print(f"Panels of {len(drawn[0])} genes; bandwidth of MMD {sigmas[0][0]:.4g}, {sigmas[0][1]}.")
-    base = helpers.RecentredCells().fit(pool)
+    base = helpers.ScaledCells().fit(pool)
     parts = {
         "path": challenge.train_path,
         "means": stats.mean,
@@ -188,7 +189,7 @@ def _folds(
     if only is not None:
         known = [method.name for method in fixed] + [methods.RANDOM, methods.SHUFFLED]
         if unknown := sorted(set(only) - set(known)):
-            raise ValueError(f"no method {some(unknown)}; there are {some(known, 30)}")
+            raise DataError(f"no method {some(unknown)}; there are {some(known, 30)}")
     folds = []
     for seed in seeds:
         parts = split(names, n_folds, seed)
@@ -240,8 +241,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--method",
         action="append",
         default=[],
-        metavar="MODULE:CLASS",
-        help="a method of yours beside the built-in ones",
+        metavar="MODULE:NAME",
+        help="a method of yours beside the built-in ones: mine.py:Mine (a class that predicts means) or main:METHOD "
+        "(a whole Predictor, whose cells and proportions are scored too); may be given several times",
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only the methods of these names")
     parser.add_argument("--jobs", type=int, default=1, help="processes; default 1")
@@ -292,11 +294,19 @@ def _run(options: argparse.Namespace, executor: Executor | None) -> pd.DataFrame
     return cross_validate_effects(effects, tables, groups=groups, name=str(options.effects), **common)
 
 
+def _executor(options: argparse.Namespace) -> AbstractContextManager[Executor | None]:
+    """`--jobs` processes, each of which imports your methods; None for one job."""
+    if options.jobs == 1:
+        return nullcontext()
+    return ProcessPoolExecutor(options.jobs, initializer=load_methods, initargs=(options.method,))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: write the summary, and print it."""
     options = _options(arguments)
     try:
-        with ProcessPoolExecutor(options.jobs) if options.jobs > 1 else nullcontext() as executor:
+        load_methods(options.method)  # what cannot be used fails before anything is read
+        with _executor(options) as executor:
             table = _run(options, executor)
         summary = summarise(table)
     except DataError as error:

@@ -52,8 +52,10 @@ def validate_prediction_folder(
     folder, expected = Path(folder), [CRUNCH.prediction_file, CRUNCH.predicted_proportions_file]
     extra = sorted({path.name for path in folder.iterdir()} - {*expected, KEPT})
     problems = [f"{name}: unexpected file in the prediction folder; write temporary files elsewhere." for name in extra]
-    files = [folder / name for name in expected]
-    return problems + validate_submission(*files, perturbations, genes, cells_per_perturbation=cells_per_perturbation)
+    prediction, proportions = (folder / name for name in expected)
+    return problems + validate_submission(
+        prediction, proportions, perturbations, genes, cells_per_perturbation=cells_per_perturbation
+    )
 
 
 def validate_submission(

@@ -1,5 +1,16 @@
 """Drug response: a cell type's response to a compound it never met (Kaggle's OP2), by staged ensembles and their peers.
 
-Read in this order: `data` (files in and out) -> `folds` (validation in the shape of the test) -> `baselines`, `kernel`,
-`networks` (one fit) -> `ensemble` (stages) -> `evaluate`, `plots` -> `__main__` (the command line).
+Read in this order; each file says in its first lines what comes in and what goes out.
+
+1. `data`       Kaggle's files in, submissions out
+2. `folds`      what is held out: validation in the shape of the test
+3. `baselines`  zeros, means and their mixes: what every method must beat
+4. `kernel`     the fast method: a Gaussian process over cell types and compounds
+5. `networks`   the networks and their published hyper-parameters (`networks.tsv`)
+6. `training`   how one network, or many at once, are trained
+7. `ensemble`   a stage: many networks as one estimator
+8. `models`     all methods by name
+9. `evaluate`   methods beside baselines, with intervals over compounds
+10. `plots`     the picture
+11. `__main__`  the command line: prepare, train, predict, repro, evaluate
 """

@@ -1,10 +1,14 @@
 """What every model must beat: zeros, means, their mixes, and the compound's denoised effect.
 
-In: responses. Out: predictions of the same genes for any (cell type, compound). All share the interface of the models:
-`fit(responses)`, `predict(pairs)`. A cell type or compound that training lacks gets the mean of all. Next: `kernel`.
+In: responses (rows x genes, indexed by cell type and compound). Out: predictions of the same genes for any pair of
+labels. All share the interface of the models: `fit(responses)`, `predict(pairs)`. A cell type or compound that training
+lacks gets the mean of all. `BASELINES` has them by name. Next: `kernel`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -88,6 +92,18 @@ class DenoisedEffect(BaseEstimator):
     def predict(self, pairs: pd.MultiIndex) -> pd.DataFrame:
         """The sum of both; an unknown compound has no effect of its own."""
         return self.cell_type_.predict(pairs) + self.amplitude * _rows_of(self.effects_, pairs, np.zeros(()))
+
+
+BASELINES: dict[str, Callable[[], Any]] = {
+    "zeros": Zeros,
+    "train mean": MeanOf,
+    "cell-type mean": lambda: MeanOf("cell_type"),
+    "compound mean": lambda: MeanOf("sm_name"),
+    "half compound + half cell type": lambda: MixOfMeans(0.5),
+    "best mix of the two means": MixOfMeans,
+    "cell type + 0.6 x rank-20 effect": DenoisedEffect,
+}
+REFERENCE = "half compound + half cell type"  # what paired differences are taken to
 
 
 def denoised_effects(responses: pd.DataFrame, rank: int) -> pd.DataFrame:

@@ -83,8 +83,10 @@ def pairs_of(queries: pd.DataFrame) -> pd.MultiIndex:
 
 def codes(pairs: pd.MultiIndex, cell_types: pd.Index, compounds: pd.Index) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of each pair's labels among the known ones, int64; -1 where unknown."""
-    return (cell_types.get_indexer(pairs.get_level_values("cell_type")).astype(np.int64),
-            compounds.get_indexer(pairs.get_level_values("sm_name")).astype(np.int64))  # fmt: skip
+    return (
+        cell_types.get_indexer(pairs.get_level_values("cell_type")).astype(np.int64),
+        compounds.get_indexer(pairs.get_level_values("sm_name")).astype(np.int64),
+    )
 
 
 def unknown_labels(pairs: pd.MultiIndex, cell_types: pd.Index, compounds: pd.Index) -> list[str]:

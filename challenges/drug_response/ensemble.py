@@ -1,31 +1,25 @@
-"""A stage: many networks, each several times, as one estimator.
+"""A stage: many networks, each trained several times, as one estimator.
 
-In: responses (and, for stage 2, pseudo-labels). Out: predictions: median over repeats, weighted mean over models, a
-scale tuned in validation, clipped to what training saw of each gene; and a bundle that predicts new rows.
-Next: `evaluate`.
+In: responses (and, for stage 2, pseudo-labels). Out: predictions: the median over repeats, the weighted mean over
+networks, times a scale tuned in validation, clipped to what training saw of each gene. Next: `models`.
 """
 
 from __future__ import annotations
 
 import itertools
-import multiprocessing
-import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
-from functools import cache
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
-from tqdm.auto import tqdm
 
-from challenges.common import under
+from challenges.common import Bundle
 from challenges.drug_response.baselines import row_rmse
 from challenges.drug_response.data import codes
 from challenges.drug_response.folds import held_out
-from challenges.drug_response.networks import Problem, Spec, apply_network, fit_network
+from challenges.drug_response.networks import Problem, Spec
+from challenges.drug_response.training import Task, apply_network, fit_networks
 from helpers import some, text_size
 
 SCALES = np.round(np.arange(0.3, 1.31, 0.05), 2)
@@ -39,10 +33,18 @@ class Ensemble(BaseEstimator):
     (dims x genes, of the SVD), `networks_` (weights by model and repeat), `scale_`, `lowest_`, `highest_` (per gene).
     """
 
+    KIND = "drug_response/ensemble"
+
     def __init__(
-        self, specs: Sequence[Spec], repeats: int = 10, *, scale: float | None = None, epoch_share: float = 1.0,
-        seed: int = 0, device: str = "cpu",
-    ) -> None:  # fmt: skip
+        self,
+        specs: Sequence[Spec],
+        repeats: int = 10,
+        *,
+        scale: float | None = None,
+        epoch_share: float = 1.0,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
         self.specs = specs
         self.repeats = repeats
         self.scale = scale
@@ -53,8 +55,11 @@ class Ensemble(BaseEstimator):
     def fit(self, responses: pd.DataFrame, pseudo: pd.DataFrame | None = None) -> Ensemble:
         """Train on the rows of `responses`, and on those of `pseudo` (same genes), which count as known."""
         self.prepare(responses, pseudo)
-        inner = [] if self.scale is not None else [(self._inner().prepare(train), test)
-                                                   for _, train, test in held_out(responses, self.seed)]  # fmt: skip
+        inner = (
+            []
+            if self.scale is not None
+            else [(self._inner().prepare(train), test) for _, train, test in held_out(responses, self.seed)]
+        )
         _train([*(fold for fold, _ in inner), self])
         self.scale_ = _best_scale(inner) if self.scale is None else self.scale
         return self
@@ -73,35 +78,54 @@ class Ensemble(BaseEstimator):
         values = np.clip(self.scale_ * total, self.lowest_, self.highest_)
         return pd.DataFrame(values.astype(np.float32), pairs, self.genes_)
 
-    def to_bundle(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Settings and arrays of a bundle."""
-        settings = {"specs": [asdict(spec) for spec in self.specs], "scale": float(self.scale_), "seed": self.seed,
-                    "repeats": self.repeats, "epoch_share": self.epoch_share}  # fmt: skip
-        arrays = {"genes": _texts(self.genes_), "cell_types": _texts(self.cell_types_),
-                  "compounds": _texts(self.compounds_), "components": self.components_,
-                  "lowest": self.lowest_, "highest": self.highest_,
-                  "cell_type": self.problem_.cell_type, "compound": self.problem_.compound,
-                  "coordinates": self.problem_.coordinates}  # fmt: skip
+    def to_bundle(self) -> Bundle:
+        """All that `predict` needs, as plain data."""
+        settings = {
+            "specs": [asdict(spec) for spec in self.specs],
+            "scale": float(self.scale_),
+            "seed": self.seed,
+            "repeats": self.repeats,
+            "epoch_share": self.epoch_share,
+        }
+        arrays = {
+            "genes": _texts(self.genes_),
+            "cell_types": _texts(self.cell_types_),
+            "compounds": _texts(self.compounds_),
+            "components": self.components_,
+            "lowest": self.lowest_,
+            "highest": self.highest_,
+            "cell_type": self.problem_.cell_type,
+            "compound": self.problem_.compound,
+            "coordinates": self.problem_.coordinates,
+        }
         for spec, repeats in zip(self.specs, self.networks_, strict=True):
             for repeat, network in enumerate(repeats):
                 arrays |= {f"models/{spec.model}/{repeat}/{name}": array for name, array in network.items()}
-        return settings, arrays
+        return Bundle(self.KIND, settings, arrays)
 
     @classmethod
-    def from_bundle(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Ensemble:
+    def from_bundle(cls, bundle: Bundle) -> Ensemble:
         """The fitted estimator again."""
-        specs = [Spec(**{**spec, "hidden": tuple(spec["hidden"]), "dropout": tuple(spec["dropout"])})
-                 for spec in settings["specs"]]  # fmt: skip
+        settings, arrays = bundle.settings, bundle.arrays
+        specs = [
+            Spec(**{**spec, "hidden": tuple(spec["hidden"]), "dropout": tuple(spec["dropout"])})
+            for spec in settings["specs"]
+        ]
         self = cls(specs, settings["repeats"], epoch_share=settings["epoch_share"], seed=settings["seed"])
         self.scale_ = settings["scale"]
         self.genes_ = pd.Index(arrays["genes"])
         self.cell_types_ = pd.Index(arrays["cell_types"], name="cell_type")
         self.compounds_ = pd.Index(arrays["compounds"], name="sm_name")
         self.components_, self.lowest_, self.highest_ = (arrays[name] for name in ("components", "lowest", "highest"))
-        self.problem_ = Problem(arrays["cell_type"], arrays["compound"], len(self.cell_types_), len(self.compounds_),
-                                arrays["coordinates"])  # fmt: skip
+        self.problem_ = Problem(
+            arrays["cell_type"],
+            arrays["compound"],
+            len(self.cell_types_),
+            len(self.compounds_),
+            arrays["coordinates"],
+        )
         self.networks_ = [
-            [under(arrays, f"models/{spec.model}/{repeat}") for repeat in range(self.repeats)] for spec in specs
+            [bundle.under(f"models/{spec.model}/{repeat}") for repeat in range(self.repeats)] for spec in specs
         ]
         return self
 
@@ -120,38 +144,40 @@ class Ensemble(BaseEstimator):
         return self
 
     def _inner(self) -> Ensemble:
-        return Ensemble(self.specs, min(self.repeats, TUNING_REPEATS), scale=1.0, epoch_share=self.epoch_share,
-                        seed=self.seed, device=self.device)  # fmt: skip
+        return Ensemble(
+            self.specs,
+            min(self.repeats, TUNING_REPEATS),
+            scale=1.0,
+            epoch_share=self.epoch_share,
+            seed=self.seed,
+            device=self.device,
+        )
 
-    def tasks(self) -> list[tuple[Spec, Problem, int, int, str]]:
-        """What `fit_network` takes, for every repeat of every network."""
+    def tasks(self) -> list[Task]:
+        """Every repeat of every network, to train."""
         n_rows = len(self.problem_.cell_type)
         if large := [spec.model for spec in self.specs if spec.batch > n_rows]:
             print(f"{n_rows} rows, fewer than a batch of {some(large)}: there an epoch is one batch")
         specs = [replace(spec, epochs=max(1, round(self.epoch_share * spec.epochs))) for spec in self.specs]
-        return [(spec, self.problem_, self.seed, repeat, self.device)
-                for spec in specs for repeat in range(self.repeats)]  # fmt: skip
+        return [
+            Task(spec, self.problem_, self.seed, repeat, self.device)
+            for spec in specs
+            for repeat in range(self.repeats)
+        ]
 
     def memory(self) -> float:
-        """Bytes of a network's weights, gradients and moments, and of the rows; torch itself takes 0.3 GB a process."""
+        """Bytes of the largest network (weights, gradients, moments) and of the rows; torch adds 0.3 GB per process."""
         widths = max(self.specs, key=lambda spec: sum(spec.hidden))
         sizes = [2 * widths.embedding, *widths.hidden, self.components_.shape[0]]
         return 16 * sum(a * b for a, b in itertools.pairwise(sizes)) + self.problem_.coordinates.nbytes
 
 
 def _train(ensembles: Sequence[Ensemble]) -> None:
-    """Train the networks of prepared ensembles, one process a core (a GPU: one after the other); the order is the same.
-
-    One progress bar for all of it, so that the time left is that of the whole.
-    """
+    """Train the networks of prepared ensembles, all under one progress bar, so that it shows the time of the whole."""
     tasks = [task for ensemble in ensembles for task in ensemble.tasks()]
     memory = text_size(max(ensemble.memory() for ensemble in ensembles))
     tuning = f" ({len(ensembles) - 1} inner folds for the scale among them)" if len(ensembles) > 1 else ""
-    said = f"Training {len(tasks)} networks, {memory} each{tuning}"
-    if ensembles[0].device != "cpu" or len(tasks) == 1:
-        fitted = iter([fit_network(*task) for task in tqdm(tasks, said, unit="network")])
-    else:
-        fitted = iter(list(tqdm(_workers().map(_fit_task, tasks), said, len(tasks), unit="network")))
+    fitted = iter(fit_networks(tasks, f"Training {len(tasks)} networks, {memory} each{tuning}"))
     for ensemble in ensembles:
         ensemble.networks_ = [[next(fitted) for _ in range(ensemble.repeats)] for _ in ensemble.specs]
 
@@ -175,16 +201,6 @@ def truncated_svd(Y: np.ndarray, n_dim: int) -> tuple[np.ndarray, np.ndarray]:
     U, sizes = U[:, keep], np.sqrt(values[keep])
     U *= np.sign(U[np.abs(U).argmax(axis=0), np.arange(U.shape[1])])
     return (U * sizes).astype(np.float32), (U.T @ Y / sizes[:, None]).astype(np.float32)
-
-
-@cache
-def _workers() -> ProcessPoolExecutor:
-    """One process a core, for the whole command: each takes seconds to start."""
-    return ProcessPoolExecutor(os.cpu_count() or 1, multiprocessing.get_context("spawn"))
-
-
-def _fit_task(task: tuple[Spec, Problem, int, int, str]) -> dict[str, np.ndarray]:
-    return fit_network(*task)
 
 
 def _texts(index: pd.Index) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""How good is it? Every model beside the baselines, on known answers or on folds in the shape of the test.
+"""How good is it? Every method beside the baselines, on known answers or on folds in the shape of the test.
 
-In: responses, the names of models, and where there is one a table of answers. Out: one row a row of the test, method
-and metric; `workbench.evaluation.intervals` makes intervals over compounds and paired differences of it. Next: `plots`.
+In: responses, methods, and where there is one a table of answers. Out: a long table, one line per row of the test,
+method and metric; and its summary with intervals over compounds and paired differences. Next: `plots`.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from challenges.drug_response.baselines import BASELINES, REFERENCE
 from challenges.drug_response.data import TRAIN_FILE
 from challenges.drug_response.folds import held_out
-from challenges.drug_response.models import BASELINES, REFERENCE, Model, Options, fit_model
-from helpers import DataError, some
+from challenges.drug_response.models import Model, Settings, fit_model
+from helpers import DataError, row_correlations, some
 from workbench.evaluation.intervals import summarise
 
 METRICS = ("mean row-wise RMSE", "error relative to zeros", "MAE", "Pearson", "cosine")
 HIGHER_IS_BETTER = ("Pearson", "cosine")
-DIFFERENCE = ("difference", "difference_low", "difference_high")
 
 
 def on_truth(responses: pd.DataFrame, truth: pd.DataFrame, fitted: Mapping[str, Model]) -> pd.DataFrame:
-    """Scores of the rows of `truth` by the baselines and by models that were trained on `responses`.
+    """Measure the baselines, and models that were trained on `responses`, on the rows of `truth` (see `measure`).
 
     Raises DataError where `truth` has other genes, or rows that training has.
     """
@@ -34,29 +34,31 @@ def on_truth(responses: pd.DataFrame, truth: pd.DataFrame, fitted: Mapping[str, 
         raise DataError(f"--truth: rows that are in {TRAIN_FILE} too: {some(' in '.join(pair[::-1]) for pair in both)}")
     truth = truth[responses.columns]
     models = {name: make().fit(responses) for name, make in BASELINES.items()} | dict(fitted)
-    return pd.concat([scores(model.predict(truth.index), truth, name) for name, model in models.items()])
+    return pd.concat([measure(model.predict(truth.index), truth, name) for name, model in models.items()])
 
 
-def on_folds(responses: pd.DataFrame, models: Sequence[str], options: Options) -> pd.DataFrame:
-    """Scores on each well-covered cell type, held out but for a few compounds; all is fitted inside the fold."""
+def on_folds(responses: pd.DataFrame, methods: Sequence[str], settings: Settings) -> pd.DataFrame:
+    """Measure the baselines and `methods` on each well-covered cell type, held out but for a few compounds.
+
+    Everything is fitted inside the fold. Raises DataError where no cell type can be held out.
+    """
     parts = []
-    for cell_type, train, test in (folds := tqdm(list(held_out(responses, options.seed)), "Folds", unit="fold")):
-        first: Model | None = None
-        for name in (*BASELINES, *models):
+    for cell_type, train, test in (folds := tqdm(list(held_out(responses, settings.seed)), "Folds", unit="fold")):
+        models = {}
+        for name in (*BASELINES, *methods):
             folds.set_postfix_str(f"{cell_type}: {name}")
             if name in BASELINES:
-                model = BASELINES[name]().fit(train)
+                models[name] = BASELINES[name]().fit(train)
             else:
-                model = fit_model(name, train, test.index, options, first)
-            first = model if name == "stage_1" else first
-            parts.append(scores(model.predict(test.index), test, name))
+                models[name] = fit_model(name, train, test.index, settings, models.get("stage_1"))
+            parts.append(measure(models[name].predict(test.index), test, name))
     if not parts:
         raise DataError(f"{TRAIN_FILE}: no cell type has half of the compounds, so none can be held out; give --truth")
     return pd.concat(parts, ignore_index=True)
 
 
-def scores(prediction: pd.DataFrame, truth: pd.DataFrame, method: str) -> pd.DataFrame:
-    """One row a row of the truth and metric: `method, cell_type, sm_name, metric, value`.
+def measure(prediction: pd.DataFrame, truth: pd.DataFrame, method: str) -> pd.DataFrame:
+    """One line per row of the truth and metric: `method, cell_type, sm_name, metric, value`.
 
     RMSE, MAE, Pearson and cosine are of a row over its genes; a constant row has Pearson and cosine 0. The error
     relative to zeros is the row's RMSE over that of predicting no response.
@@ -64,50 +66,37 @@ def scores(prediction: pd.DataFrame, truth: pd.DataFrame, method: str) -> pd.Dat
     P, T = prediction.loc[truth.index, truth.columns].to_numpy(np.float64), truth.to_numpy(np.float64)
     rmse = np.sqrt(((P - T) ** 2).mean(axis=1))
     size = np.sqrt((T**2).mean(axis=1))
-    values = dict(zip(METRICS, (rmse, rmse / np.where(size > 0, size, np.nan), np.abs(P - T).mean(axis=1),
-                                _cosine(P - P.mean(axis=1, keepdims=True), T - T.mean(axis=1, keepdims=True)),
-                                _cosine(P, T)), strict=True))  # fmt: skip
-    table = pd.DataFrame(values, truth.index).reset_index()
+    relative = rmse / np.where(size > 0, size, np.nan)
+    columns = (rmse, relative, np.abs(P - T).mean(axis=1), row_correlations(P, T), _cosines(P, T))
+    table = pd.DataFrame(dict(zip(METRICS, columns, strict=True)), truth.index).reset_index()
     return table.melt(truth.index.names, var_name="metric").assign(method=method)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """`method, metric, value, low, high, n`, and the paired difference to `baseline`, over compounds.
 
-    The baseline is the mix of the two means; of stage 2, where stage 1 was scored too, it is stage 1.
+    The baseline is the mix of the two means; of stage 2, where stage 1 was measured too, it is stage 1.
     """
-    found, to_first = (
+    to_mix, to_first = (
         summarise(table, "sm_name", metrics=METRICS, higher_is_better=HIGHER_IS_BETTER, baselines=names)
         for names in ((REFERENCE,), ("stage_1", REFERENCE))
     )
-    later = found["method"].str.startswith("stage_2")
-    return pd.concat([found[~later], to_first[later]]).sort_index()
+    later = to_mix["method"].str.startswith("stage_2")
+    return pd.concat([to_mix[~later], to_first[later]]).sort_index()
 
 
-def tidy(found: pd.DataFrame) -> pd.DataFrame:
-    """`method, metric, value, low, high, n`; a paired difference is a metric of its own, which names the baseline."""
-    columns = ["value", "low", "high"]
-    paired = found.drop(columns=columns).rename(columns=dict(zip(DIFFERENCE, columns, strict=True)))
-    paired["metric"] += " minus that of " + paired["baseline"]
-    return pd.concat([found, paired])[["method", "metric", *columns, "n"]]
+def differences_text(found: pd.DataFrame) -> str:
+    """Each method's paired difference to its baseline in the first metric, with the interval: a line per method."""
+    rows = found[(found["metric"] == METRICS[0]) & (found["method"] != found["baseline"])]
+    return "\n".join(
+        f"{row.method} - {row.baseline}: {row.difference:+.4f} "
+        f"({row.difference_low:+.4f} to {row.difference_high:+.4f}) {METRICS[0]}, paired over {row.n} compounds"
+        for row in rows.itertuples()
+        if row.method not in BASELINES
+    )
 
 
-def printed(found: pd.DataFrame) -> str:
-    """The summary as text: a line a method, mean ± half of the 95 % interval."""
-    lines = [f"{'':34}" + "".join(f"{name:>26}" for name in METRICS)]
-    for method in found["method"].unique():
-        rows = found[found["method"] == method].set_index("metric")
-        cells = [
-            f"{rows.loc[name, 'value']:.4f} ± {rows.loc[name, 'high'] - rows.loc[name, 'value']:.4f}"
-            for name in METRICS
-        ]
-        lines.append(f"{method:34}" + "".join(f"{cell:>26}" for cell in cells))
-    for row in found[(found["metric"] == METRICS[0]) & (found["baseline"] == "stage_1")].itertuples():
-        gain = f"{row.difference:+.4f} ({row.difference_low:+.4f} to {row.difference_high:+.4f})"
-        lines.append(f"{row.method} - stage_1: {gain} {METRICS[0]}, paired over {row.n} compounds")
-    return "\n".join(lines)
-
-
-def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The cosine of each row of a with that row of b, both rows x genes; 0 where a row is all zeros."""
     size = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
     return (a * b).sum(axis=1) / np.where(size > 0, size, 1.0)

@@ -1,7 +1,7 @@
 """Validation in the shape of the test: a cell type loses all but a few compounds.
 
 In: responses. Out: for each well-covered cell type, the rows to train on and the rows to predict. `ensemble` tunes its
-scale on them, `baselines` its mix, and `evaluate` scores on them where there is no truth. Next: `baselines`.
+scale on them, `baselines` its mix, and `evaluate` measures on them where there is no truth. Next: `baselines`.
 """
 
 from __future__ import annotations

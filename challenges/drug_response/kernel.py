@@ -13,7 +13,6 @@ by their denoised effects. Next: `networks`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,12 +20,13 @@ import torch
 from scipy.optimize import minimize
 from sklearn.base import BaseEstimator
 
-from challenges.common import reproducible
+from challenges.common import Bundle, reproducible
 from challenges.drug_response.baselines import denoised_effects
 from challenges.drug_response.data import codes
 
 JITTER = 1e-6
 FITTED = ("mean_kernel", "own_kernel", "shared_kernel", "noise", "similarity", "weights")
+LABELS = ("genes", "cell_types", "compounds")
 
 
 class ResponseProcess(BaseEstimator):
@@ -35,6 +35,8 @@ class ResponseProcess(BaseEstimator):
     Fitted: `cell_types_`, `compounds_`, `genes_`, `mean_kernel_`, `own_kernel_`, `shared_kernel_` (cell types squared),
     `noise_` (cell types), `similarity_` (compounds squared), and `weights_` (training rows x genes).
     """
+
+    KIND = "drug_response/kernel"
 
     def __init__(self, rank: int = 20) -> None:
         self.rank = rank
@@ -59,18 +61,17 @@ class ResponseProcess(BaseEstimator):
         at = codes(pairs, self.cell_types_, self.compounds_)
         return pd.DataFrame(self._kernel(at, self.rows_) @ self.weights_, pairs, self.genes_)
 
-    def to_bundle(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Settings and arrays of a bundle."""
+    def to_bundle(self) -> Bundle:
+        """All that `predict` needs, as plain data."""
         arrays = {name: getattr(self, f"{name}_") for name in FITTED}
-        arrays |= {
-            name: getattr(self, f"{name}_").to_numpy().astype(str) for name in ("genes", "cell_types", "compounds")
-        }
-        return {"rank": self.rank}, arrays | {"cell_type": self.rows_[0], "compound": self.rows_[1]}
+        arrays |= {name: getattr(self, f"{name}_").to_numpy().astype(str) for name in LABELS}
+        arrays |= {"cell_type": self.rows_[0], "compound": self.rows_[1]}
+        return Bundle(self.KIND, {"rank": self.rank}, arrays)
 
     @classmethod
-    def from_bundle(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> ResponseProcess:
+    def from_bundle(cls, bundle: Bundle) -> ResponseProcess:
         """The fitted process again."""
-        self = cls(settings["rank"])
+        self, arrays = cls(bundle.settings["rank"]), bundle.arrays
         for name in FITTED:
             setattr(self, f"{name}_", arrays[name])
         self.genes_ = pd.Index(arrays["genes"])

@@ -1,17 +1,16 @@
-"""One network, from labels to the coordinates of a response: training, weights in and out, prediction.
+"""The networks: from the labels of a row to the coordinates of its response.
 
 In: a row of `networks.tsv` (the published hyper-parameters) and a `Problem`: codes of the labels, and the responses as
-coordinates in a truncated SVD. Out: weights as arrays. Three kinds: `dense` (3rd place of OP2: learned embeddings, then
+coordinates in a truncated SVD. Out: torch modules. Three kinds: `dense` (3rd place of OP2: learned embeddings, then
 blocks of dense layer, batch norm, ReLU and dropout, in this order in every model), `transformer` and `autoencoder` (a
 student team's entry as it was meant: no target in the input, attention over a sequence that describes ONE row,
 statistics without the row itself).
-Next: `ensemble`.
+Next: `training`.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +18,10 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own custom
-
-from challenges.common import load_module, module_arrays, reproducible, under
 
 TABLE = Path(__file__).with_name("networks.tsv")
 NO_PSEUDO = "_no_pseudo"  # ends the name of a stage that is trained without pseudo-labels
 HEADS = 8  # of the transformer, as published
-LATENT_SHARE = 0.5  # of the autoencoder's epochs that its second network gets
 
 
 @dataclass(frozen=True)
@@ -54,8 +49,16 @@ def specs_of(name: str) -> list[Spec]:
     """
     table = pd.read_csv(TABLE, sep="\t", dtype={"model": str, "hidden": str, "dropout": str})
     rows = table[table["stage"] == name.removesuffix(NO_PSEUDO)].drop(columns="source").to_dict("records")
-    return [Spec(**{**row, "hidden": tuple(int(n) for n in row["hidden"].split(",")),
-                    "dropout": tuple(float(n) for n in row["dropout"].split(","))}) for row in rows]  # fmt: skip
+    return [
+        Spec(
+            **{
+                **row,
+                "hidden": tuple(int(n) for n in row["hidden"].split(",")),
+                "dropout": tuple(float(n) for n in row["dropout"].split(",")),
+            }
+        )
+        for row in rows
+    ]
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,10 @@ class Transformer(nn.Module):
         self.compound = LabelEmbedding(problem.n_compounds, width)
         coordinates = torch.as_tensor(problem.coordinates[:, :n_out])
         self.register_buffer("level", coordinates.square().mean().sqrt() + 1e-12)
-        for name, codes, n in (("cell_type", problem.cell_type, problem.n_cell_types),
-                               ("compound", problem.compound, problem.n_compounds)):  # fmt: skip
+        for name, codes, n in (
+            ("cell_type", problem.cell_type, problem.n_cell_types),
+            ("compound", problem.compound, problem.n_compounds),
+        ):
             total = torch.zeros(n, n_out).index_add(0, torch.as_tensor(codes), coordinates)
             self.register_buffer(f"{name}_total", total)
             self.register_buffer(f"{name}_count", torch.bincount(torch.as_tensor(codes), minlength=n).float())
@@ -177,42 +182,9 @@ class Autoencoder(nn.Module):
 KINDS = {"dense": Dense, "transformer": Transformer, "autoencoder": Autoencoder}
 
 
-def _chain(widths: list[int], dropout: float) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for n_in, n in itertools.pairwise(widths):
-        layers += [nn.Linear(n_in, n), nn.ReLU(), Dropout(dropout)]
-    return nn.Sequential(*layers[:-2])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Training
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def fit_network(spec: Spec, problem: Problem, seed: int, repeat: int, device: str) -> dict[str, np.ndarray]:
-    """The weights of one repeat of one network; the same for the same arguments, whatever else runs."""
-    with reproducible(seed, spec.stage, spec.model, repeat) as generator:
-        module = _module(spec, problem).to(device)
-        cell_type, compound = (torch.as_tensor(codes, device=device) for codes in (problem.cell_type, problem.compound))
-        target = torch.as_tensor(problem.coordinates[:, : n_out(spec, problem)], device=device)
-
-        def error(rows: Tensor) -> Tensor:
-            return LOSSES[spec.loss](module(cell_type[rows], compound[rows], target[rows]), target[rows])
-
-        if isinstance(module, Autoencoder):
-            _fit_autoencoder(module, spec, (cell_type, compound), target, generator)
-        else:
-            _optimise(module.parameters(), error, spec, len(target), spec.epochs, generator)
-        return module_arrays(module, "net")
-
-
-def apply_network(
-    spec: Spec, problem: Problem, arrays: dict[str, np.ndarray], cell_type: np.ndarray, compound: np.ndarray
-) -> np.ndarray:
-    """Coordinates (rows x n_dim) of labels by their codes, -1 where unknown."""
-    with reproducible(0, "predict"), torch.no_grad():
-        module = load_module(_module(spec, problem), under(arrays, "net"))
-        return module(torch.as_tensor(cell_type), torch.as_tensor(compound)).numpy()
+def make_network(spec: Spec, problem: Problem) -> nn.Module:
+    """The network of a specification, with random weights from torch's own stream."""
+    return KINDS[spec.kind](spec, problem, n_out(spec, problem))
 
 
 def n_out(spec: Spec, problem: Problem) -> int:
@@ -220,57 +192,8 @@ def n_out(spec: Spec, problem: Problem) -> int:
     return min(spec.n_dim, problem.coordinates.shape[1])
 
 
-def batches(n_rows: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """The rows of one epoch in random order; a last batch of one, which batch norm cannot use, joins the one before."""
-    order = torch.randperm(n_rows, generator=generator)
-    cuts = list(range(size, n_rows, size))
-    if cuts and n_rows - cuts[-1] == 1:
-        cuts.pop()
-    yield from torch.tensor_split(order, cuts)
-
-
-def _mean_row_rmse(output: Tensor, target: Tensor) -> Tensor:
-    return ((output - target).square().mean(dim=1) + 1e-12).sqrt().mean()
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mae": F.l1_loss, "mrrmse": _mean_row_rmse, "huber": F.huber_loss, "mse": F.mse_loss,
-}  # fmt: skip
-
-
-def _module(spec: Spec, problem: Problem) -> nn.Module:
-    return KINDS[spec.kind](spec, problem, n_out(spec, problem))
-
-
-def _optimise(
-    parameters: Iterable[nn.Parameter], error: Callable[[Tensor], Tensor], spec: Spec, n_rows: int, epochs: int,
-    generator: torch.Generator,
-) -> None:  # fmt: skip
-    # eps of the published framework
-    optimiser = torch.optim.Adam(parameters, lr=spec.learning_rate, eps=1e-7, fused=True)
-    for _ in range(epochs):
-        for rows in batches(n_rows, spec.batch, generator):
-            optimiser.zero_grad()
-            error(rows).backward()
-            optimiser.step()
-
-
-def _fit_autoencoder(
-    module: Autoencoder, spec: Spec, labels: tuple[Tensor, Tensor], target: Tensor, generator: torch.Generator
-) -> None:
-    """First responses to themselves, then labels to the codes of the responses; the codes stay as they are."""
-    scaled = target / module.get_buffer("level")
-    _optimise([*module.encode.parameters(), *module.decode.parameters()],
-              lambda rows: F.mse_loss(module.decode(module.encode(scaled[rows])), scaled[rows]),
-              spec, len(target), spec.epochs, generator)  # fmt: skip
-    with torch.no_grad():
-        codes = module.encode.eval()(scaled)
-
-    def error(rows: Tensor) -> Tensor:
-        cell_type, compound = (codes[rows] for codes in labels)
-        return F.mse_loss(
-            module.latent(torch.cat([module.cell_type(cell_type), module.compound(compound)], dim=1)), codes[rows]
-        )
-
-    parameters = [*module.cell_type.parameters(), *module.compound.parameters(), *module.latent.parameters()]
-    _optimise(parameters, error, spec, len(target), round(spec.epochs * LATENT_SHARE), generator)
+def _chain(widths: list[int], dropout: float) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for n_in, n in itertools.pairwise(widths):
+        layers += [nn.Linear(n_in, n), nn.ReLU(), Dropout(dropout)]
+    return nn.Sequential(*layers[:-2])

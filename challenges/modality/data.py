@@ -2,34 +2,40 @@
 
 In: a folder or the common beginning of files: `*train_mod1.h5ad`, `*train_mod2.h5ad`, `*test_mod1.h5ad` and where known
 `*test_mod2.h5ad`, or just two paired files. Out: `Pair`, sparse throughout, and a prediction file that anndata reads.
-Next: `reduce`.
+Next: `folds`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import anndata as ad
-import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from tqdm.auto import tqdm
 
-from helpers import DataError, replacing, some, text_size
+from challenges.common import write_cells
+from helpers import DataError, some
 
 MODALITIES = ("GEX", "ATAC", "ADT")
-ALIASES = {"gex": "GEX", "rna": "GEX", "gene expression": "GEX", "atac": "ATAC", "peaks": "ATAC",
-           "adt": "ADT", "prot": "ADT", "protein": "ADT", "antibody capture": "ADT"}  # fmt: skip
+ALIASES = {
+    "gex": "GEX",
+    "rna": "GEX",
+    "gene expression": "GEX",
+    "atac": "ATAC",
+    "peaks": "ATAC",
+    "adt": "ADT",
+    "prot": "ADT",
+    "protein": "ADT",
+    "antibody capture": "ADT",
+}
 LAYERS = ("normalized", "log_norm")  # in this order, then X
 MOST_PEAKS = 10_000  # as the challenge: of accessibility, the most accessible peaks of training are predicted
-BLOCK = 2_000_000  # values of a prediction in memory
 PARTS = ("train_mod1", "train_mod2", "test_mod1", "test_mod2")
-FOLDS = 4
 LEAST_CELLS = 20  # to train on: fewer leave nothing for inner folds
 
 
@@ -68,38 +74,28 @@ def read_pair(data: str | os.PathLike[str], mod1: str | None = None, mod2: str |
 
     Raises DataError for missing or unpaired files, an unknown modality, other cells, other features, NaN.
     """
-    found = _find(Path(data), {name for name in (mod1, mod2) if name})
-    train = [_read(found[f"train_{mod}"]) for mod in ("mod1", "mod2")]
-    test = [_read(found[name]) if (name := f"test_{mod}") in found else None for mod in ("mod1", "mod2")]
-    said = [_modality(cells, found[f"train_{mod}"]) for cells, mod in zip(train, ("mod1", "mod2"), strict=True)]
-    names = _named(said, mod1, mod2, found)
-    if _direction(names, mod1, mod2, found) != names:
-        train, test, names = train[::-1], test[::-1], names[::-1]
-    source, target = train
-    target = _paired(source, target, "the training files")
-    if source.n_obs < LEAST_CELLS:
-        raise DataError(f"{data}: {source.n_obs} training cells; at least {LEAST_CELLS} are needed")
-    if test[0] is not None:
-        test[0] = same_features(test[0], source.var_names, names[0])
-    if test[1] is not None:
-        test[1] = same_features(test[1], target.var_names, names[1])
-        if test[0] is not None:
-            test[1] = _paired(test[0], test[1], "the test files")
-    if names[1] == "ATAC" and target.n_vars > MOST_PEAKS:
-        open_in = np.asarray((target.X > 0).sum(axis=0)).ravel()
-        kept = np.sort(np.argsort(-open_in, kind="stable")[:MOST_PEAKS])
-        print(f"{names[1]}: the {MOST_PEAKS:,} most accessible of {target.n_vars:,} peaks are predicted")
-        target, test[1] = target[:, kept].copy(), test[1][:, kept].copy() if test[1] is not None else None
-    _say_oddities(source, names[0], "training")
-    _say_oddities(target, names[1], "training")
-    if test[0] is not None:
-        _say_oddities(test[0], names[0], "test")
-    n_batches = int(batches_of(source).max()) + 1
-    print(f"{names[0]} to {names[1]}: {source.n_obs:,} training cells in {n_batches} batch{'es' * (n_batches > 1)}, "
-          f"{source.n_vars:,} to {target.n_vars:,} features")  # fmt: skip
-    file_name = _beginning(found["train_mod1"])[0].rstrip("._") or Path(data).name
-    dataset = next((str(cells.uns["dataset_id"]) for cells in train if "dataset_id" in cells.uns), file_name)
-    return Pair(names[0], names[1], dataset, source, target, test[0], test[1])
+    files = _find(Path(data), {name for name in (mod1, mod2) if name})
+    cells = {part: _read(path) for part, path in files.items()}
+    part_of = _parts_by_modality(files, cells, mod1, mod2)
+    source_name, target_name = _direction(list(part_of), mod1, mod2, files["train_mod1"])
+    train_source, train_target = (cells[f"train_{part_of[name]}"] for name in (source_name, target_name))
+    test_source, test_target = (cells.get(f"test_{part_of[name]}") for name in (source_name, target_name))
+    train_target = _paired(train_source, train_target, "the training files")
+    if train_source.n_obs < LEAST_CELLS:
+        raise DataError(f"{data}: {train_source.n_obs} training cells; at least {LEAST_CELLS} are needed")
+    if test_source is not None:
+        test_source = same_features(test_source, train_source.var_names, source_name)
+    if test_target is not None:
+        test_target = same_features(test_target, train_target.var_names, target_name)
+        if test_source is not None:
+            test_target = _paired(test_source, test_target, "the test files")
+    if target_name == "ATAC":
+        train_target, test_target = _most_accessible(train_target, test_target)
+    named = next((str(part.uns["dataset_id"]) for part in cells.values() if "dataset_id" in part.uns), None)
+    dataset = named or _beginning(files["train_mod1"])[0].rstrip("._") or Path(data).name
+    pair = Pair(source_name, target_name, dataset, train_source, train_target, test_source, test_target)
+    _describe(pair)
+    return pair
 
 
 def same_features(cells: ad.AnnData, features: pd.Index, modality: str) -> ad.AnnData:
@@ -121,60 +117,33 @@ def batch_names(cells: ad.AnnData) -> np.ndarray:
     return cells.obs["batch"].astype(str).to_numpy() if "batch" in cells.obs else np.full(cells.n_obs, "one batch")
 
 
-def batch_folds(batch: np.ndarray) -> np.ndarray | None:
-    """The fold of each cell, whole batches dealt to at most 4.
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted features, cells x features: `block(rows)` is the dense float32 values of a slice of cells."""
 
-    None where there is one batch, or where a fold would leave under a quarter of the cells, or under LEAST_CELLS.
-    """
-    fold = np.unique(batch, return_inverse=True)[1] % FOLDS
-    left = len(batch) - np.bincount(fold).max()
-    return fold if left >= max(LEAST_CELLS, len(batch) / 4) else None
+    shape: tuple[int, int]
+    block: Callable[[slice], np.ndarray]
 
+    def dense(self) -> np.ndarray:
+        """All of it."""
+        return self.block(slice(0, self.shape[0]))
 
-def held_out(pair: Pair, seed: int = 0) -> tuple[list[Pair], str]:
-    """Pairs with known answers, and how they came about: the test files' answers, else whole batches, else cells."""
-    if pair.test_source is not None and pair.test_target is not None:
-        known = set(batch_names(pair.train_source))
-        new = [name for name in pd.unique(batch_names(pair.test_source)) if name not in known]
-        seen = f"of batches that training did not have: {some(new)}" if new else "of the batches of training"
-        return [pair], f"the {pair.test_source.n_obs} cells of the test files, {seen}"
-    batch = batches_of(pair.train_source)
-    fold = batch_folds(batch)
-    if fold is not None:
-        how = f"whole batches, in {fold.max() + 1} folds"
-    else:
-        generator = np.random.default_rng(seed)
-        fold = np.where(generator.permutation(len(batch)) < len(batch) // 4, 0, -1)
-        why = "without one of the batches too few cells are left" if batch.max() else "there is one batch"
-        how = f"a quarter of the cells, drawn at random: {why}, so what a new batch costs is not seen"
-    splits = []
-    for i in np.unique(fold[fold >= 0]):
-        source, target = pair.train_source, pair.train_target
-        splits.append(replace(pair, train_source=source[fold != i].copy(), train_target=target[fold != i].copy(),
-                              test_source=source[fold == i].copy(), test_target=target[fold == i].copy()))  # fmt: skip
-    return splits, how
+    def columns(self, columns: np.ndarray) -> np.ndarray:
+        """Some features of all cells, 500 cells at a time."""
+        return np.concatenate([self.block(slice(i, i + 500))[:, columns] for i in range(0, self.shape[0], 500)])
 
 
 def write_prediction(
-    path: str | os.PathLike[str], obs: pd.DataFrame, var: pd.DataFrame, modality: str,
-    block: Callable[[slice], np.ndarray], uns: dict[str, str],
-) -> None:  # fmt: skip
-    """Write `X` and `layers["normalized"]`, cells x features, float32, by blocks of rows; beside, then renamed."""
-    shape = (len(obs), len(var))
-    print(f"{path}: {shape[0]:,} cells x {shape[1]:,} features, {text_size(8 * shape[0] * shape[1])} on disk")
-    with replacing(Path(path)) as temporary:
-        ad.AnnData(obs=obs, var=var.assign(feature_types=modality), uns=dict(uns)).write_h5ad(temporary)
-        with h5py.File(temporary, "a") as file:
-            file.pop("X", None)
-            datasets = [file.create_dataset(name, shape, np.float32) for name in ("X", "layers/normalized")]
-            for dataset in datasets:
-                dataset.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-            step = max(1, BLOCK // max(shape[1], 1))
-            for start in tqdm(range(0, shape[0], step), "Predicting", unit="block"):
-                rows = slice(start, min(start + step, shape[0]))
-                values = block(rows)
-                for dataset in datasets:
-                    dataset[rows] = values
+    path: str | os.PathLike[str],
+    obs: pd.DataFrame,
+    var: pd.DataFrame,
+    modality: str,
+    prediction: Prediction,
+    uns: dict[str, str],
+) -> None:
+    """Write the prediction into `X` and `layers["normalized"]` (cells x features, float32), by blocks of cells."""
+    labels = ad.AnnData(obs=obs, var=var.assign(feature_types=modality), uns=dict(uns))
+    write_cells(path, labels, prediction.block, ("X", "layers/normalized"))
 
 
 def _find(data: Path, wanted: set[str]) -> dict[str, Path]:
@@ -191,8 +160,10 @@ def _find(data: Path, wanted: set[str]) -> dict[str, Path]:
     if len(sets) > 1:
         raise DataError(f"{data}: several data sets: {some(sets)}; give the beginning of a name")
     if not sets:
-        raise DataError(f"{data}: neither *train_mod1.h5ad and *train_mod2.h5ad nor two paired files, but "
-                        f"{some(path.name for path in files)}")  # fmt: skip
+        raise DataError(
+            f"{data}: neither *train_mod1.h5ad and *train_mod2.h5ad nor two paired files, but "
+            f"{some(path.name for path in files)}"
+        )
     return next(iter(sets.values()))
 
 
@@ -262,32 +233,54 @@ def _modality(cells: ad.AnnData, path: Path) -> str | None:
     return ALIASES.get(path.stem.lower().rpartition("_")[2])
 
 
-def _named(names: list[str | None], mod1: str | None, mod2: str | None, found: dict[str, Path]) -> list[str]:
-    """Both modalities; what a file does not say is taken from the direction that was asked for."""
-    if names == [None, None]:
-        names = [mod1, mod2]
-    elif None in names:
-        known = names[1] or names[0]
-        other = mod2 if known == mod1 else mod1
-        names = [name or other for name in names]
-    if None in names or names[0] == names[1]:
-        files = some(found[f"train_{mod}"].name for mod in ("mod1", "mod2"))
-        raise DataError(f"{files}: modalities {names[0]} and {names[1]}; "
-                        "say --mod1 and --mod2, two different ones")  # fmt: skip
-    return [str(name) for name in names]
+def _parts_by_modality(
+    files: dict[str, Path], cells: dict[str, ad.AnnData], mod1: str | None, mod2: str | None
+) -> dict[str, str]:
+    """Which files hold each modality, in the order of the files: `{"GEX": "mod1", "ADT": "mod2"}`.
+
+    Where neither file says what it is, they are `mod1` and `mod2`; where one says it, the other is the other one asked
+    for. Raises DataError where that does not give two different modalities.
+    """
+    said = {part: _modality(cells[f"train_{part}"], files[f"train_{part}"]) for part in ("mod1", "mod2")}
+    if not any(said.values()):
+        said = {"mod1": mod1, "mod2": mod2}
+    for part, other in (("mod1", "mod2"), ("mod2", "mod1")):
+        if said[part] is None:
+            said[part] = mod2 if said[other] == mod1 else mod1
+    found = {name: part for part, name in said.items() if name}
+    if len(found) < 2:
+        names = some(files[f"train_{part}"].name for part in said)
+        raise DataError(
+            f"{names}: modalities {said['mod1']} and {said['mod2']}; say --mod1 and --mod2, two different ones"
+        )
+    return found
 
 
-def _direction(names: list[str], mod1: str | None, mod2: str | None, found: dict[str, Path]) -> list[str]:
-    """The direction that was asked for, or that of the files."""
+def _direction(held: list[str], mod1: str | None, mod2: str | None, path: Path) -> tuple[str, str]:
+    """What to predict from, and what: as asked for, else as the files are numbered. `path` is the first file.
+
+    Raises DataError where the files hold other modalities, and where neither they nor the options say a direction.
+    """
+    first, second = held
     if mod1 is None and mod2 is None:
-        if not found["train_mod1"].stem.endswith(PARTS):
-            raise DataError(f"{found['train_mod1'].parent}: {some(names)}: say --mod1, what to predict from")
-        return names
-    first = mod1 or next((name for name in names if name != mod2), None)
-    second = mod2 or next((name for name in names if name != mod1), None)
-    if {first, second} != set(names):
-        raise DataError(f"{found['train_mod1'].parent}: holds {names[0]} and {names[1]}, not {first} to {second}")
-    return [str(first), str(second)]
+        if not path.stem.endswith(PARTS):
+            raise DataError(f"{path.parent}: {some(held)}: say --mod1, what to predict from")
+        return first, second
+    source = mod1 or (second if mod2 == first else first)
+    target = mod2 or (second if source == first else first)
+    if {source, target} != {first, second}:
+        raise DataError(f"{path.parent}: holds {first} and {second}, not {source} to {target}")
+    return source, target
+
+
+def _most_accessible(train: ad.AnnData, test: ad.AnnData | None) -> tuple[ad.AnnData, ad.AnnData | None]:
+    """Both with the peaks that are open in most training cells, at most MOST_PEAKS."""
+    if train.n_vars <= MOST_PEAKS:
+        return train, test
+    open_in = np.asarray((train.X > 0).sum(axis=0)).ravel()
+    kept = np.sort(np.argsort(-open_in, kind="stable")[:MOST_PEAKS])
+    print(f"ATAC: the {MOST_PEAKS:,} most accessible of {train.n_vars:,} peaks are predicted")
+    return train[:, kept].copy(), None if test is None else test[:, kept].copy()
 
 
 def _paired(source: ad.AnnData, target: ad.AnnData, where: str) -> ad.AnnData:
@@ -300,6 +293,20 @@ def _paired(source: ad.AnnData, target: ad.AnnData, where: str) -> ad.AnnData:
     if "batch" in target.obs and "batch" not in source.obs:
         source.obs["batch"] = target.obs["batch"]
     return target
+
+
+def _describe(pair: Pair) -> None:
+    """Say what is odd, and what there is."""
+    _say_oddities(pair.train_source, pair.mod1, "training")
+    _say_oddities(pair.train_target, pair.mod2, "training")
+    if pair.test_source is not None:
+        _say_oddities(pair.test_source, pair.mod1, "test")
+    n_batches = len(set(batch_names(pair.train_source)))
+    print(
+        f"{pair.mod1} to {pair.mod2}: {pair.train_source.n_obs:,} training cells "
+        f"in {n_batches} batch{'es' * (n_batches > 1)}, "
+        f"{pair.train_source.n_vars:,} to {pair.train_target.n_vars:,} features"
+    )
 
 
 def _say_oddities(cells: ad.AnnData, name: str, part: str) -> None:

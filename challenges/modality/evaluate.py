@@ -1,7 +1,7 @@
 """How good is it? Every model beside the baselines on held-out cells, with intervals over cells.
 
-In: pairs with known answers (`data.held_out`) and the names of models. Out: the table, and for the pictures each
-feature's scores. RMSE and MAE run over all entries, as in the challenge; Pearson is given per feature, per cell and
+In: pairs with known answers (`folds.held_out`) and methods. Out: the table, and for the pictures each feature's
+measures. RMSE and MAE run over all entries, as in the challenge; Pearson is given per feature, per cell and
 overall. A constant prediction or truth has Pearson 0, as in the challenge's benchmark. Next: `plots`.
 """
 
@@ -12,12 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import scipy.stats
 from tqdm.auto import tqdm
 
-from challenges.modality.adversarial import LOSSES
-from challenges.modality.data import Pair, batch_names, batches_of
-from challenges.modality.models import BASELINES, REFERENCE, Prediction, make_model
+from challenges.common import COLUMNS
+from challenges.modality.baselines import BASELINES, REFERENCE
+from challenges.modality.data import Pair, Prediction, batch_names, batches_of
+from challenges.modality.models import make_model
+from challenges.modality.networks import LOSSES
+from helpers import row_correlations
 from workbench.evaluation.intervals import interval
 
 GAIN = "RMSE gained on the mean (%)"
@@ -26,7 +28,7 @@ BLOCK = 100  # cells at a time
 
 
 @dataclass(frozen=True)
-class Scores:
+class Measured:
     """`table`: `method, metric, value, low, high, n`. `by_feature`: `method, feature, rmse, pearson`.
 
     `last` is the last pair that was held out, `predictions` what each method predicted for it: for the pictures.
@@ -38,28 +40,29 @@ class Scores:
     predictions: dict[str, Prediction]
 
 
-def evaluate(pairs: Sequence[Pair], models: Sequence[str], seed: int, device: str, loss: str = LOSSES[0]) -> Scores:
-    """Fit the baselines and `models` on each pair's training cells and score its test cells.
+def on_folds(pairs: Sequence[Pair], methods: Sequence[str], seed: int, device: str, loss: str = LOSSES[0]) -> Measured:
+    """Fit the baselines and `methods` on each pair's training cells and measure them on its test cells.
 
     Intervals are over held-out batches where there are several, else over cells: cells of a batch share its fate.
     """
-    scored: dict[str, list[tuple[pd.DataFrame, pd.DataFrame]]] = {}
+    measured: dict[str, list[tuple[pd.DataFrame, pd.DataFrame]]] = {}
     predictions = {}
-    jobs = [(pair, name) for pair in pairs for name in (*BASELINES, *models)]
+    jobs = [(pair, name) for pair in pairs for name in (*BASELINES, *methods)]
     for pair, name in (bar := tqdm(jobs, "Training", unit="model")):
         bar.set_postfix_str(name)
         model = make_model(name, accessibility=pair.mod1 == "ATAC", seed=seed, device=device, loss=loss)
         model.fit(pair.train_source.X, pair.train_target.X, batches_of(pair.train_source))
         predictions[name] = model.predict(pair.asked.X)
-        scored.setdefault(name, []).append(sums(predictions[name], pair))
+        measured.setdefault(name, []).append(sums(predictions[name], pair))
         if name not in BASELINES:
             bar.write(f"{name}: {model.chosen()}")
-    cells = {name: pd.concat([part[0] for part in parts]) for name, parts in scored.items()}
-    features = {name: _by_feature([part[1] for part in parts]) for name, parts in scored.items()}
+    cells = {name: pd.concat([part[0] for part in parts]) for name, parts in measured.items()}
+    features = {name: _by_feature([part[1] for part in parts]) for name, parts in measured.items()}
     units = _units(pairs)
     rows = [row for name in cells for row in _rows(name, cells[name], cells[REFERENCE], features[name], units)]
     by_feature = pd.concat([found.assign(method=name) for name, found in features.items()])
-    return Scores(pd.DataFrame(rows), by_feature.rename_axis("feature").reset_index(), pairs[-1], predictions)
+    table = pd.DataFrame(rows)[COLUMNS]
+    return Measured(table, by_feature.rename_axis("feature").reset_index(), pairs[-1], predictions)
 
 
 def _units(pairs: Sequence[Pair]) -> np.ndarray:
@@ -69,18 +72,25 @@ def _units(pairs: Sequence[Pair]) -> np.ndarray:
 
 
 def sums(prediction: Prediction, pair: Pair) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Sums over each cell and over each feature that all scores are made of: `n, p, t, pp, tt, pt, absolute`."""
+    """Sums over each cell and over each feature that all measures are made of: `n, p, t, pp, tt, pt, absolute`.
+
+    That of the cells has their Pearson correlation as well; features are seen whole only when all blocks are summed.
+    """
     truth = pair.answers.X
-    cells, features = [], np.zeros((7, truth.shape[1]))
+    cells, correlations, features = [], [], np.zeros((7, truth.shape[1]))
     for start in range(0, truth.shape[0], BLOCK):
         rows = slice(start, min(start + BLOCK, truth.shape[0]))
         P, T = prediction.block(rows).astype(np.float64), truth[rows].toarray().astype(np.float64)
         parts = np.stack([np.ones_like(P), P, T, P * P, T * T, P * T, np.abs(P - T)])
         cells.append(parts.sum(axis=2))
         features += parts.sum(axis=1)
+        correlations.append(row_correlations(P, T))
     names = ["n", "p", "t", "pp", "tt", "pt", "absolute"]
-    return (pd.DataFrame(np.concatenate(cells, axis=1).T, pair.answers.obs_names, names),
-            pd.DataFrame(features.T, pair.answers.var_names, names))  # fmt: skip
+    by_cell = pd.DataFrame(np.concatenate(cells, axis=1).T, pair.answers.obs_names, names)
+    return (
+        by_cell.assign(pearson=np.concatenate(correlations)),
+        pd.DataFrame(features.T, pair.answers.var_names, names),
+    )
 
 
 def squared_error(found: pd.DataFrame) -> pd.Series:
@@ -89,20 +99,13 @@ def squared_error(found: pd.DataFrame) -> pd.Series:
 
 
 def pearson(found: pd.DataFrame) -> pd.Series:
-    """Pearson correlation of each row of sums; 0 where either side is constant."""
+    """Pearson correlation from each row of sums, where the values are never all in memory; 0 where one is constant."""
     n = found["n"]
     shared = found["pt"] - found["p"] * found["t"] / n
     own = (found["pp"] - found["p"] ** 2 / n) * (found["tt"] - found["t"] ** 2 / n)
     # Rounding leaves a constant with a variance of about 1e-16 of its size.
     flat = own <= 1e-12 * found["pp"] * found["tt"]
     return (shared / np.sqrt(own.where(~flat, 1.0))).where(~flat, 0.0)
-
-
-def printed(table: pd.DataFrame) -> str:
-    """The table as text: a line a method, value and half of the interval."""
-    wide = table.assign(text=[f"{row.value:.4f} ± {(row.high - row.low) / 2:.4f}" for row in table.itertuples()])
-    wide = wide.pivot_table("text", "method", "metric", aggfunc="first", sort=False)
-    return wide.to_string()
 
 
 def _rows(
@@ -118,21 +121,21 @@ def _rows(
         GAIN: _interval((floor - error) * scale, units),
         "MAE": _interval(cells["absolute"] / cells["n"], units),
         "Pearson per feature": {**interval(features["pearson"], ("value", "low", "high")), "n": len(features)},
-        "Pearson per cell": _interval(pearson(cells), units),
+        "Pearson per cell": _interval(cells["pearson"], units),
         "Pearson overall": {"value": overall, **_bootstrapped(cells, units)},
     }
     return [{"method": name, "metric": metric, **values} for metric, values in metrics.items()]
 
 
 def _interval(values: pd.Series, units: np.ndarray) -> dict[str, float]:
-    """Mean over cells, and its 95 % t interval with whole units as what was drawn."""
+    """Mean over cells, and its 95 % t interval with whole units as what was drawn.
+
+    What a unit adds to the mean, its total deviation over the mean number of cells per unit, is one independent value.
+    """
     mean = float(values.mean())
     totals = (values - mean).groupby(units).sum()
-    n, half = len(totals), np.nan
-    if n > 1:
-        error = np.sqrt(n / (n - 1) * (totals**2).sum()) / len(values)
-        half = float(scipy.stats.t.ppf(0.975, n - 1) * error)
-    return {"value": mean, "low": mean - half, "high": mean + half, "n": n}
+    n = len(totals)
+    return {**interval(mean + totals * n / len(values), ("value", "low", "high")), "value": mean, "n": n}
 
 
 def _bootstrapped(cells: pd.DataFrame, units: np.ndarray) -> dict[str, float]:

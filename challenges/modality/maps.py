@@ -1,7 +1,7 @@
 """From coordinates of the source to coordinates of the target: ridge, kernel ridge and nearest neighbours.
 
 In: coordinates of training cells, cells x components, and one hyper-parameter. Out: arrays that a bundle can keep, and
-from them predicted coordinates. `models` chooses the hyper-parameter. Next: `adversarial`.
+from them predicted coordinates. `models` chooses the hyper-parameter. Next: `networks`.
 """
 
 from __future__ import annotations

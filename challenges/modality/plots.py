@@ -1,70 +1,95 @@
 """Pictures: predicted against measured for three features, and every feature's error beside the mean's.
 
-In: a pair with known answers, the prediction of one model, and the scores by feature. Out: two png. Next: `__main__`.
+In: a pair with known answers, the prediction of one method, and the measures by feature. Out: two matplotlib figures.
+Next: `__main__`.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from challenges.modality.models import REFERENCE, Prediction
-from workbench.plots import plain_style, save_figure
-
-if TYPE_CHECKING:
-    from challenges.modality.data import Pair
+from challenges.modality.baselines import REFERENCE
+from challenges.modality.data import Pair, Prediction
+from workbench.plots import BLUE, GREY, ORANGE, plain_style
 
 UNITS = {"GEX": "normalised expression", "ATAC": "normalised accessibility", "ADT": "normalised protein"}
 
 
-def predicted_and_measured(
-    pair: Pair, prediction: Prediction, by_feature: pd.DataFrame, name: str, path: str | os.PathLike[str]
-) -> None:
-    """The best, the median and the worst feature by Pearson, a point a cell, with the mean as a line."""
-    ranked = by_feature[by_feature["method"] == name].sort_values("pearson", ascending=False)["feature"].tolist()
-    chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
+def predicted_and_measured(pair: Pair, prediction: Prediction, by_feature: pd.DataFrame, method: str) -> Figure:
+    """The best, the median and the worst feature by Pearson: a point per cell, and the mean of training as a line."""
+    found = by_feature[by_feature["method"] == method].set_index("feature").sort_values("pearson", ascending=False)
+    chosen = {"best": found.index[0], "median": found.index[len(found) // 2], "worst": found.index[-1]}
     columns = pair.answers.var_names.get_indexer(list(chosen.values()))
     predicted, measured = prediction.columns(columns), pair.answers.X[:, columns].toarray()
+    means = np.asarray(pair.train_target.X[:, columns].mean(axis=0)).ravel()
     with plain_style():
         figure = Figure(figsize=(10, 3.4), layout="constrained")
-        for i, (axes, (rank, feature)) in enumerate(zip(figure.subplots(1, 3), chosen.items(), strict=True)):
-            axes.plot(measured[:, i], predicted[:, i], ".", ms=3, alpha=0.5, color="C0")
-            ends = np.array(
-                [min(measured[:, i].min(), predicted[:, i].min()), max(measured[:, i].max(), predicted[:, i].max())]
-            )
-            axes.plot(ends, ends, color="0.7", lw=1, label="predicted = measured")
-            axes.axhline(
-                pair.train_target.X[:, columns[i]].mean(), color="black", lw=1, ls="--", label="mean of training"
-            )
-            score = by_feature[(by_feature["method"] == name) & (by_feature["feature"] == feature)].iloc[0]
-            axes.set(title=f"{rank}: {feature}\nPearson {score['pearson']:.2f}, RMSE {score['rmse']:.2f}",
-                     xlabel=f"measured ({UNITS[pair.mod2]})", ylabel="" if i else f"predicted by {name}")  # fmt: skip
-        axes.legend(frameon=False, fontsize=8)
-        save_figure(figure, path)
+        panels = figure.subplots(1, 3)
+        for i, (axes, (rank, feature)) in enumerate(zip(panels, chosen.items(), strict=True)):
+            axes.plot(measured[:, i], predicted[:, i], ".", ms=3, alpha=0.5, color=BLUE)
+            values = np.concatenate([measured[:, i], predicted[:, i]])
+            ends = [values.min(), values.max()]
+            axes.plot(ends, ends, color=GREY, lw=1, label="predicted = measured")
+            axes.axhline(means[i], color="black", lw=1, ls="--", label="mean of training")
+            scores = f"Pearson {found.loc[feature, 'pearson']:.2f}, RMSE {found.loc[feature, 'rmse']:.2f}"
+            axes.set(title=f"{rank}: {feature}\n{scores}", xlabel=f"measured ({UNITS[pair.mod2]})")
+        panels[0].set_ylabel(f"predicted by {method}")
+        panels[-1].legend(frameon=False, fontsize=8)
+    return figure
 
 
-def by_feature_picture(
-    by_feature: pd.DataFrame, models: Sequence[str], pair: Pair, path: str | os.PathLike[str]
-) -> None:
-    """Left: each feature's RMSE against that of its mean. Right: Pearson of the features, sorted, a line a model."""
+def by_feature_picture(by_feature: pd.DataFrame, methods: Sequence[str], best: str, pair: Pair) -> Figure:
+    """Left: each feature's RMSE by the best method against that of its mean. Right: the features' Pearson, sorted."""
     wide = by_feature.pivot_table("rmse", "feature", "method")
     with plain_style():
         figure = Figure(figsize=(10, 4.2), layout="constrained")
         left, right = figure.subplots(1, 2)
-        ends = [0, float(wide[REFERENCE].max())]
-        left.plot(ends, ends, color="black", lw=1, label="no better than the mean")
-        for i, name in enumerate(models):
-            left.plot(wide[REFERENCE], wide[name], ".", ms=3, alpha=0.6, color=f"C{i}", label=name)
-            values = by_feature.loc[by_feature["method"] == name, "pearson"].sort_values(ascending=False).to_numpy()
-            right.plot(np.linspace(0, 100, len(values)), values, color=f"C{i}", label=name)
-        right.axhline(0, color="black", lw=1, label="mean (constant: 0)")
-        left.set(xlabel=f"RMSE of the feature's mean ({UNITS[pair.mod2]})", ylabel="RMSE of the model")
-        right.set(xlabel=f"share of the {len(wide):,} features, best first (%)", ylabel="Pearson over held-out cells")
-        left.legend(frameon=False, fontsize=8)
-        right.legend(frameon=False, fontsize=8)
-        save_figure(figure, path)
+        _errors(left, wide[REFERENCE], wide[best], best, UNITS[pair.mod2])
+        _correlations(right, by_feature, methods, best)
+    return figure
+
+
+def _errors(axes: Axes, mean: pd.Series, model: pd.Series, method: str, unit: str) -> None:
+    """A point per feature, below the line where the method is better than the feature's mean."""
+    better = model < mean
+    ends = [0, float(mean.max())]
+    axes.plot(ends, ends, color="black", lw=1, label="no better than the mean")
+    for rows, colour, word in ((better, BLUE, "better"), (~better, ORANGE, "no better")):
+        axes.plot(mean[rows], model[rows], ".", ms=5, alpha=0.7, color=colour, label=f"{rows.sum()} features {word}")
+    axes.set(
+        xlabel=f"RMSE of the feature's mean ({unit})",
+        ylabel=f"RMSE of {method}",
+        title=f"{method} is better than the mean\non {better.sum()} of {len(mean):,} features",
+    )
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _correlations(axes: Axes, by_feature: pd.DataFrame, methods: Sequence[str], best: str) -> None:
+    """A line per method: the best and the worst in colour, the others grey."""
+    middle = by_feature.groupby("method")["pearson"].mean()[list(methods)]
+    worst = str(middle.idxmin())
+    others = [name for name in methods if name not in (best, worst)]
+    for name in [*others, worst, best]:
+        values = by_feature.loc[by_feature["method"] == name, "pearson"].sort_values(ascending=False).to_numpy()
+        colour = {best: BLUE, worst: ORANGE}.get(name, GREY)
+        label = f"other methods: {', '.join(others)}" if others and name == others[0] else name
+        label = label if len(label) < 50 else f"{len(others)} other methods"
+        axes.plot(
+            np.linspace(0, 100, len(values)),
+            values,
+            color=colour,
+            lw=1.2 if name in others else 2,
+            label=None if name in others[1:] else label,
+        )
+    axes.axhline(0, color="black", lw=1, label="mean (constant: 0)")
+    axes.set(
+        xlabel=f"share of the {by_feature['feature'].nunique():,} features, best first (%)",
+        ylabel="Pearson over held-out cells",
+        title=f"Mean Pearson: {best} {middle[best]:.2f},\n{worst} {middle[worst]:.2f}",
+    )
+    axes.legend(frameon=False, fontsize=8)

@@ -1,7 +1,7 @@
 """Sparse matrices to coordinates and back: a truncated SVD that is fitted on training cells, saved, and seeded.
 
 In: cells x features, CSR. Out: coordinates, cells x components, and from predicted coordinates the features again, a
-block of cells at a time. Next: `models`.
+block of cells at a time. Next: `maps`.
 """
 
 from __future__ import annotations

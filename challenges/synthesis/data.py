@@ -1,8 +1,8 @@
-"""The door: a file of labelled cells in, counts (or values) with labels out, and the scale they came on.
+"""The door: a file of labelled cells in, counts (or values) with labels out, and synthetic cells back into a file.
 
 In: an `.h5ad` with a label column, `pbmc68k_reduced` (ships with scanpy), or the challenge's `train_cite_inputs.h5`
 with `metadata.csv` beside it, read in chunks. Out: `Cells`, whose matrix holds counts wherever counts can be recovered,
-and a `Scale` that puts counts back on the file's own scale. Next: `start`, which learns where the generator starts.
+and a `Scale` that puts counts back on the file's own scale. Next: `folds`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from tqdm.auto import tqdm
 
 from challenges.common import read_csv
 from challenges.synthesis.scale import Scale, recover
-from helpers import SHARES, STATES, DataError, some, text_size
+from contract import OBESITY_1 as CRUNCH
+from helpers import DataError, some, text_size
 
 EMBEDDED = "pbmc68k_reduced"
 EMBEDDED_LABEL = "bulk_labels"
@@ -32,6 +33,7 @@ LABEL = "cell_type"
 CHUNK = 1000  # cells: 88 MB at the challenge's 22,050 genes
 HIDDEN = "hidden"  # the challenge's name for a label that it does not give
 METADATA = "metadata.csv"
+UNS = "synthesis"  # where a file says which model made it
 STATE = "state"  # the label made of the crunch's four columns of cell states
 
 
@@ -55,8 +57,10 @@ class Cells:
         for names, what in ((self.genes, "genes"), (self.obs.index, "cells")):
             if names.has_duplicates:
                 twice = some(names[names.duplicated()].unique())
-                raise DataError(f"{self.source}: {what} that come twice: {twice}; rename them (anndata: "
-                                "var_names_make_unique, obs_names_make_unique)")  # fmt: skip
+                raise DataError(
+                    f"{self.source}: {what} that come twice: {twice}; rename them (anndata: "
+                    "var_names_make_unique, obs_names_make_unique)"
+                )
 
     def __len__(self) -> int:
         return len(self.obs)
@@ -81,7 +85,7 @@ class Cells:
         return replace(self, counts=self.counts[rows], steps=self.steps[rows], obs=self.obs.iloc[rows])
 
     def for_genes(self, genes: Sequence[str]) -> Cells:
-        """The same cells on these genes, in this order. Raises DataError for genes that the file does not have."""
+        """These cells on these genes, in this order. Raises DataError for genes that the file does not have."""
         if missing := [name for name in genes if name not in self.genes]:
             raise DataError(f"{self.source}: not the genes of the model; missing here: {some(missing)}")
         return replace(self, counts=self.counts[:, self.genes.get_indexer(pd.Index(genes))], genes=pd.Index(genes))
@@ -91,7 +95,7 @@ class Cells:
         return self.scale.values(self.counts.toarray(), self.steps)
 
     def fingerprint(self) -> str:
-        """The same for the same cells, labels and values: tells a checkpoint whose data it belongs to."""
+        """A hash of cells, labels and values: tells whether a checkpoint or a model belongs to these cells."""
         digest, counts = hashlib.sha256(), self.counts.sorted_indices()
         for part in (counts.data, counts.indices.astype(np.int64), counts.indptr.astype(np.int64), self.steps):
             digest.update(np.ascontiguousarray(part).tobytes())
@@ -126,10 +130,11 @@ def read(
 
 
 def from_anndata(adata: ad.AnnData, label: str, conditions: Sequence[str] = (), source: str = "AnnData") -> Cells:
-    """The same of cells in memory. Of X, `raw` and `layers["counts"]` the first is taken that holds counts.
+    """Take labelled cells that are in memory; errors are those of `read`, which calls it.
 
-    Normalised values hold them where every value of a cell is a multiple of one step. Where none of the three does, X
-    (or `raw`, where X is scaled) is taken as values. The crunch's own files can be labelled by `state`.
+    Of X, `raw` and `layers["counts"]` the first is taken that holds counts. Normalised values hold them where every
+    value of a cell is a multiple of one step. Where none of the three does, X (or `raw`, where X is scaled) is taken as
+    values. The crunch's own files can be labelled by `state`.
     """
     obs = _labels(_with_state(adata.obs), label, conditions, source)
     candidates: list[tuple[str, Any, pd.Index]] = [("X", adata.X, adata.var_names)]
@@ -153,8 +158,10 @@ def from_anndata(adata: ad.AnnData, label: str, conditions: Sequence[str] = (), 
             break
     if taken is None:
         there = some(adata.layers) or "none"
-        raise complaints[0] if complaints else DataError(
-            f"{source}: no values in X, raw or layers['counts']; there are the layers: {there}"
+        raise (
+            complaints[0]
+            if complaints
+            else DataError(f"{source}: no values in X, raw or layers['counts']; there are the layers: {there}")
         )
     scale, counts, steps, genes, place = taken
     cells = Cells(counts, steps, obs, pd.Index(genes.astype(str)), scale, source)
@@ -164,14 +171,21 @@ def from_anndata(adata: ad.AnnData, label: str, conditions: Sequence[str] = (), 
     return _without_empty(cells)
 
 
-def split(cells: Cells, held_out: float, seed: int) -> tuple[Cells, Cells]:
-    """Training and held-out cells: `held_out` of each type, at least one on either side."""
-    random = np.random.default_rng(seed)
-    is_held = np.zeros(len(cells), bool)
-    for name in cells.types if held_out else []:
-        rows = random.permutation(np.flatnonzero(cells.labels == name))
-        is_held[rows[: min(max(1, round(held_out * len(rows))), len(rows) - 1)]] = True
-    return cells.take(~is_held), cells.take(is_held)
+def to_anndata(
+    cells: Cells, label: str, weights: np.ndarray | None = None, about: dict[str, Any] | None = None
+) -> ad.AnnData:
+    """Cells as AnnData: X on the file's own scale, `layers["counts"]` where counts are known, labels in `obs[label]`.
+
+    `weights` (cells x types, as in `about["types"]`) go into `obsm["label_weights"]`, `about` into `uns["synthesis"]`.
+    """
+    obs = cells.obs.rename(columns={"label": label}).astype("category").rename_axis(index=None)
+    made = ad.AnnData(sp.csr_matrix(cells.values()), obs=obs, var=pd.DataFrame(index=cells.genes))
+    if cells.scale.kind != "values":
+        made.layers["counts"] = cells.counts.copy()
+    if weights is not None:
+        made.obsm["label_weights"] = weights
+    made.uns[UNS] = about or {}
+    return made
 
 
 def one_hot(names: np.ndarray, among: list[str]) -> np.ndarray:
@@ -270,9 +284,9 @@ def _chunks(group: h5py.Group, genes: np.ndarray, path: Path) -> Iterator[tuple[
 
 def _with_state(obs: pd.DataFrame) -> pd.DataFrame:
     """With a column `state` where the crunch's columns of 0 and 1 are there; a lipo cell is also an adipo cell."""
-    if STATE in obs or not {*STATES} <= {*obs}:
+    if STATE in obs or not {*CRUNCH.states} <= {*obs}:
         return obs
-    state = obs[SHARES].astype(int).idxmax(axis=1)
+    state = obs[CRUNCH.shares].astype(int).idxmax(axis=1)
     return obs.assign(**{STATE: state.mask(obs["lipo"].astype(int) == 1, "lipo")})
 
 
@@ -284,12 +298,16 @@ def _labels(obs: pd.DataFrame, label: str, conditions: Sequence[str], source: st
     if taken := [name for name in conditions if name in ("label", "count")]:
         raise DataError(f"{source}: a condition cannot be called {some(taken)}; rename the column")
     if pd.api.types.is_numeric_dtype(obs[label]):
-        raise DataError(f"{source}: obs[{label!r}] is numeric, not names of types; choose a column of texts "
-                        f"(or make it one: obs[{label!r}].astype(str))")  # fmt: skip
+        raise DataError(
+            f"{source}: obs[{label!r}] is numeric, not names of types; choose a column of texts "
+            f"(or make it one: obs[{label!r}].astype(str))"
+        )
     for name in (label, *conditions):
         if n := int(obs[name].isna().sum()):
-            raise DataError(f"{source}: obs[{name!r}] has no value (NaN) in {n} of {len(obs)} cells; "
-                            "leave these cells out, or give them a name")  # fmt: skip
+            raise DataError(
+                f"{source}: obs[{name!r}] has no value (NaN) in {n} of {len(obs)} cells; "
+                "leave these cells out, or give them a name"
+            )
     columns: Mapping[str, Any] = {"label": obs[label], **{name: obs[name] for name in conditions}}
     table = pd.DataFrame({name: column.astype(str).to_numpy(object) for name, column in columns.items()})
     return table.set_index(obs.index.astype(str).rename("cell"))
@@ -300,8 +318,10 @@ def _checked(X: Any, where: str) -> sp.csr_matrix:
     if not np.isfinite(matrix.data).all():
         raise DataError(f"{where} has NaN or infinite values")
     if len(matrix.data) and matrix.data.min() < 0:
-        raise DataError(f"{where} has negative values (down to {matrix.data.min():.3g}): scaled or regressed? "
-                        "Give counts or log-normalised values, in X, in raw or in layers['counts']")  # fmt: skip
+        raise DataError(
+            f"{where} has negative values (down to {matrix.data.min():.3g}): scaled or regressed? "
+            "Give counts or log-normalised values, in X, in raw or in layers['counts']"
+        )
     matrix.eliminate_zeros()
     matrix.sort_indices()
     return matrix
@@ -321,8 +341,10 @@ def _with_enough_cells(cells: Cells, drop_rare: bool) -> Cells:
     n = cells.obs["label"].value_counts()
     rare = sorted(n.index[n < 2])
     if rare and not drop_rare:
-        raise DataError(f"{cells.source}: types with a single cell, of which nothing about spread can be learned: "
-                        f"{some(rare)}; merge them, or leave them out with --drop-rare")  # fmt: skip
+        raise DataError(
+            f"{cells.source}: types with a single cell, of which nothing about spread can be learned: "
+            f"{some(rare)}; merge them, or leave them out with --drop-rare"
+        )
     if len(n) == len(rare):
         raise DataError(f"{cells.source}: no type has two cells")
     if rare:

@@ -1,17 +1,16 @@
-"""How believable synthetic cells are: four generators against held-out real cells that none of them has seen.
+"""How believable synthetic cells are: each generator against held-out real cells that none of them has seen.
 
-In: training cells, held-out cells, a fitted `CellGAN`. Out: a long table of measured values; `workbench.evaluation.intervals`
-summarises it. In each draw the held-out cells are halved by type: one half is the truth, the other the ceiling ("real
-held-out cells"); every generator makes as many cells of each type as the truth has. Next: `plots`.
+In: training cells, held-out cells, fitted `CellGAN`s. Out: a long table of measured values, and its summary. In each
+draw the held-out cells are halved by type: one half is the truth, the other the ceiling ("real held-out cells"); every
+generator makes as many cells of each type as the truth has. Next: `mixing`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import scipy.stats
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
@@ -23,22 +22,36 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
-from challenges.common import derived_seed
-from challenges.synthesis.data import Cells, split
-from challenges.synthesis.gan import CellGAN
-from helpers import DataError, mmd, squared_distances
+from challenges.common import COLUMNS, derived_seed
+from challenges.synthesis.baselines import INDEPENDENT, REAL, TRAINING, independent, resampled
+from challenges.synthesis.data import Cells
+from challenges.synthesis.folds import split
+from challenges.synthesis.models import CellGAN
+from helpers import DataError, mmd, row_correlations, squared_distances
 from workbench.evaluation.intervals import summarise
 
-REAL, TRAINING, INDEPENDENT = "real held-out cells", "training cells, resampled", "independent genes"
-START, GAN = "GAN before its training", "GAN"
 METRICS = [
-    "zero_rate_correlation_by_gene", "zero_rate_correlation_by_type_and_gene", "zero_rate_difference",
-    "zero_rate_difference_by_type", "mean_correlation_by_gene", "mean_correlation_by_type_and_gene",
-    "variance_correlation_by_gene", "variance_correlation_by_type_and_gene", "library_size_ks", "library_size_ratio",
-    "library_size_spread_ratio", "gene_correlation", "gene_correlation_within_types", "mmd", "real_or_synthetic_auc",
-    "real_or_synthetic_accuracy", "accuracy_on_real", "accuracy_relative_to_real", "nearest_training_cell_ratio",
+    "zero_rate_correlation_by_gene",
+    "zero_rate_correlation_by_type_and_gene",
+    "zero_rate_difference",
+    "zero_rate_difference_by_type",
+    "mean_correlation_by_gene",
+    "mean_correlation_by_type_and_gene",
+    "variance_correlation_by_gene",
+    "variance_correlation_by_type_and_gene",
+    "library_size_ks",
+    "library_size_ratio",
+    "library_size_spread_ratio",
+    "gene_correlation",
+    "gene_correlation_within_types",
+    "mmd",
+    "real_or_synthetic_auc",
+    "real_or_synthetic_accuracy",
+    "accuracy_on_real",
+    "accuracy_relative_to_real",
+    "nearest_training_cell_ratio",
     "share_of_types",
-]  # fmt: skip
+]
 AT_MOST = 500  # cells on either side of a comparison, and 3 times as many to train a classifier of types
 CORRELATED_GENES = 100
 COMPONENTS = 20
@@ -47,8 +60,10 @@ MEDIAN_TOTAL = 1e4  # raw counts are compared as log1p(1e4 * count / total)
 Generator = Callable[[np.ndarray, int], Cells]
 
 
-def compare(model: CellGAN, train: Cells, held_out: Cells, *, draws: int = 5, seed: int = 0) -> pd.DataFrame:
-    """One row a generator, metric and draw: `generator, metric, value, draw`.
+def on_held_out(
+    models: Mapping[str, CellGAN], train: Cells, held_out: Cells, *, draws: int = 5, seed: int = 0
+) -> pd.DataFrame:
+    """One line per method, metric and draw: `method, metric, value, draw`; the methods are baselines and `models`.
 
     Raises DataError where the halves of the held-out cells would be too small to compare.
     """
@@ -60,71 +75,35 @@ def compare(model: CellGAN, train: Cells, held_out: Cells, *, draws: int = 5, se
         raise DataError("one held-out cell of each type: they cannot be halved by type; train on more cells")
     rows = []
     space = _Space.of(train)
-    begun = CellGAN(0, seed=model.seed, device=model.device).fit(train)
     for draw in tqdm(range(draws), desc="Evaluating"):
         own = derived_seed(seed, "evaluate", draw)
         first, second = split(held_out, 0.5, own)
         first, second = (_at_most(part, AT_MOST, own) for part in (first, second))
         reference = _Classifier(_at_most(train, 3 * AT_MOST, own)).accuracy(first)
-        for name, generate in generators(model, train, second, begun).items():
+        for name, generate in generators(models, train, second).items():
             values = _measure(generate, first, train, space, reference, derived_seed(own, name))
             rows += [
-                {"generator": name, "metric": metric, "value": value, "draw": draw} for metric, value in values.items()
+                {"method": name, "metric": metric, "value": value, "draw": draw} for metric, value in values.items()
             ]
     return pd.DataFrame(rows)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """`generator, metric, value, low, high, n`: mean and 95 % t interval over draws of cells and halves.
+    """`method, metric, value, low, high, n`: mean and 95 % t interval over draws of cells and halves.
 
     The draws share held-out cells and one trained model, so the interval says how far the figures depend on them alone.
     """
-    return summarise(table, "draw", method="generator", metrics=METRICS)[
-        ["generator", "metric", "value", "low", "high", "n"]
-    ]
+    return summarise(table, "draw", metrics=METRICS)[COLUMNS]
 
 
-def generators(model: CellGAN, train: Cells, real: Cells, begun: CellGAN | None = None) -> dict[str, Generator]:
-    """The rows: each gives cells of these labels from a seed (real cells: the ones there are).
-
-    `begun` is the model before its adversarial training, a Poisson-lognormal factor model.
-    """
-    made = {START: begun, GAN: model} if begun else {GAN: model}
+def generators(models: Mapping[str, CellGAN], train: Cells, real: Cells) -> dict[str, Generator]:
+    """The methods that are compared: each gives cells of these labels from a seed (real cells: the ones there are)."""
     return {
         REAL: lambda _labels, _seed: real,
         TRAINING: lambda labels, seed: resampled(train, labels, seed),
         INDEPENDENT: lambda labels, seed: independent(train, labels, seed),
-        **{name: one.sample_labels for name, one in made.items()},
+        **{name: model.sample_labels for name, model in models.items()},
     }
-
-
-def resampled(train: Cells, labels: np.ndarray, seed: int) -> Cells:
-    """Training cells of these types, drawn with replacement."""
-    random = np.random.default_rng(seed)
-    rows = np.zeros(len(labels), int)
-    for name in sorted(set(labels)):
-        there = np.flatnonzero(train.labels == name)
-        rows[labels == name] = there[random.integers(len(there), size=int((labels == name).sum()))]
-    taken = train.counts[rows]
-    return _made(train, taken, train.steps[rows], labels)
-
-
-def independent(train: Cells, labels: np.ndarray, seed: int) -> Cells:
-    """Every gene drawn by itself from the training cells of the type: right margins, no correlation."""
-    random = np.random.default_rng(seed)
-    counts, steps = np.zeros((len(labels), len(train.genes)), np.float32), np.ones(len(labels))
-    for name in sorted(set(labels)):
-        here, there = np.flatnonzero(labels == name), np.flatnonzero(train.labels == name)
-        cells = train.counts[there].toarray()
-        drawn = random.integers(len(there), size=(len(here), len(train.genes)))
-        counts[here] = np.take_along_axis(cells, drawn, axis=0)
-        steps[here] = train.steps[there][random.integers(len(there), size=len(here))]
-    return _made(train, counts, steps, labels)
-
-
-def _made(train: Cells, counts: object, steps: np.ndarray, labels: np.ndarray) -> Cells:
-    obs = pd.DataFrame({"label": labels}, index=pd.RangeIndex(len(labels)).astype(str))
-    return Cells(sp.csr_matrix(counts), steps, obs, train.genes, train.scale, "sampled cells")
 
 
 def _at_most(cells: Cells, n: int, seed: int) -> Cells:
@@ -202,8 +181,11 @@ def _measure(
 
 
 def _moments(x: np.ndarray, y: np.ndarray, types_x: np.ndarray, types_y: np.ndarray) -> dict[str, float]:
-    statistics = {"zero_rate": lambda cells: (cells == 0).mean(axis=0), "mean": lambda cells: cells.mean(axis=0),
-                  "variance": lambda cells: cells.var(axis=0)}  # fmt: skip
+    statistics = {
+        "zero_rate": lambda cells: (cells == 0).mean(axis=0),
+        "mean": lambda cells: cells.mean(axis=0),
+        "variance": lambda cells: cells.var(axis=0),
+    }
     shared = [
         name
         for name in sorted(set(types_x) & set(types_y))
@@ -226,9 +208,11 @@ def _moments(x: np.ndarray, y: np.ndarray, types_x: np.ndarray, types_y: np.ndar
 
 def _library(truth: Cells, made: Cells) -> dict[str, float]:
     a, b = (np.log(np.maximum(np.asarray(part.counts.sum(axis=1)).ravel(), 1.0)) for part in (truth, made))
-    return {"library_size_ks": float(scipy.stats.ks_2samp(a, b).statistic),
-            "library_size_ratio": float(np.exp(b.mean() - a.mean())),
-            "library_size_spread_ratio": float(b.std() / max(a.std(), 1e-9))}  # fmt: skip
+    return {
+        "library_size_ks": float(scipy.stats.ks_2samp(a, b).statistic),
+        "library_size_ratio": float(np.exp(b.mean() - a.mean())),
+        "library_size_spread_ratio": float(b.std() / max(a.std(), 1e-9)),
+    }
 
 
 def _within(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -238,8 +222,8 @@ def _within(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return float(np.corrcoef(a, b)[0, 1])
+    """Pearson correlation of two vectors; 0 where one is constant."""
+    return float(row_correlations(a[None], b[None])[0])
 
 
 def _correlation_of_correlations(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,69 +1,60 @@
 """The generator in the crunch's own job: GAN cells beside Gaussian and recentred real cells.
 
-In: a challenge folder with its local truth. Out: a table of the platform's MMD (`helpers.score`), one row a generator
-of cells, all around the same predicted means.
+In: a challenge folder with its local truth. Out: a table of the platform's MMD, one line per generator of cells, all
+around the same predicted means. Next: `__main__`.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
-import warnings
-from pathlib import Path
 
 import anndata as ad
 import pandas as pd
 
 import helpers
+from challenges.common import COLUMNS
 from challenges.synthesis.data import from_anndata
-from challenges.synthesis.gan import CellGAN
-from helpers import DataError, GaussianCells, Predictor, RecentredCells
+from challenges.synthesis.models import CellGAN
+from contract import OBESITY_1 as CRUNCH
+from method import CellGenerator, Predictor
+from response import ResponseModel
+from workbench.compare import score_methods
 from workbench.evaluation.intervals import summarise
 
-ROWS = ["Gaussian cells", "recentred real cells", "recentred GAN cells"]
+GAN_STEPS = 300  # of adversarial training
 
 
-class GANCells(RecentredCells):
+class GANCells(helpers.RecentredCells):
     """`RecentredCells` whose base is herded from synthetic cells: same interface, no real cell in the prediction.
 
-    `fit(means, pool)` trains the GAN on the pool (its label is `obs["gene"]`) and draws as many cells of each label.
+    `steps` counts the updates of the generator.
     """
 
-    def __init__(self, n_base: int = 100, steps: int = 300, seed: int = 0) -> None:
+    def __init__(self, n_base: int = 100, steps: int = GAN_STEPS, seed: int = 0) -> None:
         super().__init__(n_base)
         self.steps = steps
         self.seed = seed
 
-    def fit(self, means: pd.DataFrame | None, pool: ad.AnnData) -> GANCells:
-        real = from_anndata(pool, "gene", source="the pool")
-        self.gan_ = CellGAN(self.steps, seed=self.seed, device="cpu").fit(real)
-        made = self.gan_.sample_like(real, seed=self.seed)
-        super().fit(means, ad.AnnData(made.values(), var=pd.DataFrame(index=made.genes)))
+    def fit(self, pool: ad.AnnData) -> GANCells:
+        """Train the GAN on the pool (its label is the perturbation) and draw as many cells of each label."""
+        real = from_anndata(pool, CRUNCH.perturbation, source="the pool")
+        made = CellGAN(self.steps, seed=self.seed, device="cpu").fit(real).sample_like(real, seed=self.seed)
+        super().fit(ad.AnnData(made.values(), var=pd.DataFrame(index=made.genes)))
         return self
 
 
-def compare_cells(folder: str | os.PathLike[str], *, steps: int, seed: int) -> pd.DataFrame:
-    """`generator, metric, value, low, high, n`: MMD over the local perturbations, lower is better.
+def compare_cells(folder: str | os.PathLike[str], *, steps: int = GAN_STEPS, seed: int = 0) -> pd.DataFrame:
+    """`method, metric, value, low, high, n`: MMD over the local perturbations, lower is better.
 
     Raises DataError where the folder has no local truth.
     """
-    challenge = helpers.load_challenge(folder)
-    if challenge.local_truth_path is None or challenge.local_proportions is None:
-        raise DataError(f"{folder}: no local truth, so there is nothing to compare with")
-    truth = challenge.local_truth_path, challenge.folder / helpers.LOCAL_PROPORTIONS_FILE
-    stats = helpers.perturbation_stats(challenge.train_path)
-    pool = helpers.read_cells(challenge.train_path, helpers.pool_rows(challenge.obs, seed=seed))
-    tables = {}
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of targets without knowledge: the same means for every row
-        for name, cells in zip(
-            ROWS, (GaussianCells(), RecentredCells(), GANCells(steps=steps, seed=seed)), strict=True
-        ):
-            files = Path(scratch) / helpers.PREDICTION_FILE, Path(scratch) / helpers.PREDICTED_PROPORTIONS_FILE
-            predictor = Predictor(helpers.ResponseModel(), helpers.MedianProportions(), cells)
-            predictor.fit(stats, challenge.proportions, pool)
-            predictor.write(*files, challenge.local_proportions.index, challenge.genes_to_predict, mode="disk")
-            scores = helpers.score(*files, *truth)
-            tables[name] = scores[scores["metric"] == "mmd"]
-    table = pd.concat(tables, names=["generator"]).reset_index(level="generator")
-    return summarise(table, "perturbation", method="generator")[["generator", "metric", "value", "low", "high", "n"]]
+    generators: dict[str, CellGenerator] = {
+        "Gaussian cells": helpers.GaussianCells(),
+        "recentred real cells": helpers.RecentredCells(),
+        "recentred GAN cells": GANCells(steps=steps, seed=seed),
+    }
+    methods = {
+        name: Predictor(ResponseModel(), helpers.MedianProportions(), cells) for name, cells in generators.items()
+    }
+    table, _ = score_methods(helpers.load_challenge(folder), methods)
+    return summarise(table[table["metric"] == "mmd"], "perturbation")[COLUMNS]

@@ -1,7 +1,7 @@
 """Mixtures of types: how they are written, and where they lie.
 
 In: a text like "B cell:0.5,NK cell:0.5", or a model and held-out real cells. Out: label weights, or the positions of
-mixtures on the axis that separates two types.
+mixtures on the axis that separates two types. Next: `plots`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import pandas as pd
 
 from challenges.synthesis.data import Cells
 from challenges.synthesis.evaluate import analysis
-from challenges.synthesis.gan import CellGAN
+from challenges.synthesis.models import CellGAN
 from helpers import DataError
 
 SHARES = np.linspace(0.0, 1.0, 6)

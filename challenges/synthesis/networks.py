@@ -2,7 +2,7 @@
 
 In: noise, label weights (cells x types, rows sum to 1; a mixture is any such row), levels of the conditions (cells x
 levels, 0 or 1) and library sizes (cells). Out: cells with exact zeros and a gradient, logits of the type, and the
-critic's score. Next: `gan`, which trains them.
+critic's score. Next: `calibrate`.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class ClassDiscriminator(nn.Module):
 
 
 class AdversarialDiscriminator(nn.Module):
-    """Wasserstein critic: one score a cell, conditioned by projection (Miyato and Koyama 2018).
+    """Wasserstein critic: one score per cell, conditioned by projection (Miyato and Koyama 2018).
 
     No batch norm: the gradient penalty is of single cells, and a batch of one works.
     """

@@ -1,26 +1,32 @@
 """Pictures of real and synthetic cells.
 
-In: held-out real cells, and the cells of other generators with the same labels. Out: matplotlib figures: joint
-principal components, mean and variance, zero rates, the last two by type as well. The independent genes are drawn
-beside the GAN.
+In: cells of the same labels by method: held-out real ones, independent genes, and those of a model. Out: matplotlib
+figures: joint principal components, mean and variance, zero rates, the last two by type as well. Next: `main_job`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import matplotlib.pyplot as plt
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
+from challenges.synthesis.baselines import INDEPENDENT, REAL
 from challenges.synthesis.data import Cells
-from challenges.synthesis.evaluate import GAN, INDEPENDENT, REAL, analysis
+from challenges.synthesis.evaluate import analysis
+from helpers import row_correlations
+from workbench.plots import BLUE, ORANGE
 
-COLOURS = {GAN: "#2b6cb0", INDEPENDENT: "#dd6b20", REAL: "#718096"}
 MOST_TYPES = 12  # panels of the picture by type: the most frequent
+
+
+def _colour(name: str) -> str:
+    """Grey for real cells, orange for independent genes, blue for a model."""
+    return {REAL: "#718096", INDEPENDENT: ORANGE}.get(name, BLUE)
 
 
 def joint_pca(sets: Mapping[str, Cells]) -> Figure:
@@ -28,9 +34,9 @@ def joint_pca(sets: Mapping[str, Cells]) -> Figure:
     values = {name: analysis(cells) for name, cells in sets.items()}
     plane = PCA(2, svd_solver="full").fit(np.concatenate([*values.values()]))
     types = list(pd.Series(next(iter(sets.values())).labels).value_counts().index)
-    colours = plt.colormaps["tab20"](np.arange(len(types)) % 20)
-    figure, axes = plt.subplots(1, len(sets), figsize=(4.2 * len(sets) + 2.2, 4.4), sharex=True, sharey=True,
-                                layout="constrained", squeeze=False)  # fmt: skip
+    colours = mpl.colormaps["tab20"](np.arange(len(types)) % 20)
+    figure = Figure(figsize=(4.2 * len(sets) + 2.2, 4.4), layout="constrained")
+    axes = figure.subplots(1, len(sets), sharex=True, sharey=True, squeeze=False)
     for axis, (name, cells) in zip(axes[0], sets.items(), strict=True):
         points = plane.transform(values[name])
         for label, colour in zip(types, colours, strict=True):
@@ -50,7 +56,8 @@ def moments(sets: Mapping[str, Cells]) -> Figure:
     """Mean against variance, then zero rate and mean of each gene against the held-out real cells'."""
     values = {name: analysis(cells) for name, cells in sets.items()}
     real = values.pop(REAL)
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    axes = figure.subplots(1, 3)
     for name, cells in {REAL: real, **values}.items():
         _spread(axes[0], cells, name)
     for name, cells in values.items():
@@ -65,17 +72,17 @@ def moments(sets: Mapping[str, Cells]) -> Figure:
 
 
 def by_type(sets: Mapping[str, Cells]) -> tuple[Figure, Figure]:
-    """A panel a type: zero rate of each gene against the held-out real cells'; its variance against its mean."""
+    """A panel per type: zero rate of each gene against the held-out real cells'; its variance against its mean."""
     real = sets[REAL]
     types = list(pd.Series(real.labels).value_counts().index[:MOST_TYPES])
     values = {name: analysis(cells) for name, cells in sets.items()}
     (zeros, zero_panels), (spread, spread_panels) = _panels(real, types), _panels(real, types)
     for label, zero_panel, spread_panel in zip(types, zero_panels, spread_panels, strict=True):
         own = {name: values[name][cells.labels == label] for name, cells in sets.items()}
-        for name in (INDEPENDENT, GAN):
-            _against(zero_panel, (own[REAL] == 0).mean(axis=0), (own[name] == 0).mean(axis=0), name)
-        for name in (REAL, INDEPENDENT, GAN):
-            _spread(spread_panel, own[name], name)
+        for name, cells in own.items():
+            _spread(spread_panel, cells, name)
+            if name != REAL:
+                _against(zero_panel, (own[REAL] == 0).mean(axis=0), (cells == 0).mean(axis=0), name)
     zeros.supxlabel("zero rate of a gene in held-out real cells of the type")
     zeros.supylabel("zero rate in synthetic cells of the type")
     spread.supxlabel("mean of a gene in cells of the type (log units)")
@@ -88,8 +95,8 @@ def by_type(sets: Mapping[str, Cells]) -> tuple[Figure, Figure]:
 def _panels(real: Cells, types: list[str]) -> tuple[Figure, list[Axes]]:
     columns = min(4, len(types))
     rows = -(-len(types) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns, 3.0 * rows), sharex=True, sharey=True,
-                                layout="constrained", squeeze=False)  # fmt: skip
+    figure = Figure(figsize=(3.1 * columns, 3.0 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axis, label in zip(axes.ravel(), types, strict=False):
         axis.set_title(f"{label} (n = {(real.labels == label).sum()})", fontsize=9)
     for axis in axes.ravel()[len(types) :]:
@@ -99,12 +106,19 @@ def _panels(real: Cells, types: list[str]) -> tuple[Figure, list[Axes]]:
 
 def mixing_path(positions: pd.DataFrame, ends: tuple[str, str], title: str) -> Figure:
     """Mixtures on the axis that separates two types: `positions` has `share`, `mean`, `low` and `high` (quartiles)."""
-    figure, axis = plt.subplots(figsize=(5.6, 4.0), layout="constrained")
-    axis.fill_between(positions["share"], positions["low"], positions["high"], color=COLOURS[GAN], alpha=0.2,
-                      label="quartiles of the cells")  # fmt: skip
-    axis.plot(positions["share"], positions["mean"], "o-", color=COLOURS[GAN], label="mean of the synthetic cells")
+    figure = Figure(figsize=(5.6, 4.0), layout="constrained")
+    axis = figure.subplots()
+    axis.fill_between(
+        positions["share"],
+        positions["low"],
+        positions["high"],
+        color=BLUE,
+        alpha=0.2,
+        label="quartiles of the cells",
+    )
+    axis.plot(positions["share"], positions["mean"], "o-", color=BLUE, label="mean of the synthetic cells")
     for level, label in zip((0, 1), ends, strict=True):
-        axis.axhline(level, color=COLOURS[REAL], ls="--", lw=1)
+        axis.axhline(level, color=_colour(REAL), ls="--", lw=1)
         axis.text(0.5, level, f"real {label}", va="bottom", ha="center", fontsize=8)
     axis.set(
         xlabel=f"share of {ends[1]} in the label",
@@ -118,13 +132,12 @@ def mixing_path(positions: pd.DataFrame, ends: tuple[str, str], title: str) -> F
 def _spread(axis: Axes, cells: np.ndarray, name: str) -> None:
     mean, variance = cells.mean(axis=0), cells.var(axis=0)
     shown = variance > 0
-    axis.scatter(mean[shown], variance[shown], s=6, color=COLOURS[name], alpha=0.6, label=name, rasterized=True)
+    axis.scatter(mean[shown], variance[shown], s=6, color=_colour(name), alpha=0.6, label=name, rasterized=True)
     axis.set(xscale="log", yscale="log")
 
 
 def _against(axis: Axes, x: np.ndarray, y: np.ndarray, name: str) -> None:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        label = f"{name}: r = {np.corrcoef(x, y)[0, 1]:.3f}"
-    axis.scatter(x, y, s=5, color=COLOURS[name], alpha=0.5, label=label, rasterized=True)
+    label = f"{name}: r = {row_correlations(x[None], y[None])[0]:.3f}"
+    axis.scatter(x, y, s=5, color=_colour(name), alpha=0.5, label=label, rasterized=True)
     ends = [min(x.min(), y.min()), max(x.max(), y.max())]
     axis.plot(ends, ends, color="black", lw=0.8, ls=":")

@@ -3,6 +3,7 @@
 In: a CSR matrix without negative values. Out: its `Scale`, counts, and what one count is worth in each cell. A
 normalised value is log_base(1 + step * count) or step * count, with one step a cell; the step is found as the greatest
 number of which all values of the cell are multiples. So normalised values give back their counts without their totals.
+Next: `start`.
 """
 
 from __future__ import annotations
@@ -29,9 +30,12 @@ class Scale:
 
     def __str__(self) -> str:
         """What it is, for people."""
-        return {"counts": "raw counts", "log": f"log{'' if self.base == np.e else f'{self.base:g}'}(1 + normalised), "
-                "counts recovered", "linear": "normalised, counts recovered",
-                "values": "values without counts behind them"}[self.kind]  # fmt: skip
+        return {
+            "counts": "raw counts",
+            "log": f"log{'' if self.base == np.e else f'{self.base:g}'}(1 + normalised), counts recovered",
+            "linear": "normalised, counts recovered",
+            "values": "values without counts behind them",
+        }[self.kind]
 
     def values(self, counts: np.ndarray, steps: np.ndarray) -> np.ndarray:
         """Counts (cells x genes) on this scale, float32; `steps` (cells) is what one count is worth."""

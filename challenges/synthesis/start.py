@@ -160,8 +160,12 @@ def _own_sd(observed: np.ndarray, expected: np.ndarray, loadings: np.ndarray, co
 def _quantiles(observed: np.ndarray) -> np.ndarray:
     """Quantiles (G x QUANTILES) of each gene's values above 0; of a gene that has none the least of all values."""
     least = observed[observed > 0].min()
-    return np.stack([np.quantile(gene[gene > 0], QUANTILES) if gene.any() else np.full(len(QUANTILES), least)
-                     for gene in observed.T])  # fmt: skip
+    return np.stack(
+        [
+            np.quantile(gene[gene > 0], QUANTILES) if gene.any() else np.full(len(QUANTILES), least)
+            for gene in observed.T
+        ]
+    )
 
 
 def _library(cells: Cells, totals: np.ndarray, weights: np.ndarray, levels: np.ndarray, of_genes: float) -> Library:

@@ -1,7 +1,7 @@
-"""Training: calibration of the start, then a Wasserstein GAN with gradient penalty and checkpoints.
+"""Training: a Wasserstein GAN with gradient penalty and checkpoints.
 
-In: a `ConditionalGenerator` at its start, and the training cells. Out: the average of its weights over the steps. Every
-draw comes from torch's own stream, whose state is in the checkpoint beside weights and optimisers. Next: `gan`.
+In: a calibrated `ConditionalGenerator`, and the training cells. Out: the average of its weights over the steps. Every
+draw comes from torch's own stream, whose state is in the checkpoint beside weights and optimisers. Next: `models`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import copy
 from pathlib import Path
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from torch.nn import functional
 from tqdm.auto import tqdm
 
 from challenges.common import Bundle, gradient_penalty, load_module, module_arrays
+from challenges.synthesis.calibrate import float_tensors
 from challenges.synthesis.data import Cells, level_matrix, level_names, one_hot
 from challenges.synthesis.networks import (
     AdversarialDiscriminator,
@@ -27,7 +27,7 @@ from challenges.synthesis.networks import (
 from challenges.synthesis.start import Library
 from helpers import DataError
 
-KIND = "synthesis checkpoint"
+KIND = "synthesis/checkpoint"
 BATCH = 64  # cells, drawn with replacement: there is no last, smaller batch
 CRITIC_STEPS = 3
 RATES = {"generator": 5e-5, "critic": 4e-4, "classes": 1e-3}  # of Adam
@@ -37,86 +37,6 @@ CLASS_WEIGHT = 0.2
 MOMENT_WEIGHT = 5.0  # of the squared errors of a batch's means and zero rates, summed over genes
 AVERAGING = 0.995
 CHECKPOINT_EVERY = 200
-ROUNDS = 5, 6  # of calibration: all types together, each apart
-MOST_DRAWN, DRAWN_VALUES = 512, 20_000_000  # cells of each type a round: fewer, at least 64, if values are many
-CALIBRATION_PRIOR = 20.0  # cells that a type's own zero rates and means are shrunk by
-STRIDE = 0.7  # of the way, a round
-
-
-@torch.no_grad()
-def calibrate(generator: ConditionalGenerator, library: Library, cells: Cells) -> None:
-    """Move rates and gates until means and zero rates are those of the training cells, of all types, then of each.
-
-    A type of few cells is moved part of the way from what all have in common. The gates hardly move for molecule
-    counts, whose zeros are a Poisson count's; they take up the excess zeros of others (reads, values without counts).
-    """
-    random = np.random.default_rng(0)
-    device, levels = generator.lift.device, level_matrix(cells.obs, level_names(cells))
-    rows_of = [np.flatnonzero(cells.labels == name) for name in cells.types]
-    share = torch.tensor([len(rows) / len(cells) for rows in rows_of], device=device)
-    own = torch.tensor([len(rows) / (len(rows) + CALIBRATION_PRIOR) for rows in rows_of], device=device)[:, None]
-    real = torch.stack([torch.stack(_tensors(device, _shown(cells.counts[rows]), _means(cells.counts[rows])))
-                        for rows in rows_of], dim=1)  # fmt: skip
-    together, apart = ROUNDS
-    n_drawn = int(np.clip(DRAWN_VALUES // (len(rows_of) * len(cells.genes)), 64, MOST_DRAWN))
-
-    def made() -> torch.Tensor:
-        """2 (share of open gates, mean) x types x genes, of `n_drawn` cells a type."""
-        parts = []
-        for rows in rows_of:
-            chosen = rows[random.integers(len(rows), size=n_drawn)]
-            weights = one_hot(cells.labels[chosen], cells.types)
-            sizes = library.draw(weights, levels[chosen], random)
-            noise = torch.randn(n_drawn, generator.n_noise).to(device)
-            _, open_share, behind = generator.expected(noise, *_tensors(device, weights, levels[chosen], sizes))
-            parts.append(torch.stack([open_share.mean(dim=0), (open_share * behind).mean(dim=0)]))
-        return torch.stack(parts, dim=1)
-
-    def move(wanted: torch.Tensor, now: torch.Tensor, share: torch.Tensor) -> None:
-        gates = _gate(wanted[0]) - _gate(now[0])
-        if generator.values is not None:
-            deviations = (_behind(wanted) - _behind(now)) / generator.values.spread()
-            generator.values.shift.add_(STRIDE * deviations.clamp(-1, 1))
-            generator.offset.add_(STRIDE * gates)
-            return
-        ratios = (_above(wanted[1]) / _above(now[1])).log().clamp(-1, 1)
-        common = share @ (wanted[1].sum(dim=1) / now[1].sum(dim=1)).log()  # the softmax would take it back
-        generator.lift.add_(STRIDE * common)
-        generator.baseline.add_(STRIDE * (ratios - common))
-        generator.offset.add_(STRIDE * (gates - ratios))  # a gate follows the rate, unless it is moved
-
-    pooled = torch.einsum("t,ktg->kg", share, real)[:, None]
-    for _ in range(together):
-        move(pooled, torch.einsum("t,ktg->kg", share, made())[:, None], torch.ones(1, device=device))
-    wanted = torch.lerp(made(), real, own)
-    for _ in range(apart):
-        move(wanted, made(), share)
-
-
-def _behind(moments: torch.Tensor) -> torch.Tensor:
-    """The mean of the values above 0, of the share above 0 and the mean of all."""
-    return moments[1] / _above(moments[0])
-
-
-def _above(means: torch.Tensor) -> torch.Tensor:
-    return means.clamp_min(1e-6)
-
-
-def _means(counts: sp.csr_matrix) -> np.ndarray:
-    return np.asarray(counts.mean(axis=0)).ravel()
-
-
-def _shown(counts: sp.csr_matrix) -> np.ndarray:
-    return counts.getnnz(axis=0) / counts.shape[0]
-
-
-def _gate(open_share: torch.Tensor) -> torch.Tensor:
-    """Where the gate's log rate must be for this probability."""
-    return torch.log(-torch.log1p(-open_share.clamp(1e-4, 1 - 1e-4)))
-
-
-def _tensors(device: torch.device, *parts: np.ndarray) -> list[torch.Tensor]:
-    return [torch.as_tensor(np.asarray(part), dtype=torch.float32, device=device) for part in parts]
 
 
 class Training:
@@ -132,12 +52,13 @@ class Training:
         self.critic = AdversarialDiscriminator(n_genes, n_types + self.levels.shape[1]).to(device)
         self.classes = ClassDiscriminator(n_genes, n_types).to(device)
         self.networks = {"generator": self.generator, "critic": self.critic, "classes": self.classes}
-        self.optimisers = {name: torch.optim.Adam(network.parameters(), RATES[name], BETAS)
-                           for name, network in self.networks.items()}  # fmt: skip
+        self.optimisers = {
+            name: torch.optim.Adam(network.parameters(), RATES[name], BETAS) for name, network in self.networks.items()
+        }
         logs = cells.counts.log1p()
         variance = np.asarray(logs.multiply(logs).mean(axis=0)).ravel() - np.asarray(logs.mean(axis=0)).ravel() ** 2
         share = self.weights.sum(axis=0)[:, None]
-        self.scale, self.zero_rates, self.means = _tensors(  # genes, then twice types x genes
+        self.scale, self.zero_rates, self.means = float_tensors(  # genes, then twice types x genes
             device,
             np.sqrt(np.maximum(variance, 1e-2)),
             1 - self.weights.T @ (cells.counts > 0) / share,
@@ -150,9 +71,7 @@ class Training:
         if done > steps:
             raise DataError(f"{path}: a checkpoint of step {done:,}, beyond --steps {steps:,}; remove it to begin anew")
         for step in tqdm(range(done, steps), desc="Training", initial=done, total=steps):
-            for _ in range(CRITIC_STEPS):
-                self._critic_step()
-            self._generator_step()
+            self.step()
             if path and (step + 1) % CHECKPOINT_EVERY == 0 and step + 1 < steps:
                 self._save(path, step + 1, of)
 
@@ -160,12 +79,20 @@ class Training:
     # One step
     # -----------------------------------------------------------------------------------------------------------------
 
+    def step(self) -> None:
+        """Several steps of both discriminators, then one of the generator."""
+        for _ in range(CRITIC_STEPS):
+            self._critic_step()
+        self._generator_step()
+
     def _batch(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Real cells (scaled), label weights, levels, and library sizes for as many synthetic ones."""
         rows = torch.randint(len(self.cells), (BATCH,)).numpy()
         weights, levels = self.weights[rows], self.levels[rows]
         sizes = self.library.draw(weights, levels, np.random.default_rng(int(torch.randint(2**62, (1,)))))
-        real, label, level, library = _tensors(self.device, self.cells.counts[rows].toarray(), weights, levels, sizes)
+        real, label, level, library = float_tensors(
+            self.device, self.cells.counts[rows].toarray(), weights, levels, sizes
+        )
         return self._scaled(real), label, level, library
 
     def _scaled(self, cells: torch.Tensor) -> torch.Tensor:

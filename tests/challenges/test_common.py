@@ -1,9 +1,15 @@
-"""What the sister systems share: seeds, devices, bundles, the command line."""
+"""What the sister systems share: seeds, devices, trained models as files, tables, the command line."""
 
 import argparse
+import importlib
+import itertools
+import re
+from pathlib import Path
 
+import anndata as ad
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -50,9 +56,10 @@ def test_the_gradient_penalty_is_taken_between_real_and_fake():
 def test_a_bundle_comes_back_as_it_was(tmp_path):
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
     arrays = {"genes": np.array(["A", "B"]), "scale": np.float32(2.0), **common.module_arrays(module, "net")}
-    common.Bundle("test", {"rank": 3, "names": ["x", "y"]}, arrays).save(tmp_path / "bundle.h5")
+    common.Bundle("test", {"rank": 3, "names": ["x", "y"]}, arrays, {"label": "A"}).save(tmp_path / "bundle.h5")
     again = common.Bundle.load(tmp_path / "bundle.h5", "test")
     assert again.settings == {"rank": 3, "names": ["x", "y"]}
+    assert again.about == {"label": "A"}
     assert list(again.arrays["genes"]) == ["A", "B"]
     assert again.arrays["scale"] == 2.0
     other = common.load_module(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)), again.under("net"))
@@ -68,10 +75,10 @@ def test_the_same_bundle_is_the_same_bytes(tmp_path):
 
 def test_a_missing_broken_foreign_or_newer_bundle_is_said(tmp_path):
     path = tmp_path / "bundle.h5"
-    with pytest.raises(DataError, match="no such bundle"):
+    with pytest.raises(DataError, match="no such model"):
         common.Bundle.load(path, "test")
     common.Bundle("other", {}, {}).save(path)
-    with pytest.raises(DataError, match="a bundle of 'other', not of 'test'"):
+    with pytest.raises(DataError, match="a model of 'other', not of 'test'"):
         common.Bundle.load(path, "test")
     common.Bundle("test", {}, {}).save(path)
     with h5py.File(path, "r+") as file:
@@ -79,7 +86,7 @@ def test_a_missing_broken_foreign_or_newer_bundle_is_said(tmp_path):
     with pytest.raises(DataError, match="another version"):
         common.Bundle.load(path, "test")
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(DataError, match="not a bundle, or a broken one"):
+    with pytest.raises(DataError, match="not a trained model, or a broken file"):
         common.Bundle.load(path, "test")
 
 
@@ -90,14 +97,125 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
         common.pick_device("cuda")
 
 
-def test_the_command_line_says_what_is_wrong_without_a_traceback(capsys):
-    parser, verbs = common.parsers("challenges.test", "Text.", {"train": "fit", "predict": "use"})
-    verbs["train"].add_argument("--data")
+class Constant:
+    """The smallest model that a file can hold."""
+
+    KIND = "test/constant"
+
+    def __init__(self, value):
+        self.value = value
+
+    def to_bundle(self):
+        return common.Bundle(self.KIND, {}, {"value": np.array(self.value)})
+
+    @classmethod
+    def from_bundle(cls, bundle):
+        return cls(float(bundle.arrays["value"]))
+
+
+class Other(Constant):
+    KIND = "test/other"
+
+
+def test_a_model_comes_back_as_the_class_that_its_file_names(tmp_path):
+    common.save_model(tmp_path / "m.h5", Other(2.5), seed=3)
+    model, about = common.load_model(tmp_path / "m.h5", Constant, Other)
+    assert (type(model), model.value, about) == (Other, 2.5, {"seed": 3})
+    with pytest.raises(DataError, match="a model of 'test/other', not of 'test/constant'; train again"):
+        common.load_model(tmp_path / "m.h5", Constant)
+
+
+def test_cells_are_written_by_blocks_into_every_matrix(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "BLOCK_VALUES", 8)  # two cells at a time
+    values, asked = np.random.default_rng(0).random((5, 4)).astype(np.float32), []
+
+    def block(rows):
+        asked.append(rows)
+        return values[rows]
+
+    labels = ad.AnnData(obs=pd.DataFrame(index=list("ABCDE")), var=pd.DataFrame(index=list("wxyz")))
+    common.write_cells(tmp_path / "cells.h5ad", labels, block, ("X", "layers/normalized"))
+    found = ad.read_h5ad(tmp_path / "cells.h5ad")
+    assert len(asked) == 3
+    assert np.array_equal(found.X, values)
+    assert np.array_equal(found.layers["normalized"], values)
+    assert (list(found.obs_names), list(found.var_names)) == (list("ABCDE"), list("wxyz"))
+
+
+def test_a_table_shows_half_of_each_interval_where_there_is_one():
+    table = pd.DataFrame(
+        [("a", "RMSE", 1.0, 0.9, 1.1, 5), ("b", "RMSE", 2.0, np.nan, np.nan, 1)], columns=common.COLUMNS
+    )
+    assert [line.split() for line in common.table_text(table).splitlines()] == [
+        ["RMSE"],
+        ["method"],
+        ["a", "1.0000", "±", "0.1000"],
+        ["b", "2.0000"],
+    ]
+    assert common.table_text(table, rows="metric").splitlines()[0].split() == ["a", "b"]
+
+
+def refuse(options: argparse.Namespace) -> None:
+    """Refuse the data."""
+    raise DataError(f"{options.data}: no such file")
+
+
+SYSTEM = common.System(
+    name="test",
+    description="Text.",
+    verbs={"train": refuse, "predict": refuse, "evaluate": refuse},
+    methods=("mean", "ridge"),
+    method="ridge",
+    data="a folder",
+    result="a table",
+)
+
+
+def test_every_system_has_the_same_options_and_says_what_is_wrong_without_a_traceback(capsys):
+    parser, _ = common.parsers(SYSTEM)
     options = parser.parse_args(["train", "--data", "x", "--seed", "3"])
-    assert (options.verb, options.data, options.seed, options.device) == ("train", "x", 3, "auto")
-
-    def fail(options: argparse.Namespace) -> None:
-        raise DataError(f"{options.data}: no such file")
-
+    assert vars(options) == {
+        "verb": "train",
+        "data": Path("x"),
+        "method": "ridge",
+        "work": Path("build/test"),
+        "seed": 3,
+        "device": "auto",
+    }
+    assert parser.parse_args(["predict", "--data", "x"]).out is None
+    options = parser.parse_args(["evaluate", "--data", "x"])
+    assert (options.method, options.out, options.pictures) == (["mean", "ridge"], None, None)
+    for words in (["train"], ["train", "--data", "x", "--seed", "-1"], ["train", "--data", "x", "--method", "knn"]):
+        with pytest.raises(SystemExit):
+            parser.parse_args(words)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    assert "Refuse the data." in capsys.readouterr().out
     with pytest.raises(SystemExit, match="error: x: no such file"):
-        common.run(fail, options)
+        common.run(refuse, options)
+
+
+@pytest.mark.parametrize("name", ["drug_response", "modality", "synthesis"])
+def test_the_three_systems_have_the_same_modules_verbs_and_options(name):
+    for module in ("data", "folds", "baselines", "networks", "training", "models", "evaluate", "plots"):
+        importlib.import_module(f"challenges.{name}.{module}")
+    system = importlib.import_module(f"challenges.{name}.__main__").SYSTEM
+    assert {"prepare", "train", "evaluate"} < set(system.verbs)
+    assert len({"predict", "sample"} & set(system.verbs)) == 1
+    _, verbs = common.parsers(system)
+    for verb, parser in verbs.items():
+        words = {word for action in parser._actions for word in action.option_strings}
+        assert {"--data", "--method", "--work", "--seed", "--device"} < words
+        assert ("--out" in words) == (verb in ("predict", "sample", "repro", "evaluate"))
+        assert ("--pictures" in words) == (verb == "evaluate")
+
+
+@pytest.mark.parametrize("name", ["drug_response", "modality", "synthesis"])
+def test_the_reading_guide_names_every_file_and_each_file_the_next(name):
+    package = importlib.import_module(f"challenges.{name}")
+    guide = re.findall(r"^\d+\. `(\w+)`", package.__doc__, re.MULTILINE)
+    folder = Path(package.__file__).parent
+    assert sorted(guide) == sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    for module, after in itertools.pairwise(guide):
+        text = importlib.import_module(f"challenges.{name}.{module}").__doc__
+        assert f"Next: `{after}`" in " ".join(text.split()), module

@@ -10,7 +10,7 @@ import copy
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,9 +27,9 @@ from tqdm.auto import tqdm
 import helpers
 from contract import OBESITY_1 as CRUNCH
 from helpers import dense, open_matrix
-from method import CellGenerator, ProportionEstimator, call_with
+from method import CellGenerator, ProportionEstimator, call_with, checked_shares
 from workbench.compare import CEILING
-from workbench.evaluation.methods import Method, proportion_methods
+from workbench.evaluation.methods import Method, known, proportion_methods
 
 COLUMNS = ["method", "perturbation", "metric", "value", "seed", "fold", "draw", "panel", "seconds", "peak_mb"]
 EXPECTED_WARNINGS = (".* were not measured as genes", "nothing is known of")  # the baselines' and the model's fallback
@@ -84,7 +84,7 @@ class ChallengeFold:
     n_cells: pd.Series
     proportions: pd.DataFrame
     pool: ad.AnnData
-    base: helpers.RecentredCells
+    base: helpers.ScaledCells
     panels: list[tuple[pd.Index, float]]
     test: pd.Index
     methods: list[Method]
@@ -103,7 +103,7 @@ class ChallengeFold:
             rows.add(method, "error", pd.Series(error, index=self.test), cost)
             rows.add_scale(method, scale, cost)
             predictions.append((method, predicted, cost))
-        generators = [self._generators(means, panel) for panel, _ in self.panels]
+        generators = self._generators(means)
         with open_matrix(self.path, ["gene"]) as (matrix, obs, genes, _):
             for target in self.test:
                 cells = real_cells(matrix, obs, target)
@@ -111,7 +111,7 @@ class ChallengeFold:
                     true, centre = dense(cells[:, genes.get_indexer(panel)]), reference[panel].to_numpy()
                     for method, predicted, cost in predictions:
                         mean, generator = predicted.loc[target, panel].to_numpy(), generators[i][method.name]
-                        made = generator.sample(target, mean, WRITTEN_CELLS)
+                        made = helpers.checked_cells(generator, target, mean, WRITTEN_CELLS)
                         rows.add_scores(method, target, i, helpers.cell_scores(true, made, centre, sigma), cost)
                     # What the cells cost when the mean is right: the MMD that no better mean can improve.
                     made = generators[i][TRUE_MEAN].sample(
@@ -120,24 +120,19 @@ class ChallengeFold:
                     rows.add_scores(TRUE_MEAN, target, i, {"mmd": helpers.mmd(true, made, sigma)}, None)
                     if len(true) >= CEILING_CELLS:
                         rows.add_scores(CEILING, target, i, ceiling_scores(true, centre, sigma), None)
-        return pd.concat([rows.table(), self._proportion_rows(means)], ignore_index=True)
-
-    def _generators(self, means: pd.DataFrame, panel: pd.Index) -> dict[str, CellGenerator]:
-        """The generator of cells of each method on one panel, and under `TRUE_MEAN` the common one."""
-        common = self.base.for_genes(panel)
-        generators: dict[str, CellGenerator] = {TRUE_MEAN: common}
-        for method in self.methods:
-            generators[method.name] = common
-            if method.cells is not None:
-                own = copy.deepcopy(method.cells)
-                call_with(own.fit, means=means, pool=self.pool)
-                generators[method.name] = own.for_genes(panel)
-        return generators
-
-    def _proportion_rows(self, means: pd.DataFrame) -> pd.DataFrame:
         shares = self.proportions.loc[self.means.index]
-        own = {method.name: method.proportions for method in self.methods if method.proportions is not None}
-        return proportion_rows(shares, self.test, means, self.seed, self.fold, own)
+        table = proportion_rows(shares, self.test, means, self.seed, self.fold, n_cells=n_cells, own=self.methods)
+        return pd.concat([rows.table(), table], ignore_index=True)
+
+    def _generators(self, means: pd.DataFrame) -> list[dict[str, CellGenerator]]:
+        """By panel: the fitted generator of cells of each method, and under `TRUE_MEAN` the common one."""
+        fitted: dict[str, CellGenerator] = {TRUE_MEAN: self.base}
+        for method in self.methods:
+            fitted[method.name] = self.base
+            if method.cells is not None:
+                fitted[method.name] = own = copy.deepcopy(method.cells)
+                call_with(own.fit, means=means, pool=self.pool)
+        return [{name: cells.for_genes(panel) for name, cells in fitted.items()} for panel, _ in self.panels]
 
 
 def proportion_rows(
@@ -146,22 +141,29 @@ def proportion_rows(
     means: pd.DataFrame | None,
     seed: int,
     fold: int,
-    own: Mapping[str, ProportionEstimator] | None = None,
+    *,
+    n_cells: pd.Series | None = None,
+    own: Sequence[Method] = (),
 ) -> pd.DataFrame:
     """Rows of `l1_distance`: each predictor of the shares, fitted without the perturbations `test`.
 
-    `shares` is perturbations x states, the control among them; `means` the training expression profiles, where known;
-    `own` are further predictors, by name.
+    `shares` is perturbations x states, the control among them; `means` the training expression profiles and `n_cells`
+    their numbers of cells, where known; `own` are methods of which some predict proportions.
     """
     rows, train = ScoreRows(seed, fold), shares.drop(index=test)
-    for name, unfitted in {**proportion_methods(with_means=means is not None), **(own or {})}.items():
+    train = train if means is None else train.loc[means.index]
+    predictors: list[tuple[str, ProportionEstimator, dict]] = [
+        (name, model, {}) for name, model in proportion_methods(with_means=means is not None).items()
+    ]
+    for method in own:
+        if method.proportions is not None:
+            more = {**known(n_cells=n_cells), "knowledge": method.knowledge}
+            predictors.append((method.name, method.proportions, more))
+    for name, unfitted, more in predictors:
         model = copy.deepcopy(unfitted)
         with measured() as cost:
-            if means is None:
-                call_with(model.fit, train)
-            else:
-                call_with(model.fit, train.loc[means.index], means=means)
-            predicted = helpers.constrain_proportions(model.predict(test))
+            call_with(model.fit, train, **known(means=means), **more)
+            predicted = checked_shares(model, test)
         rows.add(name, "l1_distance", helpers.l1_by_perturbation(shares.loc[test], predicted), cost)
     return rows.table()
 

@@ -10,10 +10,12 @@ import copy
 import importlib
 import importlib.util
 import sys
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,9 +23,17 @@ from sklearn.base import BaseEstimator
 
 import helpers
 from contract import OBESITY_1 as CRUNCH
-from helpers import DataError
+from helpers import DataError, some
 from knowledge import FeatureTable, GeneKnowledge
-from method import CellGenerator, MeanEstimator, Predictor, ProportionEstimator, call_with, checked_prediction
+from method import (
+    CellGenerator,
+    MeanEstimator,
+    Predictor,
+    ProportionEstimator,
+    call_with,
+    checked_prediction,
+    checked_scale,
+)
 from response import ResponseModel
 from workbench.compare import STARTER
 
@@ -93,45 +103,86 @@ class Method:
             means, asked = means.rename(index=new), pd.Index([new[target] for target in targets])
             n_cells = None if n_cells is None else n_cells.rename(index=new)
         model = copy.deepcopy(self.model)  # folds may run side by side, in threads
-        call_with(model.fit, means, n_cells=n_cells, knowledge=self.knowledge)
+        call_with(model.fit, means, **known(n_cells=n_cells), knowledge=self.knowledge)
         predicted = checked_prediction(model, asked, means.columns, "the responses").set_axis(targets)
-        if not hasattr(model, "predict_scale"):
-            return predicted[means.columns], None
-        return predicted[means.columns], model.predict_scale(asked).set_axis(targets)
+        scale = checked_scale(model, asked)
+        return predicted[means.columns], None if scale is None else scale.set_axis(targets)
+
+
+def known(**offered: Any) -> dict[str, Any]:
+    """What is not None: a matrix of effects has no numbers of cells, for one."""
+    return {name: value for name, value in offered.items() if value is not None}
 
 
 def load_method(text: str) -> Predictor:
-    """Your own method by name: `module:NAME` or `file.py:NAME`, a class of means or a whole `Predictor`.
+    """Your own method by name: `module:NAME` or `file.py:NAME`, an estimator of means or a whole `Predictor`.
 
-    Raises DataError where there is none, or where it lacks what an estimator needs.
+    An estimator is a class or an instance; the default's cells and proportions go with it. Raises DataError where
+    there is none, or where it lacks what an estimator needs.
     """
     place, _, name = text.rpartition(":")
     if not place or not name:
-        raise DataError(f"--method {text}: expected module:NAME, such as main:METHOD")
-    found = getattr(_module(place, text), name, None)
+        raise DataError(f"--method {text}: expected module:NAME or file.py:NAME, such as main:METHOD")
+    module = _module(place, text)
+    if not hasattr(module, name):
+        raise DataError(f"--method {text}: {place} has no {name}; it has {some(_own_names(module))}")
+    found = getattr(module, name)
     if isinstance(found, Predictor):
         return found
-    if isinstance(found, type):
-        default = Predictor.default()
-        return Predictor(found(), default.proportions, default.cells)
-    raise DataError(f"--method {text}: {place} has no class or Predictor called {name}")
+    try:
+        estimator = found() if isinstance(found, type) else found
+    except TypeError as error:
+        raise DataError(
+            f"--method {text}: {name}() cannot be made without arguments ({error}); name an instance"
+        ) from error
+    default = Predictor.default()
+    try:
+        return Predictor(estimator, default.proportions, default.cells)
+    except DataError as error:
+        raise DataError(f"--method {text}: {error}") from error
+
+
+def _own_names(module: ModuleType) -> list[str]:
+    """What is defined in the module itself: classes and predictors."""
+    mine = vars(module).items()
+    return [name for name, value in mine if getattr(value, "__module__", "") == module.__name__ or name.isupper()]
 
 
 def _module(place: str, text: str) -> ModuleType:
-    """The module of that name, looked for in the working folder first, or the file as a module."""
+    """The module of that name, looked for in the working folder first, or the file as a module.
+
+    A file becomes a module whose name no other has, so that a `method.py` of yours is not taken for the project's.
+    """
     try:
         if not place.endswith(".py"):
-            sys.path.insert(0, "")
+            if "" not in sys.path:
+                sys.path.insert(0, "")
             return importlib.import_module(place)
-        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        path = Path(place).resolve()
+        name = f"{path.stem}_{zlib.crc32(str(path).encode()):08x}"
+        if name in sys.modules:
+            return sys.modules[name]
+        spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
             raise DataError(f"--method {text}: {place} is not a Python file")
         module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # so that other processes find its classes
-        spec.loader.exec_module(module)
-    except (ImportError, OSError) as error:
+        sys.modules[name] = module  # so that its classes are found by name, here and in other processes
+        if str(path.parent) not in sys.path:
+            sys.path.append(str(path.parent))  # for what stands beside it
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    except (ImportError, OSError, SyntaxError) as error:
         raise DataError(f"--method {text}: {place} cannot be imported: {error}") from error
     return module
+
+
+def load_methods(names: Sequence[str]) -> None:
+    """For the start of a worker process: import what `load_method` does, so that the classes are known there."""
+    for name in names:
+        load_method(name)
 
 
 def own_methods(names: Sequence[str], knowledge: GeneKnowledge) -> list[Method]:

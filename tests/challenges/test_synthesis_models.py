@@ -1,33 +1,17 @@
 """Synthetic cells: scales, networks, training, sampling, evaluation."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
 from scipy.stats import ks_2samp
+from simulated_cells import make_cells
 
-from challenges.common import gradient_penalty
-from challenges.synthesis import data, evaluate, files, mixing, networks, plots, start
-from challenges.synthesis.gan import CellGAN
+from challenges.common import gradient_penalty, load_model, save_model
+from challenges.synthesis import baselines, data, evaluate, folds, mixing, models, networks, plots, start
+from challenges.synthesis.models import CellGAN
 from challenges.synthesis.scale import Scale, recover
 from helpers import DataError
-
-
-def make_cells(n=240, genes=40, seed=0, types=("A", "B", "C"), library=300.0, extra_zeros=0.0):
-    """Counts of three types with a factor that correlates half of the genes within each type."""
-    random = np.random.default_rng(seed)
-    labels = np.array([types[i % len(types)] for i in range(n)], object)
-    shares = random.dirichlet(np.ones(genes), len(types))[[i % len(types) for i in range(n)]] + 0.002
-    factor = np.exp(0.7 * random.standard_normal((n, 1)) * (np.arange(genes) % 2))
-    rates = shares * factor
-    size = library * np.exp(0.3 * random.standard_normal(n))
-    counts = random.poisson(rates / rates.sum(axis=1, keepdims=True) * size[:, None])
-    counts = counts * (random.random(counts.shape) >= extra_zeros)
-    counts[counts.sum(axis=1) == 0, 0] = 1
-    obs = pd.DataFrame({"label": labels}, index=[f"cell_{i}" for i in range(n)])
-    names = pd.Index([f"G{i}" for i in range(genes)])
-    return data.Cells(sp.csr_matrix(counts.astype(np.float32)), np.ones(n), obs, names, Scale("counts"), "made")
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +28,6 @@ def begun(cells):
 @pytest.fixture(scope="module")
 def trained(cells):
     return CellGAN(12, label_mixing=0.5, device="cpu").fit(cells)
-
-
-# --- scales -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("base", [np.e, 2.0, 10.0])
@@ -88,9 +69,6 @@ def test_the_other_scales_are_told_apart():
     noisy = counts.copy()
     noisy.data = noisy.data * np.random.default_rng(0).lognormal(size=len(noisy.data))
     assert recover(noisy)[0] == Scale("values")
-
-
-# --- networks ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_generator_starts_at_the_rates_of_its_types(cells):
@@ -138,9 +116,6 @@ def test_soft_cross_entropy_of_one_label_is_the_usual_one():
     logits = torch.randn(5, 3)
     usual = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 0, 1]), reduction="none")
     assert torch.allclose(networks.soft_cross_entropy(logits, torch.eye(3)[[0, 1, 2, 0, 1]]), usual)
-
-
-# --- training and sampling --------------------------------------------------------------------------------------------
 
 
 def test_the_start_has_the_cells_moments_by_gene_and_type(cells, begun):
@@ -207,18 +182,28 @@ def test_the_same_seed_gives_the_same_cells_and_another_seed_others(cells, train
 @pytest.mark.parametrize("types", [("only",), ("A", "B", "two cells")])
 def test_one_type_and_types_of_few_cells_are_learned(types):
     cells = make_cells(n=90, types=types[:2])
-    cells = cells.take(np.arange(80)) if len(types) == 1 else data.Cells(
-        cells.counts, cells.steps, cells.obs.assign(label=[*["two cells"] * 2, *cells.labels[2:]]), cells.genes,
-        cells.scale, "made")  # fmt: skip
-    train, held_out = data.split(cells, 0.4, 0)
+    cells = (
+        cells.take(np.arange(80))
+        if len(types) == 1
+        else data.Cells(
+            cells.counts,
+            cells.steps,
+            cells.obs.assign(label=[*["two cells"] * 2, *cells.labels[2:]]),
+            cells.genes,
+            cells.scale,
+            "made",
+        )
+    )
+    train, held_out = folds.split(cells, 0.4, 0)
     made = CellGAN(2, label_mixing=0.5, device="cpu").fit(train).sample_like(held_out)
     assert sorted(set(made.labels)) == sorted(types)
     assert 0.5 < made.counts.sum() / held_out.counts.sum() < 2
 
 
 def test_a_model_comes_back_from_its_file(trained, cells, tmp_path):
-    files.save_model(tmp_path / "model.h5", trained, label="label", data="made")
-    again, about = files.load_model(tmp_path / "model.h5", "cpu")
+    save_model(tmp_path / "model.h5", trained, label="label", data="made")
+    again, about = load_model(tmp_path / "model.h5", CellGAN)
+    again.set_params(device="cpu")
     assert about == {"label": "label", "data": "made"}
     assert again.identity() == trained.identity()
     assert (again.sample_like(cells).counts != trained.sample_like(cells).counts).nnz == 0
@@ -255,9 +240,6 @@ def test_donor_and_day_shift_expression_and_can_be_asked_for():
         model.sample(weights, {"batch": "1"})
 
 
-# --- mixing -----------------------------------------------------------------------------------------------------------
-
-
 def test_a_mixture_moves_monotonically_from_one_type_to_the_other(cells, trained):
     positions = mixing.mixing_positions(trained, cells, ("A", "B"))["mean"].to_numpy()
     assert (np.diff(positions) > 0).all()
@@ -287,38 +269,36 @@ def test_unknown_types_and_settings_are_refused(trained, cells):
         CellGAN(-1, device="cpu").fit(cells)
 
 
-# --- evaluation -------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def compared(cells):
-    train, held_out = data.split(cells, 0.5, 0)
+    train, held_out = folds.split(cells, 0.5, 0)
     model = CellGAN(0, device="cpu").fit(train)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "TREES", 30)
-        table = evaluate.compare(model, train, held_out, draws=2)
+        factors = CellGAN(0, seed=1, device="cpu").fit(train)
+        table = evaluate.on_held_out({models.START: factors, models.GAN: model}, train, held_out, draws=2)
     return model, train, held_out, evaluate.summary(table)
 
 
 def test_the_table_has_every_metric_of_every_generator(compared):
     table = compared[3]
-    assert list(table.columns) == ["generator", "metric", "value", "low", "high", "n"]
-    wide = table.pivot_table(index="metric", columns="generator", values="value")
+    assert list(table.columns) == ["method", "metric", "value", "low", "high", "n"]
+    wide = table.pivot_table(index="metric", columns="method", values="value")
     assert set(wide.index) == set(evaluate.METRICS)
-    assert set(wide.columns) == {evaluate.REAL, evaluate.TRAINING, evaluate.INDEPENDENT, evaluate.START, evaluate.GAN}
+    assert set(wide.columns) == {baselines.REAL, baselines.TRAINING, baselines.INDEPENDENT, models.START, models.GAN}
     assert wide.notna().all(axis=None)
     assert (table["n"] == 2).all()
 
 
 def test_the_metrics_tell_the_generators_apart(compared):
-    wide = compared[3].pivot_table(index="metric", columns="generator", values="value")
-    assert wide.loc["nearest_training_cell_ratio", evaluate.TRAINING] < 0.01  # copies
-    assert wide.loc["nearest_training_cell_ratio", evaluate.GAN] > 0.5
+    wide = compared[3].pivot_table(index="metric", columns="method", values="value")
+    assert wide.loc["nearest_training_cell_ratio", baselines.TRAINING] < 0.01  # copies
+    assert wide.loc["nearest_training_cell_ratio", models.GAN] > 0.5
     within = wide.loc["gene_correlation_within_types"]
-    assert within[evaluate.INDEPENDENT] < 0.2
-    assert within[evaluate.GAN] > 0.5
-    assert wide.loc["library_size_spread_ratio", evaluate.INDEPENDENT] < 0.8
-    assert wide.loc["accuracy_relative_to_real", evaluate.GAN] > 0.85
+    assert within[baselines.INDEPENDENT] < 0.2
+    assert within[models.GAN] > 0.5
+    assert wide.loc["library_size_spread_ratio", baselines.INDEPENDENT] < 0.8
+    assert wide.loc["accuracy_relative_to_real", models.GAN] > 0.85
     assert (wide.loc["share_of_types"] == 1).all()
 
 
@@ -331,22 +311,23 @@ def test_real_or_synthetic_is_told_where_it_can_be():
 
 def test_too_few_held_out_cells_are_refused(cells, trained):
     with pytest.raises(DataError, match="6 held-out cells: too few"):
-        evaluate.compare(trained, cells, cells.take(np.arange(6)))
+        evaluate.on_held_out({models.GAN: trained}, cells, cells.take(np.arange(6)))
 
 
 def test_the_pictures_can_be_drawn(compared, tmp_path):
     model, train, held_out, _ = compared
-    made = evaluate.generators(model, train, held_out)
-    sets = {name: made[name](held_out.labels, 0) for name in (evaluate.REAL, evaluate.INDEPENDENT, evaluate.GAN)}
+    made = evaluate.generators({models.GAN: model}, train, held_out)
+    sets = {name: made[name](held_out.labels, 0) for name in (baselines.REAL, baselines.INDEPENDENT, models.GAN)}
     positions = mixing.mixing_positions(model, held_out, ("A", "B"), n=20)
-    drawn = [plots.joint_pca(sets), plots.moments(sets), *plots.by_type(sets),
-             plots.mixing_path(positions, ("A", "B"), "Mixtures")]  # fmt: skip
+    drawn = [
+        plots.joint_pca(sets),
+        plots.moments(sets),
+        *plots.by_type(sets),
+        plots.mixing_path(positions, ("A", "B"), "Mixtures"),
+    ]
     for i, figure in enumerate(drawn):
         figure.savefig(tmp_path / f"{i}.png")
         assert all(axis.get_xlabel() or axis.get_title() for axis in figure.axes if axis.get_visible())
-
-
-# --- GPU --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -1,17 +1,18 @@
-"""The conditional GAN: fitted on `Cells`, sampled by label weights, saved as one bundle.
+"""The generators by name: fitted on `Cells`, sampled by label weights.
 
-In: training cells. Out: `CellGAN`, whose `sample` gives `Cells` on the file's own scale. Training is a Wasserstein GAN
-with gradient penalty from the start that `start` computes; a checkpoint holds everything that moves, random states too,
-so that a killed run ends in the same model. Next: `evaluate`.
+In: training cells. Out: `CellGAN`, whose `sample` gives `Cells` on the file's own scale. `start` is its closed form
+alone, a Poisson-lognormal model with correlated factors; `gan` goes on from there with adversarial training. A
+checkpoint holds everything that moves, random states too, so that a killed run ends in the same model.
+Next: `evaluate`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,18 +22,17 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from challenges.common import Bundle, derived_seed, load_module, module_arrays, pick_device, reproducible
+from challenges.synthesis.calibrate import calibrate
 from challenges.synthesis.data import Cells, level_matrix, level_names
-from challenges.synthesis.networks import (
-    EXTRA_NOISE,
-    ConditionalGenerator,
-)
+from challenges.synthesis.networks import EXTRA_NOISE, ConditionalGenerator
 from challenges.synthesis.scale import Scale
 from challenges.synthesis.start import Library, Start, start
-from challenges.synthesis.training import Training, calibrate
+from challenges.synthesis.training import Training
 from helpers import DataError, some
 
-KIND = "synthesis"
+START, GAN = METHODS = ("start", "gan")
 SAMPLED_AT_ONCE = 1000
+TIMED_CELLS, TIMED_STEPS = 2000, 10  # to say how long training takes
 
 
 class CellGAN(BaseEstimator):
@@ -41,6 +41,8 @@ class CellGAN(BaseEstimator):
     `steps` counts generator updates (0: the start alone, calibrated); `label_mixing` is the share of a batch that is
     also trained with labels mixed between two types. Fitted attributes end in `_`.
     """
+
+    KIND = "synthesis"
 
     def __init__(self, steps: int = 1000, label_mixing: float = 0.0, seed: int = 0, device: str = "auto") -> None:
         self.steps = steps
@@ -84,7 +86,7 @@ class CellGAN(BaseEstimator):
         return row / row.sum()
 
     def sample(self, weights: np.ndarray, conditions: Mapping[str, str] | None = None, seed: int = 0) -> Cells:
-        """One cell a row of `weights` (cells x types), on the scale of the training file.
+        """One cell per row of `weights` (cells x types), on the scale of the training file.
 
         Conditions that are not given are drawn as often as the training cells of the (main) type have them. Their label
         is the type, or the mixture written out.
@@ -149,27 +151,34 @@ class CellGAN(BaseEstimator):
     # Files
     # -----------------------------------------------------------------------------------------------------------------
 
-    def bundle(self, **about: Any) -> Bundle:
-        """Everything of it as plain data; `about` is kept beside the settings."""
+    def to_bundle(self) -> Bundle:
+        """All that `sample` needs, as plain data."""
         check_is_fitted(self)
+        conditions = [name for name in self.seen_ if name != "count"]
         settings = {
-            **about, "steps": self.steps, "label_mixing": self.label_mixing, "seed": self.seed, "types": self.types_,
-            "levels": [list(level) for level in self.levels_], "scale": [self.scale_.kind, self.scale_.base],
-            "conditions": [name for name in self.seen_ if name != "count"],
-        }  # fmt: skip
-        arrays = {"genes": self.genes_.to_numpy(), "trained_on": self.trained_on_.to_numpy(),
-                  "seen_count": self.seen_["count"].to_numpy(),
-                  **module_arrays(self.generator_, "generator")}  # fmt: skip
-        arrays |= {f"seen/{name}": self.seen_[name].to_numpy() for name in settings["conditions"]}
-        return Bundle(
-            KIND, settings, arrays | {f"library/{name}": value for name, value in vars(self.library_).items()}
-        )
+            "steps": self.steps,
+            "label_mixing": self.label_mixing,
+            "seed": self.seed,
+            "types": self.types_,
+            "levels": [list(level) for level in self.levels_],
+            "scale": [self.scale_.kind, self.scale_.base],
+            "conditions": conditions,
+        }
+        arrays = {
+            "genes": self.genes_.to_numpy(),
+            "trained_on": self.trained_on_.to_numpy(),
+            "seen_count": self.seen_["count"].to_numpy(),
+            **module_arrays(self.generator_, "generator"),
+            **{f"seen/{name}": self.seen_[name].to_numpy() for name in conditions},
+            **{f"library/{name}": value for name, value in vars(self.library_).items()},
+        }
+        return Bundle(self.KIND, settings, arrays)
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, device: str = "auto") -> CellGAN:
-        """The fitted estimator of `bundle`."""
+    def from_bundle(cls, bundle: Bundle) -> CellGAN:
+        """The fitted estimator again; it samples on the device that `set_params(device=...)` names."""
         settings, arrays = bundle.settings, bundle.arrays
-        made = cls(settings["steps"], settings["label_mixing"], settings["seed"], device)
+        made = cls(settings["steps"], settings["label_mixing"], settings["seed"])
         made.types_ = settings["types"]
         made.levels_ = [(name, level) for name, level in settings["levels"]]
         made.scale_ = Scale(*settings["scale"])
@@ -178,9 +187,15 @@ class CellGAN(BaseEstimator):
         made.seen_ = pd.DataFrame({name: arrays[f"seen/{name}"] for name in settings["conditions"]})
         made.seen_["count"] = arrays["seen_count"]
         tensors = bundle.under("generator")
-        shapes = Start(tensors["baseline"], tensors["levels"], tensors["loadings"][:-EXTRA_NOISE],
-                       tensors["deviation"][:, :-EXTRA_NOISE], tensors["own_sd"], tensors.get("values.quantiles"),
-                       made.library_)  # fmt: skip
+        shapes = Start(
+            tensors["baseline"],
+            tensors["levels"],
+            tensors["loadings"][:-EXTRA_NOISE],
+            tensors["deviation"][:, :-EXTRA_NOISE],
+            tensors["own_sd"],
+            tensors.get("values.quantiles"),
+            made.library_,
+        )
         generator = ConditionalGenerator(shapes)
         load_module(generator, tensors)
         made.generator_ = generator
@@ -192,3 +207,20 @@ class CellGAN(BaseEstimator):
         for _, tensor in sorted(self.generator_.state_dict().items()):
             digest.update(tensor.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def seconds_to_train(cells: Cells, steps: int, seed: int = 0, device: str = "auto") -> float:
+    """About how long `CellGAN(steps).fit(cells)` takes here, by a few steps on at most some of the cells."""
+    rows = np.random.default_rng(seed).permutation(len(cells))[:TIMED_CELLS]
+    some_cells, there = cells.take(np.sort(rows)), pick_device(device)
+    began = time.perf_counter()
+    begun = start(some_cells, seed)
+    with reproducible(seed, "synthesis", "time"):
+        generator = ConditionalGenerator(begun).to(there)
+        calibrate(generator, begun.library, some_cells)
+        training = Training(generator, begun.library, some_cells, 0.0, there)
+        before_steps = time.perf_counter()
+        for _ in range(TIMED_STEPS if steps else 0):
+            training.step()
+    per_step = (time.perf_counter() - before_steps) / TIMED_STEPS
+    return (before_steps - began) * len(cells) / len(some_cells) + steps * per_step

@@ -70,6 +70,33 @@ def test_gradient_of_leave_one_out():
     np.testing.assert_allclose(gradient, numeric, atol=1e-7)
 
 
+def test_prior_holds_the_log_weights_together():
+    rng = np.random.default_rng(1)
+    rows, kernels = rng.normal(size=(10, 20)), np.array([np.eye(10), np.ones((10, 10)), np.diag(np.arange(10.0))])
+    at = np.array([1.0, -1.0, 0.6])
+    free, held = (response._loo_pearson(at, kernels, rows @ rows.T, prior) for prior in (0.0, 0.05))
+    assert held[0] - free[0] == pytest.approx(0.05 * (0.8**2 + 1.2**2 + 0.4**2))
+    np.testing.assert_allclose(held[1] - free[1], 2 * 0.05 * (at - 0.2))
+    responses, features = screen()
+    tables = {"right": numeric_table(features), "other": symbol_table(features.index)}
+    spread = [
+        np.log(ResponseModel(prior).fit(responses, knowledge=GeneKnowledge(tables)).weights_).std()
+        for prior in (0.0, 0.1, 1000.0)
+    ]
+    assert spread[0] > spread[1] > 100 * spread[2]
+
+
+def test_amplitude_is_least_squares_between_a_floor_and_the_length_of_the_residuals():
+    rng = np.random.default_rng(0)
+    predicted = rng.normal(size=(9, 4))
+    length = np.full(9, 5.0)
+    most = np.sqrt(9 * 25.0 / (predicted**2).sum())
+    assert response._amplitude(0.3 * predicted, predicted, length) == pytest.approx(0.3)
+    for none_or_wrong in (0.0, -1.0):
+        assert response._amplitude(none_or_wrong * predicted, predicted, length) == pytest.approx(0.02 * most)
+    assert response._amplitude(1e6 * predicted, predicted, length) == pytest.approx(most)
+
+
 def test_noise_is_chosen_by_leave_one_out_per_component():
     rng = np.random.default_rng(2)
     half = rng.normal(size=(15, 4))
@@ -184,6 +211,17 @@ def test_expected_error_and_pearson_rank_the_true_ones():
     assert helpers.scipy.stats.spearmanr(expected["pearson"], pearson).statistic > 0.5
     error = np.linalg.norm(predicted - test, axis=1)
     assert expected["error"].mean() == pytest.approx(error.mean(), rel=0.15)
+    unknown = model.predict_scale(["IN NO TABLE"])["pearson"].item()
+    assert unknown < expected["pearson"].quantile(0.25), "what no table knows is less sure than most"
+
+
+def test_scale_is_the_genes_own_and_that_of_an_unknown_gene_for_all_others():
+    model = ResponseModel()
+    model.expected_ = pd.DataFrame({"error": [1.0, 2.0, 9.0], "pearson": [0.1, 0.2, 0.9]}, index=["A", "B", ""])
+    scale = model.predict_scale(["X", "B", "A", "Y"])
+    assert scale.index.tolist() == ["X", "B", "A", "Y"]
+    assert scale["error"].tolist() == [9.0, 2.0, 1.0, 9.0]
+    assert scale["pearson"].tolist() == [0.9, 0.2, 0.1, 0.9]
 
 
 def test_own_response_leaves_the_own_knock_out_apart():

@@ -1,0 +1,185 @@
+"""Drug response: evaluation and the command line."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from simulated_responses import GENES, simulated, write
+
+from challenges.common import load_model
+from challenges.drug_response import __main__ as cli
+from challenges.drug_response import baselines, data, evaluate, models, networks
+from challenges.drug_response.kernel import ResponseProcess
+from helpers import DataError
+
+
+@pytest.fixture
+def table():
+    return simulated()
+
+
+@pytest.fixture
+def files(tmp_path, table, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return write(tmp_path, *table)
+
+
+def test_scores_are_what_their_names_say(table):
+    _, test = table
+    found = evaluate.measure(test * 0.5, test, "half").pivot_table("value", "sm_name", "metric")
+    sizes = np.sqrt((test.to_numpy() ** 2).mean(axis=1))
+    np.testing.assert_allclose(found["mean row-wise RMSE"], sizes / 2, rtol=1e-5)
+    np.testing.assert_allclose(found["error relative to zeros"], 0.5, rtol=1e-5)
+    np.testing.assert_allclose(found[["Pearson", "cosine"]], 1.0, rtol=1e-5)
+    zeros = evaluate.measure(test * 0, test, "zeros").pivot_table("value", "sm_name", "metric")
+    assert (zeros[["Pearson", "cosine"]] == 0).all(axis=None)
+    shuffled = evaluate.measure((test * 0.5).iloc[::-1, ::-1], test, "half").pivot_table("value", "sm_name", "metric")
+    pd.testing.assert_frame_equal(shuffled, found)
+
+
+def run(*arguments):
+    cli.main([str(argument) for argument in arguments])
+
+
+def test_train_predict_evaluate_from_the_command_line(files, table, capsys):
+    train, test = table
+    run("prepare", "--data", files)
+    assert "B cells 4, NK cells 24, T cells 24" in capsys.readouterr().out
+    run("repro", "--data", files, "--method", "kernel")
+    first = (files / "build/drug_response/kernel.csv").read_bytes()
+    run("repro", "--data", files, "--method", "kernel")
+    assert (files / "build/drug_response/kernel.csv").read_bytes() == first
+    written = pd.read_csv(files / "build/drug_response/kernel.csv")
+    assert list(written.columns) == ["id", *GENES]
+    np.testing.assert_allclose(written[GENES], ResponseProcess().fit(train.sort_index()).predict(test.index), atol=1e-3)
+    run("evaluate", "--data", files, "--truth", files / "de_test.parquet", "--method", "kernel", "--out", "table.csv")
+    found = pd.read_csv("table.csv")
+    assert list(found.columns[:6]) == ["method", "metric", "value", "low", "high", "n"]
+    assert set(found["method"]) == {*baselines.BASELINES, "kernel"}
+    assert (found["n"] == len(test)).all()
+    assert (files / "build/drug_response/by_compound.png").stat().st_size > 10_000
+    run("evaluate", "--data", files, "--method", "kernel", "--out", "folds.csv")
+    assert (pd.read_csv("folds.csv")["n"] == 20).all()
+
+
+@pytest.fixture
+def small_table(tmp_path, monkeypatch):
+    """The table of hyper-parameters, with small networks."""
+    table = pd.read_csv(networks.TABLE, sep="\t")
+    dense = table["kind"] == "dense"
+    table.loc[dense, ["hidden", "dropout", "embedding", "n_dim", "epochs"]] = ["8,8", "0.1,0.1", 4, 10, 6]
+    table.loc[~dense, ["hidden", "embedding", "n_dim", "epochs"]] = ["16,8", 16, 10, 4]
+    table.to_csv(tmp_path / "networks.tsv", sep="\t", index=False)
+    monkeypatch.setattr(networks, "TABLE", tmp_path / "networks.tsv")
+    return tmp_path / "networks.tsv"
+
+
+def test_repro_chains_both_stages_and_is_the_same_twice(files, small_table, capsys):
+    (files / data.SAMPLE_FILE).write_text((files / data.QUERY_FILE).read_text())
+    with pytest.raises(SystemExit, match=r"sample_submission.csv: genes that do not agree"):
+        run("repro", "--data", files, "--method", "stage_2", "--quick")
+    (files / data.SAMPLE_FILE).unlink()
+    written = []
+    for _ in range(2):
+        run("repro", "--data", files, "--method", "stage_2", "--quick")
+        written.append([(files / f"build/drug_response/{stage}.csv").read_bytes() for stage in models.STAGES[1:]])
+    assert written[0] == written[1]
+    assert written[0][0] != written[0][1]
+    assert "stage_2: 20 x 1 networks, 2 epochs each" in capsys.readouterr().out
+    second, about = load_model(files / "build/drug_response/stage_2.h5", *models.CLASSES)
+    assert (second.scale_, about["--quick"], len(second.networks_)) == (1.0, True, 20)
+    queries = data.read_queries(files / data.QUERY_FILE)
+    found = pd.read_csv(files / "build/drug_response/stage_2.csv", index_col="id")
+    np.testing.assert_allclose(second.predict(data.pairs_of(queries)), found, atol=1e-3)
+    with pytest.raises(SystemExit, match=r"stage_1.h5: trained with other --quick than stage_2 now"):
+        run("train", "--data", files, "--method", "stage_2")
+    with pytest.raises(SystemExit, match=r"stage_1.h5: trained with other --seed than stage_2 now"):
+        run("train", "--data", files, "--method", "stage_2", "--quick", "--seed", 1)
+
+
+def test_evaluate_trains_again_when_hyper_parameters_changed(files, small_table):
+    arguments = ("evaluate", "--data", files, "--truth", files / "de_test.parquet", "--method", "simple", "--quick")
+    times = []
+    for learning_rate in (None, None, 0.001):
+        if learning_rate is not None:
+            table = pd.read_csv(small_table, sep="\t").assign(learning_rate=learning_rate)
+            table.to_csv(small_table, sep="\t", index=False)
+        run(*arguments)
+        times.append((files / "build/drug_response/simple.h5").stat().st_mtime_ns)
+    assert times[0] == times[1] < times[2]
+
+
+def test_every_method_is_measured_beside_every_baseline(files, table, small_table, capsys):
+    run("evaluate", "--data", files, "--truth", files / "de_test.parquet", "--quick", "--out", "table.csv")
+    found = pd.read_csv("table.csv")
+    paired = ["baseline", "difference", "difference_low", "difference_high", "win_rate"]
+    assert list(found) == ["method", "metric", "value", "low", "high", "n", *paired]
+    assert set(found["method"]) == {*baselines.BASELINES, *models.METHODS}
+    assert found.notna().all(axis=None)
+    rmse = found[found["metric"] == evaluate.METRICS[0]].set_index("method")
+    later = rmse.index.isin(["stage_2", models.PLAIN])
+    assert set(rmse["baseline"][later]) == {"stage_1"}
+    assert set(rmse["baseline"][~later]) == {baselines.REFERENCE}
+    gain = rmse.loc["stage_2", "value"] - rmse.loc["stage_1", "value"]
+    assert rmse.loc["stage_2", "difference"] == pytest.approx(gain)
+    assert f"stage_2 - stage_1: {gain:+.4f} (" in capsys.readouterr().out
+    assert rmse.loc["stage_2", "value"] != rmse.loc[models.PLAIN, "value"]
+
+
+def test_answers_that_do_not_fit_are_refused(files, table):
+    train, test = table
+    with pytest.raises(DataError, match=r"genes that do not agree .* G4"):
+        evaluate.on_truth(train, test.drop(columns="G4"), {})
+    with pytest.raises(DataError, match=r"rows that are in de_train.parquet too: D00 in B cells"):
+        evaluate.on_truth(train, pd.concat([test, train.iloc[:1]]), {})
+
+
+def test_unknown_labels_get_the_mean_and_are_named(files, capsys):
+    run("train", "--data", files, "--method", "kernel")
+    (files / data.QUERY_FILE).write_text("id,cell_type,sm_name\n7,Monocytes,D01\n3,B cells,Aspirin\n")
+    run("predict", "--data", files, "--method", "kernel")
+    said = capsys.readouterr().out
+    assert "1 cell types unknown to training" in said
+    assert "Monocytes" in said
+    assert "Aspirin" in said
+    assert list(pd.read_csv(files / "build/drug_response/kernel.csv")["id"]) == [7, 3]
+
+
+def test_ids_are_texts_and_the_submission_goes_where_it_is_asked_to(files, table):
+    rows = table[1].index[:2]
+    lines = [f"{i:03},{cell_type},{compound}" for i, (cell_type, compound) in enumerate(rows)]
+    (files / data.QUERY_FILE).write_text("\n".join(["id,cell_type,sm_name", *lines]))
+    (files / data.SAMPLE_FILE).write_text(",".join(["id", *GENES]) + "\n" + "\n".join(f"{i:03}" for i in range(2)))
+    run("repro", "--data", files, "--method", "kernel", "--out", files / "mine.csv")
+    assert list(pd.read_csv(files / "mine.csv", dtype={"id": str})["id"]) == ["000", "001"]
+
+
+HEADER = b"id,cell_type,sm_name\n"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", HEADER + "0,B cells,ß".encode("latin-1"), HEADER + b"0,B cells,D01\n1,B cells,1,2-thing\n"]
+)
+def test_a_csv_that_cannot_be_read_is_said(files, content):
+    (files / data.QUERY_FILE).write_bytes(content)
+    with pytest.raises(SystemExit, match=r"error: .*id_map.csv: not a csv file in UTF-8"):
+        run("prepare", "--data", files)
+
+
+def test_a_work_folder_that_is_a_file_is_said(files):
+    (files / "work").write_text("")
+    with pytest.raises(SystemExit, match=r"error: work/kernel.h5: could not be written"):
+        run("train", "--data", files, "--method", "kernel", "--work", "work")
+
+
+def test_a_model_of_another_gene_set_is_refused(files, table, capsys):
+    run("train", "--data", files, "--method", "kernel")
+    write(files, table[0].drop(columns="G0"), table[1].drop(columns="G0"))
+    with pytest.raises(SystemExit, match=r"trained on other genes .* G0; train again"):
+        run("predict", "--data", files, "--method", "kernel")
+
+
+def test_a_stage_that_is_missing_is_asked_for(files):
+    with pytest.raises(SystemExit, match=r"stage_1.h5: no such model; train first"):
+        run("train", "--data", files, "--method", "stage_2")
+    with pytest.raises(SystemExit, match=r"simple.h5: no such model; train first"):
+        run("predict", "--data", files)

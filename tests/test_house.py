@@ -1,0 +1,61 @@
+"""The files that travel to the platform: what each may import, and that the examples in them are true."""
+
+import ast
+import doctest
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+import contract
+from contract import TRAVELLING
+
+ROOT = Path(contract.__file__).parent
+STANDARD = {
+    "contract.py": "dataclasses",
+    "helpers.py": "collections concurrent contextlib contextvars dataclasses functools itertools os pathlib shutil "
+    "threading typing warnings zlib",
+    "knowledge.py": "collections dataclasses gzip pathlib re typing warnings",
+    "response.py": "collections dataclasses warnings",
+    "method.py": "collections copy dataclasses inspect pathlib typing warnings",
+}
+OTHERS = {
+    "contract.py": "",
+    "helpers.py": "anndata h5py numpy pandas psutil scipy sklearn threadpoolctl tqdm zarr",
+    "knowledge.py": "anndata numpy pandas scipy",
+    "response.py": "numpy pandas scipy sklearn",
+    "method.py": "anndata h5py numpy pandas threadpoolctl",
+}
+
+
+def imports(name):
+    """The packages that a file imports, anywhere in it."""
+    nodes = list(ast.walk(ast.parse((ROOT / name).read_text())))
+    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    found |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    return {module.split(".")[0] for module in found} - {"__future__"}
+
+
+@pytest.mark.parametrize("name", TRAVELLING)
+def test_a_file_imports_what_it_may_and_the_files_before_it(name):
+    """No network, no processes, no pickle: what is not on the list does not travel."""
+    before = {file.removesuffix(".py") for file in TRAVELLING[: TRAVELLING.index(name)]}
+    assert imports(name) <= before | set(STANDARD[name].split()) | set(OTHERS[name].split())
+    assert set(STANDARD[name].split()) <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("name", TRAVELLING)
+def test_nothing_is_imported_or_run_by_the_back_door(name):
+    for node in ast.walk(ast.parse((ROOT / name).read_text())):
+        called = node.func if isinstance(node, ast.Call) else None
+        word = getattr(called, "id", "") or getattr(called, "attr", "")
+        assert word not in {"__import__", "import_module", "exec", "eval", "system", "popen", "read_pickle"}
+        assert not isinstance(node, ast.keyword) or node.arg != "allow_pickle"
+
+
+@pytest.mark.parametrize("name", TRAVELLING)
+def test_examples_in_the_docstrings_are_true(name):
+    result = doctest.testmod(importlib.import_module(name.removesuffix(".py")))
+    assert result.failed == 0
+    assert result.attempted > 0 or ">>>" not in (ROOT / name).read_text()
