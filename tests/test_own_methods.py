@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import DataError, MedianProportions
+from helpers import DataError, MedianProportions, ScaledCells
 from knowledge import symbol_table
 from workbench import cross_validate
 from workbench.cross_validate import cross_validate_challenge, cross_validate_effects
