@@ -1,50 +1,61 @@
 # The two commands: `make demo` (the whole job on demo data, or on the files in data/) and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test setup challenges bundle submission results bench lint clean
+.PHONY: demo test setup setup-tests challenges say-what bundle submission results bench lint clean
 
 demo: setup
 	$(BIN)/python -m workbench.demo
 
-test: challenges
+test: say-what setup-tests
 	$(BIN)/python -m pytest
 
+# Three sets of packages, each installed when it is first needed and again when its file changes. A half-made
+# environment has no stamp and is completed.
 setup: .venv/.done
+setup-tests: challenges .venv/.tests
+challenges: .venv/.challenges
 
-# Made again when the requirements change; a half-made environment has no .done and is completed.
-.venv/.done: requirements.txt requirements-dev.txt
+# Said before anything is installed.
+say-what:
+	@test -e .venv/.challenges || echo "Installing first, once: all that the tests and challenges/ need, torch among it" \
+	"(200 MB for the processor alone, about 3 GB with CUDA). make demo does without."
+
+.venv/.done: requirements.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	$(PIP) -r requirements.txt
 	touch $@
 
-# What the sister systems in challenges/ need on top (torch: 200 MB for the processor alone, more with CUDA).
-challenges: setup .venv/.challenges
+.venv/.tests: requirements-dev.txt .venv/.done
+	$(PIP) -r requirements-dev.txt
+	touch $@
 
 .venv/.challenges: requirements-challenges.txt .venv/.done
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-challenges.txt
+	$(PIP) -r requirements-challenges.txt
 	touch $@
 
 # One notebook that carries its files, for Colab, Kaggle and the platform's one-file upload.
 bundle: setup
 	$(BIN)/python -m workbench.bundle
 
-# main.py for `crunch test` and `crunch push`, made from the notebook.
+# build/submission, the folder to push from; the commands to type next are printed.
 submission: setup
-	$(BIN)/crunch convert notebook.ipynb main.py --overwrite
+	$(BIN)/python -m workbench.submission
 
 # RESULTS.md: the benchmarks on real screens, which DATA names (about 8 minutes).
 DATA ?= ../shared/data
-results: setup
+results: challenges
 	$(BIN)/python -m workbench.results --data $(DATA)
 
 # Speed and memory against the starter, in one run (about 20 minutes; BENCH=--quick: one).
 bench: setup
 	$(BIN)/python -m workbench.bench $(BENCH)
 
-lint: challenges
+lint: say-what setup-tests
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf build main.py .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache

@@ -186,7 +186,7 @@ def read_features(folder: str | Path, genes: Iterable[str]) -> dict[str, Feature
             raise DataError(f"{path}: not a feature table; use {', '.join('.' + name for name in FEATURE_READERS)}")
         try:
             table = FEATURE_READERS[kind](path, wanted)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, ImportError) as error:  # ImportError: parquet needs pyarrow
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{path}: cannot be read as {kind}: {error}") from error

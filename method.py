@@ -599,18 +599,19 @@ def infer(
     genes_to_predict: Sequence[str],
     cells_per_perturbation: int = CRUNCH.cells_per_perturbation,
     *,
+    seed: int = 0,
     predictor: Predictor | None = None,
 ) -> None:
     """Predict with the saved model, which is all it needs; with an empty model folder it trains first.
 
-    `predictor` is the method that was given to `train`. Raises DataError when the saved model is another one.
+    `seed` and `predictor` are what was given to `train`. Raises DataError when the saved model is another one.
     """
     path = Path(model_directory_path) / MODEL_FILE
     if path.exists():
         fitted = Predictor.load(path, like=predictor)
     else:
         print(f"No {path}: training first.")
-        fitted = train(data_directory_path, model_directory_path, predictor=predictor)
+        fitted = train(data_directory_path, model_directory_path, seed=seed, predictor=predictor)
     fitted.write(
         prediction_h5ad_file_path,
         program_proportion_csv_file_path,

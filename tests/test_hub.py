@@ -198,6 +198,7 @@ def test_libraries_are_answered_for_both_readers(hub):
     libraries = list(Client(hub.url, None).libraries.iter())
     names = {library.name for library in libraries}
     assert {"anndata", "scanpy", "json"} <= names
+    assert "jupyter" not in names, "requirements.txt is ours; what is allowed is not"
     assert len(names) == len(libraries)
     page = requests.get(hub.url + "v2/libraries?page=1&size=2", timeout=10).json()
     assert [library["name"] for library in page["content"]] == [library.name for library in libraries[2:4]]
@@ -205,6 +206,17 @@ def test_libraries_are_answered_for_both_readers(hub):
 
 def test_users_are_answered(hub):
     assert Client(hub.url, None).users.me.login == Client(hub.url, None).users.get(1).login
+
+
+def test_setup_signs_in_with_the_placeholder_and_with_no_other_token(hub, tmp_path):
+    setup = ["-m", "crunch", "setup", "--force", "--submission", "scratch", "--no-data", "--token"]
+    refused = run_python(hub, tmp_path, *setup, "a-bad-token", "broad-obesity-1", "first", ".")
+    assert refused.returncode == 1
+    assert "Your token seems to have expired or is invalid." in refused.stdout
+    done = run_python(hub, tmp_path, *setup, hub_module.TOKEN, "broad-obesity-1", "first", ".")
+    assert done.returncode == 0, done.stdout
+    assert json.loads((tmp_path / ".crunchdao" / "project.json").read_text()) == hub_module.PROJECT
+    assert (tmp_path / ".crunchdao" / "token").read_text() == hub_module.TOKEN
 
 
 REAL = {"competitionName": "broad-obesity-1", "projectName": "mine", "userId": 42, "sizeVariant": "LARGE"}
@@ -228,8 +240,11 @@ def test_a_real_project_is_never_overwritten(tmp_path, before, after):
     assert {path.name: path.read_text() for path in (tmp_path / ".crunchdao").iterdir()} == after
 
 
-def test_the_command_prints_the_variables_and_serves_until_interrupted(tmp_path):
-    command = [sys.executable, "-m", "workbench.hub", "--project", str(tmp_path)]
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_prints_the_variables_and_serves_until_interrupted(tmp_path, stop):
+    """Started as a shell starts a background job: with SIGINT ignored."""
+    command = ["bash", "-c", 'trap "" INT; exec "$@"', "bash", sys.executable, "-m", "workbench.hub"]
+    command += ["--project", str(tmp_path)]
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, env=buffered, stdout=pipe, stderr=pipe, text=True) as process:
@@ -238,7 +253,7 @@ def test_the_command_prints_the_variables_and_serves_until_interrupted(tmp_path)
         lines = [process.stdout.readline().removeprefix("export ").strip() for _ in range(3)]
         variables = dict(line.split("=", 1) for line in lines)
         answer = requests.get(variables["CRUNCH_API_BASE_URL"] + "v1/competitions/broad-obesity-1", timeout=10)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(stop)
         assert process.wait() == 0, process.stderr.read()
         watchdog.cancel()
 

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,14 +14,16 @@ import pandas as pd
 import pytest
 from conftest import REAL_DATA
 from crunch_convert.notebook import extract_from_file
-from nbclient import NotebookClient
 
 import helpers
+import method
 from contract import OBESITY_1 as CRUNCH
 from contract import TRAVELLING
 from method import MODEL_FILE
-from workbench import bundle, demo
+from workbench import demo
 from workbench.hub import environment, serve, write_project
+from workbench.imports import imported, third_party
+from workbench.submission import export
 from workbench.validate import validate_method_description, validate_prediction_folder
 
 ROOT = Path(helpers.__file__).parent
@@ -44,7 +47,7 @@ def test_notebook_converts_with_no_warning_and_keeps_only_what_it_should(convert
     assert converted.warnings == []
     nodes = top_level(converted.source_code)
     kept = [node.targets[0].id for node in nodes if isinstance(node, ast.Assign)]
-    assert kept == ["SEED"]
+    assert kept == ["METHOD", "SEED"]
     functions = [node.name for node in nodes if isinstance(node, ast.FunctionDef)]
     assert functions == ["train", "infer"]
     imports = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
@@ -53,24 +56,50 @@ def test_notebook_converts_with_no_warning_and_keeps_only_what_it_should(convert
     assert not imports & {"workbench", "crunch"}
 
 
-def test_requirements_of_the_conversion_are_those_of_helpers(converted):
-    """The platform installs what the notebook imports, so it must import what helpers.py needs."""
-    needed = set()
-    for name in TRAVELLING:
-        tree = ast.parse((ROOT / name).read_text())
-        needed |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-        needed |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    project = {name.removesuffix(".py") for name in TRAVELLING}
-    needed = {name.split(".")[0] for name in needed} - set(sys.stdlib_module_names) - project
-    found = {requirement.alias for requirement in converted.requirements}
-    assert found == needed - {"threadpoolctl", "zarr"}, "these come with scikit-learn and anndata"
+def test_train_and_infer_hand_on_method_and_seed(converted, monkeypatch, tmp_path):
+    """`main.py` with another METHOD and SEED, as one edits the cell: both reach both functions."""
+    given = []
+    monkeypatch.setattr(method, "train", lambda *paths, **named: given.append(named))
+    monkeypatch.setattr(method, "infer", lambda *paths, **named: given.append(named))
+    source = converted.source_code.replace("method.Predictor.default()", "'mine'").replace("SEED = 0", "SEED = 7")
+    main = {}
+    exec(compile(source, "main.py", "exec"), main)  # noqa: S102
+    main["train"]("data", "resources")
+    main["infer"]("data", "prediction", "a.h5ad", "b.csv", "resources", ["A"], ["B"])
+    assert given == [{"seed": 7, "predictor": "mine"}] * 2
 
 
-def test_helpers_opens_no_socket_and_imports_nothing_of_the_project():
-    source = (ROOT / "helpers.py").read_text()
-    for word in ("socket", "urllib", "requests", "http", "multiprocessing", "workbench", "challenges"):
-        assert f"import {word}" not in source
-        assert f"from {word}" not in source
+def test_requirements_of_the_conversion_are_those_of_the_modules(converted):
+    """The platform installs what the notebook imports, so it must import what the modules need."""
+    needed = third_party(set().union(*(imported((ROOT / name).read_text()) for name in TRAVELLING)))
+    assert {requirement.alias for requirement in converted.requirements} == needed
+
+
+# The cloud has no sockets: nothing that travels may open one, and so every module that it imports is looked at by hand.
+ALLOWED = {
+    *("__future__", "collections", "contextlib", "contextvars", "copy", "dataclasses", "functools", "gzip", "inspect"),
+    *("itertools", "os", "pathlib", "re", "shutil", "threading", "typing", "warnings", "zlib"),
+    *("anndata", "h5py", "numpy", "pandas", "psutil", "scipy", "sklearn", "threadpoolctl", "tqdm", "zarr"),
+}
+ALLOWED_OF_FUTURES = {"BrokenExecutor", "Executor", "ThreadPoolExecutor"}  # processes talk by sockets
+
+
+def forbidden(name, source):
+    """The imports of a module that travels which are neither allowed nor a module before it."""
+    before = {other.removesuffix(".py") for other in TRAVELLING[: TRAVELLING.index(name)]}
+    futures = {f"concurrent.futures.{name}" for name in ALLOWED_OF_FUTURES} | {"concurrent.futures"}
+    modules = imported(source) - futures
+    return {module for module in modules if module.split(".")[0] not in ALLOWED | before}
+
+
+@pytest.mark.parametrize("name", TRAVELLING)
+def test_a_module_that_travels_imports_what_is_allowed_and_those_before_it(name):
+    source = (ROOT / name).read_text()
+    assert forbidden(name, source) == set()
+    for line in ("import ssl, ftplib", "def f():\n    from socket import socket", "import workbench.hub"):
+        assert forbidden(name, f"{source}\n{line}\n"), line
+    assert forbidden(name, "from concurrent.futures import ProcessPoolExecutor")
+    assert forbidden(name, f"import {TRAVELLING[-1].removesuffix('.py')}")
 
 
 def test_method_description_is_the_embedded_cell_and_valid(converted):
@@ -88,32 +117,61 @@ def test_notebook_is_stored_without_outputs_and_token():
 
 
 @pytest.fixture(scope="module")
-def executed(tmp_path_factory):
-    """`make demo`'s own function in an empty folder, with small demo data."""
+def demonstrated(tmp_path_factory):
+    """`make demo`'s own command in an empty folder, with small demo data: the folder, and what the screen said."""
     folder = tmp_path_factory.mktemp("demo")
     demo.simulate(folder / "data", cells=2000, genes=300, perturbations=15, seed=3)
-    report = demo.run(folder)
+    command = [sys.executable, "-m", "workbench.demo", "--folder", folder, "--picture", folder / "scores.png"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+@pytest.fixture(scope="module")
+def executed(demonstrated):
+    """The folder, the report and the executed notebook."""
+    folder, _ = demonstrated
+    report = folder / "build" / "report.html"
     return folder, report, nbformat.read(folder / "build" / "notebook.ipynb", as_version=4)
 
 
 def test_executed_notebook_leaves_a_valid_submission_and_a_report(executed):
-    folder, report, notebook = executed
+    folder, report, _ = executed
     challenge = helpers.load_challenge(folder / "data")
     targets = challenge.local_proportions.index
     assert validate_prediction_folder(folder / "prediction", targets, challenge.genes_to_predict) == []
     assert (folder / "resources" / MODEL_FILE).exists()
-    pictures = [
-        output
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-        for output in cell.outputs
-        if "image/png" in output.get("data", {})
-    ]
-    assert len(pictures) == 5
+    pictures = {"cell-08", "cell-18", "cell-20", "cell-22", "cell-24", "umap", "effects", "genes"}
+    assert {path.stem for path in (folder / "build" / "pictures").iterdir()} == pictures
+    assert (folder / "scores.png").read_bytes() == (folder / "build" / "pictures" / "cell-18.png").read_bytes()
     html = report.read_text()
-    assert html.count('src="data:image/png;base64') == 5
+    assert html.count('src="data:image/png;base64') == len(pictures)
     for row in ("control", "perturbed mean", "PCA-ridge (starter)", "your prediction", "real cells (other half)"):
         assert row in html
+    assert "demo data" in html
+    assert html.index("What to do next") < html.index("1. Set up")
+    assert "running local test" not in html
+    assert re.findall(r"<script|<img[^>]*https?:|<link", html) == []
+
+
+def test_the_screen_says_what_is_done_and_what_came_out(demonstrated):
+    _, done = demonstrated
+    said = done.stdout
+    assert said.startswith("The whole job takes about")
+    assert "holds demo data" in said
+    for metric in CRUNCH.metrics.values():
+        (line,) = [line for line in said.split("\n") if line.startswith(metric.title)]
+        assert re.search(rf"\d  \({metric.direction}; control -?\d.*, starter -?\d", line)
+    paths = re.findall(r"\S+(?:report\.html|\.h5ad|\.csv)", said.split("The submission is valid.")[1])
+    assert [Path(path).name for path in paths] == [
+        "report.html",
+        CRUNCH.prediction_file,
+        CRUNCH.predicted_proportions_file,
+    ]
+    assert "2. The data" in done.stderr
+    assert "5. What came out: All cells in one plane" in done.stderr
+    for word in ("TCP", "WARNING", "Traceback"):
+        assert word not in done.stderr
 
 
 def test_the_real_client_ran_and_said_so(executed):
@@ -122,7 +180,8 @@ def test_the_real_client_ran_and_said_so(executed):
     )
     assert "running local test" in said
     assert "executing - command=train" in said
-    assert "executing - command=infer" in said
+    assert said.count("executing - command=infer") == 2
+    assert "determinism check: passed" in said
     assert "save prediction - path=prediction" in said
     assert "forbidden library" not in said
 
@@ -139,79 +198,13 @@ def crunch(arguments, folder, hub):
     )
 
 
-@pytest.fixture(scope="module")
-def bundled(tmp_path_factory, demo_folder):
-    """The one-file notebook alone in a folder, converted by the real client, with data beside it."""
-    folder = tmp_path_factory.mktemp("bundle")
-    nbformat.write(bundle.bundle(), folder / "notebook.ipynb")
-    with serve(folder=folder) as hub:
-        write_project(folder)
-        done = crunch(["convert", "notebook.ipynb", "main.py", "--embedded-files"], folder, hub)
-        assert done.returncode == 0, done.stderr
-        assert "warning" not in (done.stdout + done.stderr).lower()
-        (folder / "data").symlink_to(demo_folder)
-        tested = crunch(["test"], folder, hub)
-    return folder, tested
-
-
-def test_bundle_converts_to_a_main_that_runs_with_the_extracted_helpers(bundled, challenge):
-    folder, tested = bundled
-    assert tested.returncode == 0, tested.stderr
-    assert (folder / "helpers.py").read_text().strip() == (ROOT / "helpers.py").read_text().strip()
-    names = {path.name for path in folder.iterdir()} - {"__pycache__"}
-    assert names == {
-        "notebook.ipynb",
-        "main.py",
-        "helpers.py",
-        "Method description.md",
-        ".crunchdao",
-        "data",
-        "prediction",
-        "resources",
-    }
-    targets = challenge.local_proportions.index
-    assert validate_prediction_folder(folder / "prediction", targets, challenge.genes_to_predict) == []
-
-
-def test_push_lists_what_would_be_sent(bundled):
-    folder, _ = bundled
-    (folder / "requirements.txt").write_text((ROOT / "requirements.txt").read_text())
-    with serve(folder=folder) as hub:
-        done = crunch(["push", "--dry", "--message", "test"], folder, hub)
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
-    for name in ("main.py", "helpers.py", "Method description.md", "requirements.txt", MODEL_FILE):
-        assert name in said
-    assert CRUNCH.train_file not in said
-    assert "dry run, not uploading files" in said
-
-
-def test_bundle_runs_on_an_empty_machine(demo_folder, tmp_path, monkeypatch):
-    """Nothing of this repository is importable; only the notebook's own files are, once its first cell ran."""
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    notebook = bundle.bundle()
-    (tmp_path / "data").symlink_to(demo_folder)  # in place of the demo data that it would make: to save time
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert (tmp_path / "prediction" / CRUNCH.prediction_file).exists()
-    origin = NotebookClient(
-        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import helpers; print(helpers.__file__)")]),
-        resources={"metadata": {"path": str(tmp_path)}},
-    )
-    assert origin.execute().cells[0].outputs[0]["text"].strip() == str(tmp_path / "helpers.py")
-
-
-def test_bundle_is_reproducible():
-    assert nbformat.writes(bundle.bundle()) == nbformat.writes(bundle.bundle())
-
-
 def test_real_cells_under_the_real_client(real_folder, tmp_path):
     """`crunch test`, scoring and the table on real THP-1 cells."""
-    nbformat.write(nbformat.read(ROOT / "notebook.ipynb", as_version=4), tmp_path / "notebook.ipynb")
-    (tmp_path / "helpers.py").write_text((ROOT / "helpers.py").read_text())
+    export(tmp_path)
+    (tmp_path / "data").unlink()
     (tmp_path / "data").symlink_to(real_folder)
     with serve(folder=tmp_path) as hub:
         write_project(tmp_path)
-        assert crunch(["convert", "notebook.ipynb", "main.py"], tmp_path, hub).returncode == 0
         tested = crunch(["test"], tmp_path, hub)
     assert tested.returncode == 0, tested.stderr
     challenge = helpers.load_challenge(real_folder)

@@ -41,6 +41,19 @@ def test_empty_resources_trains_first_and_gives_the_same(folder, files, challeng
     assert again[1].read_bytes() == files[1].read_bytes()
 
 
+def test_infer_that_trains_first_uses_the_seed_and_the_method_of_train(folder, challenge, tmp_path, monkeypatch):
+    given = []
+
+    def train(*_, **named):
+        given.append(named)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(method, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        run_infer(folder, tmp_path / "r", tmp_path / "p", ["A"], ["B"], seed=3, predictor="mine")
+    assert given == [{"seed": 3, "predictor": "mine"}]
+
+
 def test_shuffled_genes_to_predict_change_only_the_columns(files, trained, challenge, tmp_path):
     genes = np.random.default_rng(0).permutation(challenge.genes_to_predict)
     shuffled = read_dense(run_infer("", trained, tmp_path, challenge.targets, genes)[0])

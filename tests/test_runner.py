@@ -1,90 +1,26 @@
 """The runner, called through the client's own loader with contexts of our own: local and cloud."""
 
-import json
-from datetime import UTC, datetime
 from pathlib import Path
-from types import ModuleType
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from crunch.runner.unstructured import RunnerContext, RunnerExecutorContext, UserModule
-from crunch.unstructured import RunnerModule, deduce_code_loader
-from crunch.utils import smart_call
+from cloud import Context, Submission, load_runner
 
-from contract import OBESITY_1 as CRUNCH
+import helpers
+import method
+from method import Predictor
+from response import ResponseModel
 from workbench.hub import PLATFORM
 
 LOCAL, CLOUD = ["ZBTB20", "CHD4"], ["PPARG", "CEBPA", "KLF4"]  # neither is sorted
 GENES = ["PLIN1", "ADIPOQ", "LPL", "FABP4"]
 
 
-class Executor(RunnerExecutorContext):
-    """Where the submission runs: on this machine, or in the cloud's sandbox."""
-
-    def __init__(self, *, local: bool) -> None:
-        self._local = local
-
-    @property
-    def is_local(self):
-        return self._local
-
-    def trip_data_fuse(self):
-        raise AssertionError("this competition reads its data throughout")
-
-
-class Submission(UserModule):
-    """A user module with the functions given."""
-
-    def __init__(self, **functions) -> None:
-        self._module = ModuleType("main")
-        vars(self._module).update(functions)
-
-    @property
-    def module(self):
-        return self._module
-
-
-class Context(RunnerContext):
-    """Runs the runner's commands in this process; parameters go through JSON, as on their way to the sandbox."""
-
-    started_at = datetime.now(tz=UTC)
-    timeout = None
-    train_frequency = chain_height = 1
-    is_submission_phase = True
-    has_model = is_determinism_check_enabled = force_first_train = is_local = None
-
-    def __init__(self, runner: RunnerModule, folder: Path, submission: Submission, *, local: bool, train: bool) -> None:
-        self.runner, self.submission = runner, submission
-        self.is_local, self.force_first_train = local, train
-        self.folders = {f"{name}_directory_path": str(folder / name) for name in ("data", "model", "prediction")}
-        self.commands: list[str] = []
-        self.errors: list[str] = []
-
-    def report_determinism(self, deterministic):
-        raise AssertionError(deterministic)
-
-    def log(self, message, *, important=False, error=False):
-        if error:
-            self.errors.append(message)
-        return True
-
-    def execute(self, *, command, parameters=None, **_):
-        self.commands.append(command)
-        executor = Executor(local=self.is_local)
-        handlers = self.runner.execute(context=executor, module=self.submission, **self.folders)
-        smart_call(handlers[command], json.loads(json.dumps(parameters or {})))
-
-    def run(self) -> "Context":
-        self.runner.run(context=self, tracer=None, **self.folders)
-        return self
-
-
 @pytest.fixture(scope="module")
 def runner():
-    source = f"local://{PLATFORM}"
-    return RunnerModule.load(deduce_code_loader(competition_name=CRUNCH.name, file_name="runner", source=source))
+    return load_runner(PLATFORM)
 
 
 @pytest.fixture
@@ -267,3 +203,84 @@ def test_an_exception_of_the_submission_comes_out(runner, folder, command):
 def test_a_missing_function_is_named(runner, folder):
     with pytest.raises(ValueError, match="no `infer` function found"):
         Context(runner, folder, Submission(), local=True, train=False).run()
+
+
+@pytest.mark.parametrize(("twice", "commands"), [(True, ["infer", "infer"]), (None, ["infer"])])
+def test_infer_runs_twice_when_the_check_is_asked_for_and_only_then(runner, folder, twice, commands):
+    context = Context(runner, folder, Submission(infer=write_prediction), local=True, train=False, twice=twice).run()
+    assert context.commands == commands
+    assert context.deterministic is twice
+    assert context.errors == []
+    assert (folder / "prediction" / "prediction.h5ad").exists()
+
+
+@pytest.mark.parametrize("changed", ["prediction.h5ad", "predict_program_proportion.csv", "genes", "missing"])
+def test_another_second_prediction_is_reported_with_its_file(runner, folder, changed):
+    calls = []
+
+    def infer(prediction_h5ad_file_path, program_proportion_csv_file_path, predict_perturbations, genes_to_predict):
+        calls.append(len(calls))
+        if changed == "missing" and calls[-1]:
+            return
+        files = Path(prediction_h5ad_file_path), Path(program_proportion_csv_file_path)
+        write_prediction(*files, predict_perturbations, genes_to_predict)
+        adata = ad.read_h5ad(files[0])
+        if changed == "prediction.h5ad":
+            adata.X[-1, -1] += calls[-1] * 1e-6
+        if changed == "genes":
+            adata.var_names = adata.var_names if calls[-1] else adata.var_names[::-1]
+        adata.write_h5ad(files[0])
+        if changed == "predict_program_proportion.csv" and calls[-1]:
+            files[1].write_text(files[1].read_text().replace("0.1,", "0.10001,"))
+
+    context = Context(runner, folder, Submission(infer=infer), local=True, train=False, twice=True).run()
+    assert context.deterministic is False
+    name = changed if changed.endswith("csv") else "prediction.h5ad"
+    names = [name, "predict_program_proportion.csv"] if changed == "missing" else [name]
+    assert [error for error in context.errors if "second run" in error] == [
+        f"{name}: the second run of infer gave other values than the first" for name in names
+    ]
+
+
+BUILT_IN = [
+    Predictor(helpers.ControlMean(), helpers.ControlMean(), helpers.GaussianCells()),
+    Predictor(helpers.PerturbedMean(), helpers.PerturbedMean(), helpers.RecentredCells()),
+    Predictor(helpers.PCARidge(), helpers.PCARidge(), helpers.GaussianCells()),
+    Predictor(ResponseModel(), helpers.MedianProportions(), helpers.RecentredCells()),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*were not measured as genes")
+@pytest.mark.parametrize("predictor", BUILT_IN, ids=lambda predictor: type(predictor.expression).__name__)
+def test_every_built_in_estimator_runs_under_the_runner(runner, demo_folder, tmp_path, predictor):
+    """As a participant who names it in the notebook: trained and tried at home, then loaded in the cloud."""
+
+    def train(data_directory_path, model_directory_path):
+        method.train(data_directory_path, model_directory_path, predictor=predictor)
+
+    def infer(
+        data_directory_path,
+        prediction_directory_path,
+        prediction_h5ad_file_path,
+        program_proportion_csv_file_path,
+        model_directory_path,
+        predict_perturbations,
+        genes_to_predict,
+        cells_per_perturbation=100,
+    ):
+        given = {name: value for name, value in locals().items() if name != "predictor"}
+        method.infer(**given, predictor=predictor)
+
+    (tmp_path / "data").symlink_to(demo_folder)
+    for name in ("model", "prediction"):
+        (tmp_path / name).mkdir()
+    submission = Submission(train=train, infer=infer)
+    at_home = Context(runner, tmp_path, submission, local=True, train=True, twice=True).run()
+    assert (at_home.errors, at_home.deterministic) == ([], True)
+    in_the_cloud = Context(runner, tmp_path, Submission(train=no_train, infer=infer), local=False, train=False).run()
+    assert in_the_cloud.errors == []
+
+
+def test_every_estimator_that_can_be_loaded_is_among_those_tried():
+    tried = {type(part).__name__ for predictor in BUILT_IN for part in predictor.parts()}
+    assert tried == set(method.ESTIMATORS)

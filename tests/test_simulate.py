@@ -66,7 +66,10 @@ def test_the_folder_holds_the_seven_files_and_nothing_else_is_left(made):
 
 def test_matrices_are_plain_csr_with_the_contract_dtypes(made):
     with h5py.File(made / "data" / CRUNCH.train_file) as file:
-        assert dict(file.attrs) == {"encoding-type": "anndata", "encoding-version": "0.1.0"}
+        assert {key: file.attrs[key] for key in ("encoding-type", "encoding-version")} == {
+            "encoding-type": "anndata",
+            "encoding-version": "0.1.0",
+        }
         for group in (file["X"], file["layers/counts"]):
             assert group.attrs["encoding-type"] == "csr_matrix"
             assert list(group.attrs["shape"]) == [3000, 150]

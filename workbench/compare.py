@@ -1,7 +1,8 @@
 """A prediction beside the baselines and beside real cells, on the challenge's own local truth.
 
 In: a challenge folder with the local truth, and the folder of the two predicted files. Out: the tidy table of
-`helpers.score` with a column `method`, and its summary. `workbench.plots` draws them; the notebook shows both.
+`helpers.score` with a column `method`, and its summary. `workbench.pictures.scores` draws it, `workbench.summary` says
+it in words; the notebook shows all three.
 
     python -m workbench.compare DATA PREDICTION [--sigma scaled|calibrated] [--out table.csv]
 """
@@ -21,8 +22,9 @@ import pandas as pd
 import helpers
 from contract import OBESITY_1 as CRUNCH
 from helpers import Challenge
-from method import Predictor
+from method import READ_PER_SECOND, Predictor
 
+CONTROL = "control"
 YOURS = "your prediction"
 STARTER = "PCA-ridge (starter)"
 CEILING = "real cells (other half)"
@@ -31,7 +33,7 @@ CEILING = "real cells (other half)"
 def baselines() -> dict[str, Predictor]:
     """Two constants with real cells, and the published starter with its Gaussian cells; not fitted."""
     return {
-        "control": Predictor(helpers.ControlMean(), helpers.ControlMean(), helpers.ScaledCells()),
+        CONTROL: Predictor(helpers.ControlMean(), helpers.ControlMean(), helpers.ScaledCells()),
         "perturbed mean": Predictor(helpers.PerturbedMean(), helpers.PerturbedMean(), helpers.ScaledCells()),
         STARTER: Predictor(helpers.PCARidge(), helpers.PCARidge(), helpers.GaussianCells()),
     }
@@ -45,16 +47,18 @@ def score_methods(
     Returns the table of `helpers.score` with a first column `method`, and the cells that the method `keep` made.
     """
     truth, targets = _local_truth(challenge)
-    stats = helpers.perturbation_stats(challenge.train_path)
-    pool = helpers.read_cells(challenge.train_path, helpers.pool_rows(challenge.obs, seed=0))
+    with helpers.working_on("baselines"):
+        stats = helpers.perturbation_stats(challenge.train_path)
+        pool = helpers.read_cells(challenge.train_path, helpers.pool_rows(challenge.obs, seed=0))
     tables, kept = {}, None
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of targets that were not measured: the same for every method
         for name, predictor in methods.items():
             files = _files(Path(folder))
             predictor.fit(stats, challenge.proportions, pool)
-            predictor.write(*files, targets, challenge.genes_to_predict, mode="disk")
-            tables[name] = helpers.score(*files, *truth, sigma=sigma)
+            with helpers.working_on(name):
+                predictor.write(*files, targets, challenge.genes_to_predict, mode="disk")
+                tables[name] = helpers.score(*files, *truth, sigma=sigma)
             if name == keep:
                 kept = ad.read_h5ad(files[0])
     return _with_method(tables), kept
@@ -69,8 +73,9 @@ def compare(
     """
     truth, _ = _local_truth(challenge)
     table, starter = score_methods(challenge, baselines(), sigma=sigma, keep=STARTER)
-    yours = helpers.score(*_files(Path(prediction_folder)), *truth, sigma=sigma)
-    with tempfile.TemporaryDirectory() as folder:
+    with helpers.working_on(YOURS):
+        yours = helpers.score(*_files(Path(prediction_folder)), *truth, sigma=sigma)
+    with tempfile.TemporaryDirectory() as folder, helpers.working_on(CEILING):
         half, rest = _halves(ad.read_h5ad(truth[0]), Path(folder))
         ceiling = helpers.score(rest, truth[1], half, truth[1], sigma=sigma)
     # Only the cells have a ceiling here: the shares of the other half are not known apart.
@@ -104,7 +109,10 @@ def _halves(truth: ad.AnnData, folder: Path) -> tuple[Path, Path]:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Methods x metrics, in the table's order: mean ± standard error over perturbations [spread over panels]."""
+    """Methods x metrics, in the table's order: mean ± standard error over perturbations [spread over panels].
+
+    A column is called as the metric, with its direction.
+    """
     values = table.groupby(["method", "metric", "perturbation"], sort=False)["value"].mean()
     grouped = values.groupby(["method", "metric"], sort=False)
     mean, error = grouped.mean(), (grouped.std() / np.sqrt(grouped.size())).fillna(0.0)
@@ -113,7 +121,15 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     text = mean.map("{:.3f}".format) + " ± " + error.map("{:.3f}".format)
     text += spread.map(" [{:.3f}]".format, na_action="ignore").fillna("")
     wide = text.unstack("metric")  # noqa: PD010 - texts cannot be averaged, so not pivot_table
-    return wide.loc[table["method"].unique(), ["pearson_delta", "mmd", "l1_distance"]].fillna("")
+    wide = wide.loc[table["method"].unique(), list(CRUNCH.metrics)].fillna("")
+    wide.columns = pd.Index([f"{metric.title} ({metric.direction})" for metric in CRUNCH.metrics.values()])
+    return wide.rename_axis(index=None)
+
+
+def seconds(challenge: Challenge) -> float:
+    """About how long `compare` takes: it reads the training cells once, and makes and scores five predictions."""
+    local = 0 if challenge.local_proportions is None else len(challenge.local_proportions)
+    return 3 + 2 * challenge.train_path.stat().st_size / READ_PER_SECOND + 0.3 * local
 
 
 def main() -> None:
@@ -124,7 +140,12 @@ def main() -> None:
     parser.add_argument("--sigma", default="scaled", choices=["scaled", "calibrated"], help="bandwidth of MMD")
     parser.add_argument("--out", type=Path, help="write the tidy table as csv")
     options = parser.parse_args()
-    table, _ = compare(helpers.load_challenge(options.data), options.prediction, sigma=options.sigma)
+    challenge = helpers.load_challenge(options.data)
+    print(
+        f"Scoring {options.prediction} on {options.data}, beside {len(baselines())} baselines and real cells: "
+        f"{helpers.text_time(seconds(challenge))}."
+    )
+    table, _ = compare(challenge, options.prediction, sigma=options.sigma)
     if options.out:
         table.to_csv(options.out, index=False)
     panels = table[table["metric"] == "mmd"][["n_genes", "sigma", "sigma_rule"]].drop_duplicates().iloc[0]

@@ -1,9 +1,10 @@
 """The whole job with one command: data, the notebook with the real client, both files, a report for the browser.
 
 In: `data/` (the challenge's real files, or nothing: then demo data are made). Out: `prediction/` with both files,
-`resources/model.h5`, `build/notebook.ipynb` (executed) and `build/report.html`. The notebook calls `start`.
+`resources/model.h5`, `build/notebook.ipynb` (executed), `build/report.html` and its pictures in `build/pictures/`.
+The notebook calls `start`. `docs/results.png` is made by `--picture docs/results.png` on demo data.
 
-    python -m workbench.demo [--folder .] [--data FOLDER]
+    python -m workbench.demo [--folder .] [--data FOLDER] [--picture FILE]
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbconvert import HTMLExporter
+from nbformat import NotebookNode
+from tqdm.auto import tqdm
 
 from contract import OBESITY_1 as CRUNCH
-from workbench import hub
-from workbench.simulate import simulate
+from helpers import text_size, text_time
+from method import READ_PER_SECOND
+from workbench import hub, report
+from workbench.simulate import is_simulated, simulate
 from workbench.validate import (
     requested_genes,
     requested_perturbations,
@@ -29,6 +33,9 @@ from workbench.validate import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
+SCORES = "cell-18"  # the cell of the notebook that draws the scores
+# Seconds on two cores. Per time that the training file is read, of which there are five, its size counts as well.
+MAKE_DATA, NOTEBOOK, FIRST_UMAP = 6, 35, 20
 
 
 def start(folder: str | Path = ".") -> None:
@@ -43,27 +50,80 @@ def start(folder: str | Path = ".") -> None:
 
 def run(folder: Path) -> Path:
     """Execute the notebook in `folder`; returns the report. Raises when a cell or a check of the files fails."""
-    build = folder / "build"
+    build, train = folder / "build", folder / "data" / CRUNCH.train_file
     build.mkdir(exist_ok=True)
-    notebook = nbformat.read(ROOT / "notebook.ipynb", as_version=4)
+    _announce(train)
     began = time.perf_counter()
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    try:
-        NotebookClient(notebook, timeout=3600, resources={"metadata": {"path": str(folder)}}).execute()
-    finally:
-        nbformat.write(notebook, build / "notebook.ipynb")
+    notebook = _execute(folder, build / "notebook.ipynb")
     seconds = time.perf_counter() - began
+    print(f"The notebook ran in {seconds:.0f} s. Checking both files and writing the report: about 2 s.", flush=True)
     _check(folder)
-    exporter = HTMLExporter(exclude_input=True)
-    body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": "Broad obesity 1: report"}})
-    report = build / "report.html"
-    report.write_text(body, encoding="utf-8")
+    report.save_pictures(notebook, build / "pictures")
+    page = build / "report.html"
+    source = "demo data" if is_simulated(train) else ""
+    page.write_text(report.html(notebook, title=f"{CRUNCH.title}: report", source=source), encoding="utf-8")
     print(
-        f"The notebook ran in {seconds:.0f} s; the submission is valid.\n"
-        f"  prediction/{CRUNCH.prediction_file}\n  prediction/{CRUNCH.predicted_proportions_file}\n"
-        f"  {report.resolve().as_uri()}  <- open this in a browser"
+        f"The submission is valid.\n\n{report.printed(notebook, report.SUMMARY[-1])}\n\n"
+        f"  {page.resolve().as_uri()}  <- open this in a browser\n"
+        f"  {folder / 'prediction' / CRUNCH.prediction_file}\n"
+        f"  {folder / 'prediction' / CRUNCH.predicted_proportions_file}"
     )
-    return report
+    return page
+
+
+def _announce(train: Path) -> None:
+    """Say what will happen and how long it takes."""
+    data, seconds = f"{train.parent}/ is empty, so demo data are made", float(MAKE_DATA + NOTEBOOK)
+    if train.exists():
+        size = train.stat().st_size
+        data = f"{train.parent}/ holds {'demo' if is_simulated(train) else 'your'} data ({text_size(size)})"
+        seconds = NOTEBOOK + 5 * size / READ_PER_SECOND
+    print(
+        f"The whole job takes {text_time(seconds)}. Right after an installation numba compiles scanpy's UMAP once: "
+        f"{text_time(FIRST_UMAP)} more.\n"
+        f"  1. data: {data}\n"
+        "  2. the notebook: the crunch client trains and predicts, then the scores and the pictures\n"
+        "  3. both files are checked against the platform's rules, and the report is written",
+        flush=True,
+    )
+
+
+def _execute(folder: Path, path: Path) -> NotebookNode:
+    """Run the notebook with `folder` as its place, and write it to `path` even when a cell fails."""
+    notebook = nbformat.read(ROOT / "notebook.ipynb", as_version=4)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    with tqdm(total=len(notebook.cells), unit="cell", bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} cells") as bar:
+
+        def entered(cell: NotebookNode, cell_index: int) -> None:
+            bar.n = cell_index
+            bar.set_description(_place(notebook, cell_index))
+
+        client = NotebookClient(
+            notebook,
+            timeout=3600,
+            resources={"metadata": {"path": str(folder)}},
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # without: a warning on connections of this machine
+            on_cell_start=entered,
+        )
+        try:
+            client.execute()
+            bar.n = bar.total
+            bar.set_description("done")
+        finally:
+            nbformat.write(notebook, path)
+    return notebook
+
+
+def _place(notebook: NotebookNode, index: int) -> str:
+    """The last heading above a cell, and the bold words that begin a paragraph below it: where the notebook is."""
+    heading = bold = ""
+    for cell in notebook.cells[: index + 1]:
+        first = cell.source.strip().split("\n")[0] if cell.cell_type == "markdown" else ""
+        if first.startswith("## "):
+            heading, bold = first[3:], ""
+        elif first.startswith("**"):
+            bold = ": " + first.split("**")[1].rstrip(".?")
+    return f"{heading or 'start'}{bold}"
 
 
 def _check(folder: Path) -> None:
@@ -81,10 +141,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m workbench.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path(), help="where data/, resources/ and prediction/ are")
     parser.add_argument("--data", type=Path, help="copy this challenge folder into data/ first")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="save the picture of the scores there too (png)")
     options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
     if options.data:
-        shutil.copytree(options.data, options.folder / "data", dirs_exist_ok=True)
-    run(options.folder)
+        (options.folder / "data").mkdir(exist_ok=True)
+        for file in filter(Path.is_file, options.data.iterdir()):
+            shutil.copyfile(file, options.folder / "data" / file.name)  # not its permissions: it may be read-only
+    page = run(options.folder)
+    if options.picture:
+        shutil.copyfile(page.with_name("pictures") / f"{SCORES}.png", options.picture)
 
 
 if __name__ == "__main__":

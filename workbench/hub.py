@@ -1,7 +1,8 @@
 """A hub on this machine that the real crunch client talks to: a submission is tried with no network and no token.
 
 In: a project folder (`main.py`, `data/`, `resources/`, `prediction/`) and the client's requests.
-Out: the answers `crunch test`, `crunch_tools.test()`, `crunch convert --requirements` and `crunch push --dry` ask for.
+Out: the answers that `crunch setup`, `crunch test`, `crunch_tools.test()`, `crunch convert --requirements` and
+`crunch push --dry` ask for. It takes one token, `TOKEN`, and allows the packages of `platform/libraries.txt`.
 Next: `workbench/platform/.../runner.py`, which the client runs, and `workbench/validate.py`, which reads what it wrote.
 
 In a notebook, a cell before `crunch.load_notebook()` (the first line keeps it out of `main.py` and of the scan):
@@ -16,8 +17,8 @@ In a shell: `python -m workbench.hub --project .` prints the variables to export
 import argparse
 import json
 import os
-import re
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -30,14 +31,11 @@ from urllib.parse import parse_qs, unquote
 from contract import OBESITY_1 as CRUNCH
 
 PLATFORM = Path(__file__).resolve().parent / "platform"  # holds competitions/NAME/scoring/runner.py
-REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
+LIBRARIES = PLATFORM / "libraries.txt"  # what the hub allows: its own list, so that it can refuse a submission
 
-# What `crunch setup` would write. The token is a placeholder: the real platform refuses it.
+# What `crunch setup` writes. The token is a placeholder: the real platform refuses it.
 PROJECT = {"competitionName": CRUNCH.name, "projectName": "offline", "userId": 1, "sizeVariant": "DEFAULT"}
 TOKEN = "offline-placeholder"  # noqa: S105 - no secret
-
-# Only where the import name is not the package name.
-IMPORT_NAMES = {"scikit-learn": ["sklearn"], "crunch-cli": ["crunch"]}
 
 LONG_AGO, FAR_AHEAD = "2020-01-01T00:00:00", "2100-01-01T00:00:00"
 USER = {"id": 1, "login": "offline"}
@@ -91,9 +89,8 @@ class Hub:
 
     @cached_property
     def libraries(self) -> list[dict]:
-        """The packages of requirements.txt and Python's own modules, as `v2/libraries` answers them."""
-        names = re.findall(r"^\s*([A-Za-z0-9][\w.-]*)", REQUIREMENTS.read_text(encoding="utf-8"), flags=re.MULTILINE)
-        packages = [(name, IMPORT_NAMES.get(name, [name.replace("-", "_")]), False) for name in names]
+        """The allowed packages and Python's own modules, as `v2/libraries` answers them."""
+        packages = [(name, aliases, False) for name, aliases in allowed_packages().items()]
         modules = [(name, [name], True) for name in sorted(sys.stdlib_module_names)]
         return [_library(number, *entry) for number, entry in enumerate(packages + modules, start=1)]
 
@@ -111,6 +108,12 @@ class Hub:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def allowed_packages() -> dict[str, list[str]]:
+    """The packages that the hub allows, each with its import names."""
+    lines = [line.split("#")[0].split() for line in LIBRARIES.read_text(encoding="utf-8").splitlines()]
+    return {name: aliases or [name.replace("-", "_")] for name, *aliases in filter(None, lines)}
 
 
 def serve(port: int = 0, folder: str | Path = ".") -> Hub:
@@ -164,7 +167,7 @@ def write_project(folder: str | Path = ".") -> None:
         token.write_text(TOKEN, encoding="utf-8")
 
 
-Answer = dict | Callable[[Hub, dict[str, str]], dict]
+Answer = dict | Callable[[Hub, dict[str, str]], dict]  # a function is given the query, or what was posted
 
 
 def _library(number: int, name: str, aliases: list[str], standard: bool) -> dict:
@@ -207,12 +210,23 @@ def _data_release(hub: Hub, _: dict[str, str]) -> dict:
     return {**DATA_RELEASE, "dataFiles": files}
 
 
+def _upgrade(hub: Hub, posted: dict[str, str]) -> dict:
+    """The clone token of `crunch setup` for a token of the project; any token but the placeholder is refused."""
+    if posted.get("cloneToken") != TOKEN:
+        return {"code": "INVALID_PROJECT_TOKEN", "message": "no such token on this hub", "tokenType": "TEMPORARY"}
+    project = {"id": 1, "userId": USER["id"], "name": PROJECT["projectName"], "createdAt": LONG_AGO}
+    project["competitionId"] = COMPETITION_ANSWER["id"]
+    return {"id": 1, "type": "PERMANENT", "plain": TOKEN, "validUntil": None, "project": project}
+
+
 _COMPETITION = f"competitions/{CRUNCH.name}"
+_POSTED: dict[str, Answer] = {"v2/project-tokens/upgrade": _upgrade}
 _ANSWERS: dict[str, Answer] = {
     "v2/libraries": _find_libraries,
     "v2/users/@me": USER,
     f"v2/users/{USER['id']}": USER,
     f"v1/{_COMPETITION}": COMPETITION_ANSWER,
+    f"v1/competitions/{COMPETITION_ANSWER['id']}": COMPETITION_ANSWER,  # so `crunch setup` asks
     f"v1/{_COMPETITION}/rounds/@current": ROUND,
     f"v1/{_COMPETITION}/rounds/@last": ROUND,
     f"v1/{_COMPETITION}/rounds/1": ROUND,
@@ -230,25 +244,27 @@ class _Handler(BaseHTTPRequestHandler):
         super().__init__(*connection)
 
     def _reply(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))  # unread bytes would reset the connection
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))  # unread, it would reset the connection
         path, _, query = self.path.partition("?")  # not urlsplit: to it the client's "//v2/libraries" names a host
         path = unquote(path).strip("/")
         asked = f"{self.command} /{path}"
         self.hub.requests.append(f"{asked}?{query}" if query else asked)
 
-        status, answer = 200, _ANSWERS.get(path) if self.command == "GET" else None
+        answer = {"GET": _ANSWERS, "POST": _POSTED}.get(self.command, {}).get(path)
         if callable(answer):
-            answer = answer(self.hub, {key: values[-1] for key, values in parse_qs(query).items()})
+            given = {key: values[-1] for key, values in parse_qs(query).items()}
+            answer = answer(self.hub, given if self.command == "GET" else json.loads(body))
+        status = 403 if answer is not None and "code" in answer else 200
         if answer is None:
             message = f"this hub is offline and does not serve {asked}; unset CRUNCH_API_BASE_URL for the real platform"
             status, answer = 404, {"code": "NOT_SERVED_OFFLINE", "message": message}
 
-        body = json.dumps(answer).encode()
+        said = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(said)))
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(said)
 
     do_GET = do_POST = do_PUT = do_DELETE = _reply  # noqa: N815 - the names http.server looks for
 
@@ -257,7 +273,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Command line: print the variables, serve until interrupted."""
+    """Command line: print the variables, serve until interrupted (Ctrl+C, or SIGTERM)."""
     parser = argparse.ArgumentParser(prog="python -m workbench.hub", description=__doc__.splitlines()[0])
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1 (default: any free one)")
     parser.add_argument("--project", metavar="FOLDER", help="write the placeholder .crunchdao/ there, where absent")
@@ -265,10 +281,13 @@ def main(arguments: list[str] | None = None) -> None:
 
     if options.project is not None:
         write_project(options.project)
+    # A background job of a shell is started with SIGINT ignored: Python would then leave it so.
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.default_int_handler)
     hub = serve(options.port, options.project or ".")
-    for name, value in environment(hub).items():
-        print(f"export {name}={shlex.quote(value)}", flush=True)
     try:
+        for name, value in environment(hub).items():
+            print(f"export {name}={shlex.quote(value)}", flush=True)
         hub.wait()
     except KeyboardInterrupt:
         hub.close()

@@ -50,6 +50,15 @@ FULL = {
     "listed": 10_238,
     "local_cells": 4_437,
 }
+# What each size is, for `--help`.
+SIZES = {
+    "cells": "cells of the training file, the control's among them (default 7500)",
+    "genes": "genes that are measured (default 1200)",
+    "perturbations": "knock-outs in the training file (default 40)",
+    "unseen": "knock-outs to predict (default 5 %% of the genes, 8 to 60)",
+    "listed": "genes to predict (default 93 %% of the genes)",
+    "local_cells": "cells of the five local knock-outs, the local truth (default 5 %% of the cells, at least 1000)",
+}
 # Moved in this order, the training file last.
 FILES = (
     CRUNCH.local_truth_file,
@@ -61,6 +70,7 @@ FILES = (
     CRUNCH.train_file,
 )
 ANSWER = "answer.h5"  # its name while it is being written
+MADE_BY = "made-by"  # an attribute of the files of cells, by which demo data are told from the challenge's
 OBS = [
     "nCount_RNA",
     "nFeature_RNA",
@@ -178,6 +188,12 @@ def simulate(
         if answer is not None:
             _write_answer(folder / ANSWER, model, np.bincount(train["perturbation"], minlength=len(model.group)))
             shutil.move(folder / ANSWER, answer)
+
+
+def is_simulated(path: str | Path) -> bool:
+    """Whether a file of cells was made by this module: demo data, not the challenge's."""
+    with h5py.File(path, "r") as file:
+        return MADE_BY in file.attrs
 
 
 def _check_sizes(
@@ -483,7 +499,7 @@ def _write_training(
 
 def _write_frame(file: h5py.File, obs: pd.DataFrame, genes: np.ndarray, **uns: np.ndarray) -> None:
     """Everything of an AnnData file but its matrices."""
-    file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0", MADE_BY: "workbench.simulate"})
     parts = {"obs": obs, "var": pd.DataFrame(index=pd.Index(genes, dtype=object)), "uns": uns}
     for name, part in {**parts, "obsm": {}, "varm": {}, "obsp": {}, "varp": {}}.items():
         write_elem(file, name, part)
@@ -583,18 +599,38 @@ def _expected_x() -> tuple[np.ndarray, np.ndarray]:
     return grid, expected
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m workbench.simulate",
+        description="Write a demo data/ folder in the platform's layout: seven files of simulated cells (90 MB).",
+    )
+    parser.add_argument("out", type=Path, help="the folder for the seven files; other files in it stay")
+    for name, about in SIZES.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=about)
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="of all draws: the same seed gives the same cells (default 0)"
+    )
+    parser.add_argument(
+        "--predictable",
+        type=float,
+        metavar="SHARE",
+        help="share of the effects' variance that follows from the data, 0 to 1; the rest is luck (default 0.5)",
+    )
+    parser.add_argument("--full", action="store_true", help="the platform's full size instead: 18 GB, minutes")
+    parser.add_argument("--answer", type=Path, metavar="FILE", help="write the true effects too: HDF5, outside OUT")
+    parser.add_argument(
+        "--no-counts",
+        dest="counts",
+        action="store_false",
+        help="leave the raw counts (layers/counts) out: half the size",
+    )
+    parser.add_argument("--force", action="store_true", help="replace what an earlier run made; without it, an error")
+    return parser
+
+
 def main() -> None:
     """Run the command line: ``python -m workbench.simulate --help``."""
-    parser = argparse.ArgumentParser(prog="python -m workbench.simulate", description="Write a demo data/ folder.")
-    parser.add_argument("out", type=Path)
-    for name in FULL:
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int)
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--predictable", type=float, help="predictable share of the effects' variance, default 0.5")
-    parser.add_argument("--full", action="store_true", help="the platform's full size (18 GB)")
-    parser.add_argument("--answer", type=Path, help="HDF5 file for the true effects, outside OUT")
-    parser.add_argument("--no-counts", dest="counts", action="store_false", help="leave layers/counts out")
-    parser.add_argument("--force", action="store_true", help="replace what an earlier run made")
+    parser = _parser()
     given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a terminated run cleans up as well
     started, sizes = time.monotonic(), FULL if given.pop("full") else {}

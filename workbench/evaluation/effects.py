@@ -56,7 +56,7 @@ def read_effects(path: str | os.PathLike[str]) -> pd.DataFrame:
         raise DataError(f"{path}: no such file")
     try:
         table = readers[path.suffix](path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # ImportError: parquet needs pyarrow
         raise DataError(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from error
     if table.shape[1] < 2:
         raise DataError(f"{path}: only {table.shape[1]} columns; a perturbation and at least 2 responses are needed")

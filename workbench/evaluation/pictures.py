@@ -14,19 +14,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from contract import OBESITY_1 as CRUNCH
 from response import ResponseModel
 from workbench.compare import CEILING
 from workbench.cross_validate import BASELINES
 from workbench.evaluation.folds import TRUE_MEAN
 from workbench.evaluation.methods import ALL, BOTH, MEDIAN
-from workbench.plots import BLUE, GREY, ORANGE, RED
+from workbench.pictures.style import BLUE, GREY, ORANGE, RED, metric_label
 
-LABELS = {
-    "pearson": "Pearson with the training mean as reference\n(higher is better)",
-    "pearson_delta": "Pearson delta\n(higher is better)",
-    "mmd": "MMD\n(lower is better)",
-    "l1_distance": "L1 distance of the shares\n(lower is better)",
-}
+LABELS = {name: metric_label(name) for name in CRUNCH.metrics}
+LABELS["pearson"] = "Pearson with the training mean as reference\n(higher is better)"
 CHANCE = {"pearson": 0.0, "pearson_delta": 0.0}
 
 

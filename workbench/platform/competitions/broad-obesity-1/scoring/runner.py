@@ -2,10 +2,12 @@
 """The runner our own hub has for broad-obesity-1: it calls the submission's `train` and `infer` as the platform does.
 
 In: the client's context (local or cloud) and the three folders.
-Out: `prediction.h5ad` and `predict_program_proportion.csv` in the prediction folder, and one error line a broken rule.
+Out: `prediction.h5ad` and `predict_program_proportion.csv` in the prediction folder, one error line for each broken
+rule, and, where the client asks for it, whether `infer` gives the same twice.
 The client executes this file by its path. Written from the contract; the platform's runner is another program.
 """
 
+import hashlib
 import importlib.util
 import shutil
 import sys
@@ -59,7 +61,8 @@ def run(
 ) -> None:
     """One run: train when asked for, then infer into an empty prediction folder, then look at what was written.
 
-    An exception of the submission passes through; a broken rule is logged as an error and does not stop the run.
+    With the determinism check `infer` runs twice, and what it wrote is compared. An exception of the submission passes
+    through; a broken rule or another second prediction is logged as an error and does not stop the run.
     """
     data, prediction = Path(data_directory_path), Path(prediction_directory_path)
     if context.force_first_train:
@@ -69,6 +72,8 @@ def run(
 
     _empty(prediction)
     context.execute(command="infer")
+    if context.is_determinism_check_enabled:
+        _infer_again(context, prediction)
 
     perturbations = validate.requested_perturbations(data, local=context.is_local)
     problems = validate.validate_prediction_folder(prediction, perturbations, validate.requested_genes(data))
@@ -78,6 +83,31 @@ def run(
         context.log(f"{len(problems)} problem(s): the platform would refuse this prediction", error=True)
     if not context.is_local and (prediction / CRUNCH.prediction_file).is_file():
         _keep_scored(prediction / CRUNCH.prediction_file, data)
+
+
+def _infer_again(context: RunnerContext, prediction: Path) -> None:
+    """Run `infer` a second time and report whether both files hold the same; the second prediction stays."""
+    first = _fingerprints(prediction)
+    _empty(prediction)
+    context.execute(command="infer")
+    second = _fingerprints(prediction)
+    for name in [name for name in first if second[name] != first[name]]:
+        context.log(f"{name}: the second run of infer gave other values than the first", error=True)
+    context.report_determinism(first == second)
+
+
+def _fingerprints(prediction: Path) -> dict[str, str]:
+    """A hash of what each expected file holds; empty where there is none, which the check of the files reports."""
+    cells, shares = prediction / CRUNCH.prediction_file, prediction / CRUNCH.predicted_proportions_file
+    digest = hashlib.sha256()
+    if cells.is_file():  # its values, not its bytes: HDF5 may keep the time of writing
+        adata = anndata.read_h5ad(cells)
+        for names in (adata.obs[CRUNCH.perturbation], adata.var_names):
+            digest.update("\n".join(map(str, names)).encode())
+        values = adata.X.toarray() if hasattr(adata.X, "toarray") else np.asarray(adata.X)
+        digest.update(np.ascontiguousarray(values).data)
+    found = hashlib.sha256(shares.read_bytes()).hexdigest() if shares.is_file() else ""
+    return {cells.name: digest.hexdigest() if cells.is_file() else "", shares.name: found}
 
 
 def execute(

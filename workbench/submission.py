@@ -1,0 +1,115 @@
+"""The folder that is pushed: `build/submission`, which holds what the platform needs and nothing else.
+
+In: `notebook.ipynb`, the modules that travel, `Method description.md`, and what you put into `resources/` (feature
+tables). Out: `main.py`, written by the client's own converter; the modules; a `requirements.txt` with what they import;
+the method description; `resources/`. The trained model is not copied: `crunch test` trains the code that stands there,
+and without one the platform trains first. `data` is a link to the repository's `data/`.
+
+    python -m workbench.submission [--out build/submission]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from crunch_convert.notebook import ConverterError, FlattenNotebook, ImportedRequirement, extract_from_file
+
+from contract import DATA_FOLDER, MAIN_FILE, MODEL_FOLDER, REQUIREMENTS_FILE, TRAVELLING
+from contract import OBESITY_1 as CRUNCH
+from method import EXPECTED_FILE, MODEL_FILE
+from workbench.imports import COME_ALONG, imported, requirement_lines, third_party
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT_FOLDER = ".crunchdao"  # what `crunch setup` wrote: kept when the folder is made again
+HEADER = "# What main.py and the modules beside it import; written by `make submission`.\n"
+
+NEXT = """\
+
+Next (TOKEN and NAME stand on the competition's page, under Submit):
+  source .venv/bin/activate && cd {folder}
+  crunch setup --token TOKEN --force --submission scratch --no-data {crunch} NAME .   # once
+  crunch download           # once; data/ here is a link to the repository's data/
+  crunch test               # trains, predicts twice, checks; leaves the model in resources/
+  crunch push --dry -m ""   # lists what would be sent
+  crunch push --message "first"
+"""
+
+
+def export(out: Path, root: Path = ROOT) -> list[Path]:
+    """Write the submission of the project in `root` into the folder `out`; returns its files, sorted.
+
+    The folder is made beside `out` and renamed; the project that `crunch setup` wrote into an older one is kept.
+    Raises SystemExit, with one line, for a notebook that the converter refuses or warns of, for a method description
+    that is not the notebook's, and where `out` is a folder of something else.
+    """
+    if out.exists() and any(out.iterdir()) and not (out / MAIN_FILE).exists():
+        raise SystemExit(f"{out} holds no {MAIN_FILE}: it is no exported submission. Choose another folder with --out.")
+    converted = _convert(root)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as beside:
+        made = Path(beside) / out.name
+        made.mkdir()
+        _fill(made, converted, root)
+        files = sorted(path.relative_to(made) for path in made.rglob("*") if path.is_file())
+        (made / DATA_FOLDER).symlink_to((root / DATA_FOLDER).resolve(), target_is_directory=True)
+        if (out / PROJECT_FOLDER).is_dir():
+            shutil.copytree(out / PROJECT_FOLDER, made / PROJECT_FOLDER)
+        if out.exists():
+            out.rename(Path(beside) / "before")
+        made.rename(out)
+    return [out / file for file in files]
+
+
+def _convert(root: Path) -> FlattenNotebook:
+    """The notebook as the platform sees it."""
+    try:
+        converted = extract_from_file(str(root / "notebook.ipynb"))
+    except ConverterError as error:
+        raise SystemExit(f"notebook.ipynb cannot be converted: {error}") from error
+    if converted.warnings:
+        lines = "\n".join(f"  {warning}" for warning in converted.warnings)
+        raise SystemExit(f"The converter warns of notebook.ipynb; on the platform this would fail:\n{lines}")
+    described = {file.path: file.content for file in converted.embedded_files}.get(CRUNCH.description_file, "")
+    if described != (root / CRUNCH.description_file).read_text(encoding="utf-8").strip():
+        raise SystemExit(f"{CRUNCH.description_file} is not the text of the notebook's cell: change the other one too.")
+    return converted
+
+
+def _fill(folder: Path, converted: FlattenNotebook, root: Path) -> None:
+    (folder / MAIN_FILE).write_text(converted.source_code, encoding="utf-8")
+    for name in (*TRAVELLING, CRUNCH.description_file):
+        shutil.copy2(root / name, folder / name)
+    modules = [(root / name).read_text(encoding="utf-8") for name in TRAVELLING]
+    if any((root / MODEL_FOLDER).rglob("*.parquet")):
+        modules.append("import pyarrow")  # with which pandas reads such a feature table
+    lines = requirements([converted.source_code, *modules], converted.requirements)
+    (folder / REQUIREMENTS_FILE).write_text(HEADER + "\n".join([*lines, ""]), encoding="utf-8")
+    if (root / MODEL_FOLDER).is_dir():
+        left = shutil.ignore_patterns(MODEL_FILE, EXPECTED_FILE, ".*")
+        shutil.copytree(root / MODEL_FOLDER, folder / MODEL_FOLDER, ignore=left)
+
+
+def requirements(sources: list[str], asked: list[ImportedRequirement]) -> list[str]:
+    """The lines of `requirements.txt`: what `sources` import; `asked` holds what the notebook's comments say of it."""
+    own = {item.alias: item for item in asked if item.alias not in COME_ALONG}
+    versions = [f"{item.name or alias}{','.join(item.specs)}" for alias, item in own.items() if item.specs]
+    names = third_party(set().union(*map(imported, sources))) - {alias for alias, item in own.items() if item.specs}
+    return sorted([*requirement_lines(own[name].name or name if name in own else name for name in names), *versions])
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m workbench.submission", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "submission", help="default: build/submission")
+    out = parser.parse_args().out
+    for path in export(out):
+        print(f"{path.stat().st_size / 1e3:8.1f} kB  {path.relative_to(out)}")
+    print(NEXT.format(folder=os.path.relpath(out), crunch=CRUNCH.name))
+
+
+if __name__ == "__main__":
+    main()
