@@ -46,7 +46,7 @@ def score_methods(
 
     Returns the table of `helpers.score` with a first column `method`, and the cells that the method `keep` made.
     """
-    truth, targets = _local_truth(challenge)
+    truth, targets = local_truth(challenge)
     with helpers.working_on("baselines"):
         stats = helpers.perturbation_stats(challenge.train_path)
         pool = helpers.read_cells(challenge.train_path, helpers.pool_rows(challenge.obs, seed=0))
@@ -71,7 +71,7 @@ def compare(
 
     Returns the table of `helpers.score` with a first column `method`, and the starter's cells (for a picture).
     """
-    truth, _ = _local_truth(challenge)
+    truth, _ = local_truth(challenge)
     table, starter = score_methods(challenge, baselines(), sigma=sigma, keep=STARTER)
     with helpers.working_on(YOURS):
         yours = helpers.score(*_files(Path(prediction_folder)), *truth, sigma=sigma)
@@ -87,7 +87,7 @@ def _with_method(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(tables, names=["method"]).reset_index(level="method").reset_index(drop=True)
 
 
-def _local_truth(challenge: Challenge) -> tuple[tuple[Path, Path], pd.Index]:
+def local_truth(challenge: Challenge) -> tuple[tuple[Path, Path], pd.Index]:
     """The two files of the local truth, and its perturbations."""
     if challenge.local_truth_path is None or challenge.local_proportions is None:
         raise helpers.DataError(f"{challenge.folder}: no local truth, so there is nothing to compare with")

@@ -20,7 +20,7 @@ from contract import OBESITY_1 as CRUNCH
 from knowledge import GeneKnowledge
 from method import fit_predictor
 from response import ResponseModel
-from workbench.compare import CEILING, STARTER
+from workbench.compare import CEILING, STARTER, local_truth
 from workbench.cross_validate import (
     cross_validate_challenge,
     cross_validate_effects,
@@ -339,7 +339,7 @@ def cells(data: Path, executor: Executor | None) -> Section:
     ):
         challenge = helpers.load_challenge(folder)
         predictor = fit_predictor(challenge)
-        means = predictor.predict_means(challenge.local_proportions.index)
+        means = predictor.predict_means(local_truth(challenge)[1])
         rows = helpers.pool_rows(challenge.obs, seed=0)
         recentred = helpers.RecentredCells().fit(helpers.read_cells(challenge.train_path, rows))
         generators = {"recentred cells": recentred, "scaled cells": predictor.cells}
