@@ -587,7 +587,7 @@ def read_cells(path: Path, rows: np.ndarray) -> ad.AnnData:
     with open_matrix(path, [CRUNCH.perturbation]) as (matrix, obs, genes, _):
         parts = [
             matrix[slice(row, row + 1)].astype(np.float32)
-            for row in progress_bar("reading control cells", iterable=rows)
+            for row in progress_bar("reading chosen cells", iterable=rows)
         ]
         X = sp.vstack(parts).tocsr() if sp.issparse(parts[0]) else np.concatenate(parts)
     return ad.AnnData(X, obs=obs.iloc[rows], var=pd.DataFrame(index=genes))

@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 from helpers import DataError, read_array, replacing, some, text_size, write_array
 from workbench.evaluation.intervals import write_table
-from workbench.plots import save_figure
+from workbench.pictures.style import save_figure
 
 BUNDLE_FORMAT = 2
 DEVICES = ("auto", "cpu", "cuda", "mps")

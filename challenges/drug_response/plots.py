@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from challenges.drug_response.baselines import BASELINES, REFERENCE
 from challenges.drug_response.evaluate import METRICS
 from workbench.evaluation.intervals import summarise
-from workbench.plots import BLUE, GREY, ORANGE, plain_style
+from workbench.pictures.style import BLUE, GREY, ORANGE, plain_style
 
 
 def by_compound(table: pd.DataFrame) -> Figure:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from challenges.modality.baselines import REFERENCE
 from challenges.modality.data import Pair, Prediction
-from workbench.plots import BLUE, GREY, ORANGE, plain_style
+from workbench.pictures.style import BLUE, GREY, ORANGE, plain_style
 
 UNITS = {"GEX": "normalised expression", "ATAC": "normalised accessibility", "ADT": "normalised protein"}
 

@@ -19,7 +19,7 @@ from challenges.synthesis.baselines import INDEPENDENT, REAL
 from challenges.synthesis.data import Cells
 from challenges.synthesis.evaluate import analysis
 from helpers import row_correlations
-from workbench.plots import BLUE, ORANGE
+from workbench.pictures.style import BLUE, ORANGE
 
 MOST_TYPES = 12  # panels of the picture by type: the most frequent
 
