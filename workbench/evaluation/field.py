@@ -99,15 +99,13 @@ def _evaluated(
     """The means of `METRICS` over perturbations, as `cell-eval` computes them."""
     from cell_eval import MetricsEvaluator  # noqa: PLC0415 - optional
 
-    sides = [
-        _with_control(cells, of, control, genes)
-        for cells, of in ((np.maximum(predicted, 0.0), predicted_names), (real, real_names))
-    ]
+    made = _with_control(np.maximum(predicted, 0.0), predicted_names, control, genes)
+    true = _with_control(real, real_names, control, genes)
     logging.getLogger("cell_eval").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         evaluator = MetricsEvaluator(
-            *sides, control_pert=CRUNCH.control, pert_col=CRUNCH.perturbation, num_threads=1, outdir=folder
+            made, true, control_pert=CRUNCH.control, pert_col=CRUNCH.perturbation, num_threads=1, outdir=folder
         )
         found, _ = evaluator.compute(
             profile="full", skip_metrics=["clustering_agreement", "pearson_edistance"], write_csv=False
