@@ -838,9 +838,10 @@ class ScaledCells(_HerdedCells):
 
     Zeros of the base stay 0 and nothing is negative, as in real cells; the mean is exact for every gene whose predicted
     mean is 0 or more, and 0 where it is below. Where a gene falls, cells with a single count lose it with the
-    probability of the fall, and the others are scaled to the mean: so fewer cells show it, as in real knock-outs. A
-    gene that no cell of the base has cannot be scaled: its whole sum goes into one cell. Which cells lose a gene, or
-    take it, depends on the seed and the gene's name alone.
+    probability of the fall, and the others are scaled to the mean: so fewer cells show it, as in real knock-outs. Where
+    a gene rises so far that a cell would hold more than any cell of the base holds of any gene, or where no cell of the
+    base has it, further cells get a count of it. Which cells lose or gain a gene depends on the seed and the gene's
+    name alone.
 
     Parameters
     ----------
@@ -858,8 +859,10 @@ class ScaledCells(_HerdedCells):
         The base in herded order.
     single_ : Series (n_base,), float32
         The value of a single count in each cell of the base: its smallest value above 0.
-    control_ : Series (genes,)
-        The control's mean, from which effects are counted.
+    highest_ : float
+        The largest value of the base.
+    control_ : Series (genes,) or None
+        The control's mean, from which effects are counted; None for an amplitude of 1.
     """
 
     def __init__(self, n_base: int = 100, amplitude: float = 1.0, seed: int = 0) -> None:
@@ -872,6 +875,7 @@ class ScaledCells(_HerdedCells):
         super().fit(pool)
         base = self.base_.to_numpy()
         self.single_ = pd.Series(np.where(base > 0, base, np.inf).min(axis=1))
+        self.highest_ = float(base.max())
         self.control_ = None
         if self.amplitude != 1.0:
             if means is None:
@@ -896,14 +900,19 @@ class ScaledCells(_HerdedCells):
         stored, mean = self._stored(n_cells), mean.astype(np.float64)
         if self.control_ is not None:
             mean = self.control_.to_numpy() + self.amplitude * (mean - self.control_.to_numpy())
-        mean = np.maximum(mean, 0.0)
-        factor = mean / stored.mean  # genes
-        left = np.where(stored.draw < factor[stored.column], stored.value, 0.0)  # single counts that are not lost
-        total = np.bincount(stored.column, left, len(mean))
-        none_left = (total <= 0)[stored.column]
-        left[none_left] = stored.value[none_left]
-        total = np.where(total > 0, total, stored.mean * n_cells)
-        return (left * (mean * n_cells / total)[stored.column]).astype(np.float32)
+        wanted = np.maximum(mean, 0.0) * n_cells  # sum of each gene
+        factor = np.divide(wanted, stored.total, out=np.full(len(wanted), np.inf), where=stored.total > 0)
+        left = np.where(stored.draw < factor[stored.column], stored.value, 0.0)  # without the single counts that go
+        total = np.bincount(stored.column, left, len(wanted))
+        all_gone = ((total <= 0) & (stored.total > 0))[stored.column]
+        left[all_gone] = stored.value[all_gone]
+        total = np.where(total > 0, total, stored.total)
+        values = left * np.divide(wanted, total, out=np.zeros(len(wanted)), where=total > 0)[stored.column]
+        too_high = stored.column[values > stored.highest]
+        for gene in np.union1d(too_high, np.flatnonzero((total <= 0) & (wanted > 0))):
+            cells = stored.of_gene(gene)
+            values[cells] = _fill(values[cells], wanted[gene], stored.highest, stored.single)
+        return values.astype(np.float32)
 
     def sample(self, target: str, mean: np.ndarray, n_cells: int) -> np.ndarray:
         """Cells whose mean is `mean` (one value per gene, log2 units), 0 for one below 0: n_cells x genes, float32."""
@@ -919,9 +928,25 @@ class ScaledCells(_HerdedCells):
         return kept
 
 
+def _fill(values: np.ndarray, total: float, highest: float, single: float) -> np.ndarray:
+    """Values of one gene that sum to `total`: none above `highest`, while there is room; empty cells get a count."""
+    values = np.minimum(values, highest)
+    missing, empty = total - values.sum(), np.flatnonzero(values == 0)
+    more = empty[: int(np.ceil(missing / single - 1e-6))]
+    if len(more):
+        values[more] = min(missing / len(more), single)
+    missing, room = total - values.sum(), highest - values
+    if missing > 0 and room.sum() >= missing:
+        return values + room * (missing / room.sum())
+    return values * (total / values.sum())
+
+
+ROOM = 0.1  # share of the cells in which a gene may be written at least, so that a silent one can rise
+
+
 @dataclass(frozen=True)
 class _StoredBase:
-    """The values above 0 of a base (n_cells x genes), row by row.
+    """The base (n_cells x genes) at the places where values may stand, row by row.
 
     `draw` is below any factor for a value that is never lost, and else uniform: a value is lost where it is above.
     """
@@ -931,22 +956,41 @@ class _StoredBase:
     column: np.ndarray
     value: np.ndarray
     draw: np.ndarray
-    mean: np.ndarray  # of each gene
+    by_gene: np.ndarray  # numbers of the values, gene by gene
+    starts: np.ndarray  # of each gene in them
+    total: np.ndarray  # of each gene
+    highest: float  # value of the base
+    single: float  # a typical single count
 
     @classmethod
     def of(cls, cells: ScaledCells, rows: np.ndarray) -> _StoredBase:
-        """The base of a generator at `rows`; a gene that none of them has gets a 1 in one cell."""
-        base = cells.base_.to_numpy(np.float64)[rows]
+        """The base of a generator at `rows`."""
+        base, single = cells.base_.to_numpy(np.float64)[rows], cells.single_.to_numpy(np.float64)[rows]
         names = [zlib.crc32(str(gene).encode()) for gene in cells.base_.columns]
-        empty = np.flatnonzero(base.max(axis=0, initial=0.0) <= 0)
-        base[np.array([names[gene] % len(base) for gene in empty], int), empty] = 1.0
-        pattern = base > 0
-        place, column = np.flatnonzero(pattern), np.nonzero(pattern)[1]
         # One stream per gene, so that the order of the genes changes nothing else.
         uniform = np.column_stack([np.random.default_rng([cells.seed, name]).random(len(base)) for name in names])
-        single = base <= cells.single_.to_numpy()[rows][:, None] * 1.001
-        draw = np.where(single, uniform, -1.0).ravel()[place]
-        return cls(pattern, place, column, base.ravel()[place], draw, base.mean(axis=0))
+        # A gene of few cells may stand in further ones, those of its lowest draws.
+        rank = np.where(base > 0, -1.0, uniform).argsort(axis=0, kind="stable").argsort(axis=0, kind="stable")
+        pattern = (base > 0) | (rank < np.ceil(ROOM * len(base)))
+        place, column = np.flatnonzero(pattern), np.nonzero(pattern)[1]
+        draw = np.where(base <= single[:, None] * 1.001, uniform, -1.0).ravel()[place]
+        finite = single[np.isfinite(single)]
+        return cls(
+            pattern=pattern,
+            place=place,
+            column=column,
+            value=base.ravel()[place],
+            draw=draw,
+            by_gene=np.argsort(column, kind="stable"),
+            starts=np.append(0, np.cumsum(pattern.sum(axis=0))),
+            total=base.sum(axis=0),
+            highest=cells.highest_,
+            single=float(np.median(finite)) if len(finite) else 1.0,
+        )
+
+    def of_gene(self, gene: int) -> np.ndarray:
+        """Where the values of a gene are."""
+        return self.by_gene[self.starts[gene] : self.starts[gene + 1]]
 
 
 class RecentredCells(_HerdedCells):

@@ -17,7 +17,7 @@ def test_without_cell_eval_it_says_what_to_install(challenge, monkeypatch):
     monkeypatch.setitem(sys.modules, "cell_eval", None)
     assert not field.available()
     with pytest.raises(DataError, match="pip install cell-eval"):
-        field.evaluate(challenge, ad.AnnData())
+        field.evaluate(challenge, {})
 
 
 @pytest.mark.skipif(not field.available(), reason="cell-eval is not installed: nothing is evaluated")
@@ -25,14 +25,14 @@ def test_real_cells_come_out_on_top_and_the_repeated_mean_is_found_out(challenge
     predictor = fit_predictor(challenge)
     targets = challenge.local_proportions.index
     predictor.write(tmp_path / "p.h5ad", tmp_path / "p.csv", targets, challenge.genes_to_predict)
-    table = field.evaluate(challenge, ad.read_h5ad(tmp_path / "p.h5ad"))
+    table = field.evaluate(challenge, {YOURS: ad.read_h5ad(tmp_path / "p.h5ad")})
     assert list(table.columns) == list(field.METRICS)
     assert table.index[0] == YOURS
     assert table.loc[CEILING, "pearson_delta"] == table["pearson_delta"].max()
     assert table.loc[CEILING, "pearson_delta"] > 0.3
     different = table["de_nsig_counts_pred"]
     assert different["training mean, repeated"] > 5 * different[YOURS], "equal cells differ in every gene"
-    again = field.evaluate(challenge, ad.read_h5ad(tmp_path / "p.h5ad"))
+    again = field.evaluate(challenge, {YOURS: ad.read_h5ad(tmp_path / "p.h5ad")})
     pd.testing.assert_frame_equal(table, again)
 
 

@@ -168,7 +168,7 @@ def _run(options: argparse.Namespace) -> None:
 
         print("\nThe field's own evaluation takes about a minute.")
         prediction = ad.read_h5ad(options.prediction / CRUNCH.prediction_file)
-        print(field.evaluate(challenge, prediction).rename(columns=field.METRICS).T.round(3).to_string())
+        print(field.evaluate(challenge, {YOURS: prediction}).rename(columns=field.METRICS).T.round(3).to_string())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The field's own evaluation of predicted cells, `cell-eval`, beside the baselines and the ceiling that matter there.
 
-In: a challenge folder with its local truth, and `prediction.h5ad`. Out: a table, methods x metrics, means over the
+In: a challenge folder, and predicted cells. Out: a table, methods x metrics, means over the
 local perturbations. Nothing is computed here: cells are put into the layout that `cell-eval` wants (natural logarithms,
 the same real control cells on both sides) and its own table comes back. It is optional: `pip install cell-eval`.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
+from collections.abc import Mapping
 
 import anndata as ad
 import numpy as np
@@ -19,7 +20,7 @@ import scipy.sparse as sp
 import helpers
 from contract import OBESITY_1 as CRUNCH
 from helpers import Challenge, DataError
-from workbench.compare import CEILING, YOURS
+from workbench.compare import CEILING, local_truth
 
 CONTROL_CELLS = 400  # on both sides
 METRICS = {  # of cell-eval, with what they say; the last two are counts, to be compared with each other
@@ -44,35 +45,36 @@ def available() -> bool:
     return True
 
 
-def evaluate(challenge: Challenge, prediction: ad.AnnData, *, seed: int = 0) -> pd.DataFrame:
-    """Methods x `METRICS`: the prediction, three baselines, and real cells set aside as the ceiling.
+def evaluate(
+    challenge: Challenge, predictions: Mapping[str, ad.AnnData], truth: ad.AnnData | None = None, *, seed: int = 0
+) -> pd.DataFrame:
+    """Methods x `METRICS`: the predictions, three baselines, and real cells set aside as the ceiling.
 
-    The baselines are real control cells, random perturbed cells, and the training mean repeated. The ceiling has half
-    of the true cells as its prediction and the other half as its truth. Raises DataError without `cell-eval` or
-    without a local truth.
+    `truth` are the real cells (default: the local truth); all predictions hold its perturbations. The baselines are
+    real control cells, random perturbed cells, and the training mean repeated. The ceiling has half of the true cells
+    as its prediction and the other half as its truth. Raises DataError without `cell-eval` or without a truth.
     """
     if not available():
         raise DataError("cell-eval is not installed: `pip install cell-eval`")
-    if challenge.local_truth_path is None:
-        raise DataError(f"{challenge.folder}: no local truth, so there is nothing to evaluate against")
-    truth = ad.read_h5ad(challenge.local_truth_path)
-    genes = prediction.var_names[prediction.var_names.isin(truth.var_names)]
+    if truth is None:
+        truth = ad.read_h5ad(local_truth(challenge)[0][0])
+    genes = next(iter(predictions.values())).var_names
+    genes = genes[genes.isin(truth.var_names)]
     names = truth.obs[CRUNCH.perturbation].astype(str).to_numpy()
     real = helpers.dense(truth[:, genes].X).astype(np.float32)
     control, other_control, perturbed = _training_cells(challenge, genes, seed)
-    number = pd.Series(names).groupby(names).cumcount().to_numpy()
-    n_cells = CRUNCH.cells_per_perturbation
-    targets = np.repeat(np.unique(names), n_cells)
-    generator = np.random.default_rng(seed)
-    drawn = {
-        name: cells[generator.integers(len(cells), size=len(targets))]
-        for name, cells in (("real control cells", other_control), ("random perturbed cells", perturbed))
-    }
+    targets = np.repeat(np.unique(names), CRUNCH.cells_per_perturbation)
     mean = helpers.perturbation_stats(challenge.train_path).perturbed_centroid()[genes].to_numpy(np.float32)
-    cases = {YOURS: (helpers.dense(prediction[:, genes].X), prediction.obs[CRUNCH.perturbation].astype(str).to_numpy())}
-    cases |= {name: (cells, targets) for name, cells in drawn.items()}
+    generator = np.random.default_rng(seed)
+    cases = {
+        name: (helpers.dense(prediction[:, genes].X), prediction.obs[CRUNCH.perturbation].astype(str).to_numpy())
+        for name, prediction in predictions.items()
+    }
+    for name, cells in (("real control cells", other_control), ("random perturbed cells", perturbed)):
+        cases[name] = cells[generator.integers(len(cells), size=len(targets))], targets
     cases["training mean, repeated"] = np.tile(mean, (len(targets), 1)), targets
     rows = {name: _evaluated(*case, real, names, control, genes) for name, case in cases.items()}
+    number = pd.Series(names).groupby(names).cumcount().to_numpy()
     half, rest = number % 2 == 0, number % 2 == 1
     rows[CEILING] = _evaluated(real[rest], names[rest], real[half], names[half], control, genes)
     return pd.DataFrame(rows).T
