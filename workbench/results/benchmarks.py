@@ -366,8 +366,8 @@ def _field_part(data: Path) -> str:
         return "`cell-eval` was not installed in this run, so its table is missing."
     return (
         f"{left_out_field(helpers.load_challenge(data / 'thp1_challenge'))}\n\nThe control cells are the same on both "
-        "sides. An amplitude multiplies the predicted effect on the control. *Scaled to the true mean* is what 100 cells "
-        "can show when the mean is right; the real knock-outs have more cells."
+        "sides. An amplitude multiplies the predicted effect on the control. *Scaled to the true mean* is what 100 "
+        "cells can show when the mean is right; the real knock-outs have more cells."
     )
 
 
