@@ -936,7 +936,7 @@ def _fill(values: np.ndarray, total: float, highest: float, single: float) -> np
     if len(more):
         values[more] = min(missing / len(more), single)
     missing, room = total - values.sum(), highest - values
-    if room.sum() >= missing > 1e-9 * total:
+    if room.sum() >= missing > 1e-6 * total:
         return values + room * (missing / room.sum())
     return values * (total / values.sum())
 
