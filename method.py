@@ -50,6 +50,7 @@ from helpers import (
     PerturbationStats,
     PerturbedMean,
     RecentredCells,
+    ScaledCells,
     check_unique,
     constrain_proportions,
     load_challenge,
@@ -125,6 +126,9 @@ class CellGenerator(Protocol):
     `fit` is given by name what it declares of `means` (the training means, perturbations x genes) and `pool` (AnnData
     of up to 1,000 real control cells). `for_genes(genes)` returns the fitted generator for these genes in this order,
     whose `sample` makes finite cells; a gene may be one that was never measured.
+
+    Optional, for cells whose zeros are the same for all knock-outs, which then make a sparse file: `pattern(n_cells)`
+    (bool, n_cells x genes) and `values(target, mean, n_cells)`, the values of `sample` where the pattern is true.
     """
 
     def fit(self, *args: Any, **wanted: Any) -> Any:
@@ -180,7 +184,7 @@ class Predictor:
     @classmethod
     def default(cls) -> Predictor:
         """What is submitted unless the notebook names another method."""
-        return cls(ResponseModel(), MedianProportions(), RecentredCells())
+        return cls(ResponseModel(), MedianProportions(), ScaledCells())
 
     def fit(
         self,
@@ -237,8 +241,10 @@ class Predictor:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # the same targets were listed a line above
                 shares = self.predict_proportions(names)
-        cells = _CheckedCells(self.cells)
-        write_prediction(prediction_path, means, cells, cells_per_perturbation=cells_per_perturbation, mode=mode)
+        below = int((means.to_numpy() < 0).sum())
+        if below and hasattr(self.cells, "pattern"):  # such cells are never negative
+            print(f"{below:,} of {means.size:,} predicted means lie below 0; their cells hold 0.")
+        write_prediction(prediction_path, means, self.cells, cells_per_perturbation=cells_per_perturbation, mode=mode)
         write_proportions(proportions_path, shares)
 
     @staticmethod
@@ -350,36 +356,22 @@ def checked_scale(estimator: Any, targets: Sequence[str]) -> pd.DataFrame | None
     return _checked_table(estimator.predict_scale(names), name, names, EXPECTED_COLUMNS, "`error` and `pearson`")
 
 
-def checked_cells(generator: Any, target: str, mean: np.ndarray, n_cells: int) -> np.ndarray:
-    """The cells of one knock-out (n_cells x genes). Raises DataError where they are not what was asked for."""
-    cells, name = generator.sample(target, mean, n_cells), f"{type(generator).__name__}.sample"
-    if np.shape(cells) != (n_cells, len(mean)):
-        raise DataError(f"{name} gave {np.shape(cells)} for {target}; it must give cells x genes, {n_cells, len(mean)}")
-    if not np.isfinite(np.sum(cells, dtype=np.promote_types(cells.dtype, np.float32))):
-        raise DataError(f"{name}: missing or infinite values for {target}")
-    return cells
-
-
-@dataclass(frozen=True)
-class _CheckedCells:
-    """A generator whose cells are checked."""
-
-    generator: Any
-
-    def for_genes(self, genes: pd.Index) -> _CheckedCells:
-        return _CheckedCells(self.generator.for_genes(genes))
-
-    def sample(self, target: str, mean: np.ndarray, n_cells: int) -> np.ndarray:
-        return checked_cells(self.generator, target, mean, n_cells)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Saving and loading: every attribute of an estimator, without pickle
 # ---------------------------------------------------------------------------------------------------------------------
 
 ESTIMATORS: dict[str, type] = {
     cls.__name__: cls
-    for cls in [ControlMean, PerturbedMean, PCARidge, ResponseModel, MedianProportions, GaussianCells, RecentredCells]
+    for cls in [
+        ControlMean,
+        PerturbedMean,
+        PCARidge,
+        ResponseModel,
+        MedianProportions,
+        GaussianCells,
+        ScaledCells,
+        RecentredCells,
+    ]
 }
 
 

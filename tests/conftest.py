@@ -20,6 +20,13 @@ from workbench.simulate import simulate
 REAL_DATA = Path(os.environ.get("REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
+def read_dense(path):
+    """An `.h5ad` whose X is an array, however it is stored."""
+    adata = ad.read_h5ad(path)
+    adata.X = helpers.dense(adata.X)
+    return adata
+
+
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory):
     """A demo `data/` folder: 1,500 cells x 240 genes, 14 perturbations. Read only: copy it to change it."""

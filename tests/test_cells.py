@@ -1,4 +1,4 @@
-"""Synthetic cells: at the exact mean, never clipped, every prefix of the base near the pool, order of genes free."""
+"""Synthetic cells: at the exact mean, like real ones, every prefix of the base near the pool, order of genes free."""
 
 import anndata as ad
 import numpy as np
@@ -26,6 +26,104 @@ def test_recentred_cells_have_the_exact_mean_and_the_spread_of_the_base(recentre
     np.testing.assert_allclose(cells.mean(axis=0, dtype=np.float64), mean, atol=2e-6)
     np.testing.assert_allclose(cells.std(axis=0), recentred.base_.std(axis=0, ddof=0), atol=1e-5)
     assert cells.min() < -0.1, "values below 0 must survive: clipping moves the mean"
+
+
+@pytest.fixture(scope="module")
+def scaled(pool):
+    return helpers.ScaledCells().fit(pool)
+
+
+@pytest.mark.parametrize("n_cells", [100, 30, 250])
+def test_scaled_cells_have_the_exact_mean_the_zeros_of_the_base_and_nothing_negative(scaled, stats, n_cells):
+    genes = stats.mean.columns
+    base = scaled.base_[genes].to_numpy()[np.arange(n_cells) % 100]
+    mean = 1.3 * base.mean(axis=0)
+    mean[:5] = -0.3
+    mean[5:90] *= 0.4
+    cells = scaled.for_genes(genes).sample("T", mean, n_cells)
+    assert cells.dtype == np.float32
+    assert cells.min() >= 0
+    np.testing.assert_allclose(cells.mean(axis=0, dtype=np.float64), np.maximum(mean, 0), atol=2e-6)
+    risen = (np.arange(len(genes)) >= 90) & (base.max(axis=0) > 0) & (1.3 * base.max(axis=0) <= base.max())
+    assert risen.sum() > 70
+    np.testing.assert_array_equal(cells[:, risen] == 0, base[:, risen] == 0)
+    np.testing.assert_allclose(cells[:, risen], 1.3 * base[:, risen], rtol=1e-5)
+
+
+def test_where_a_gene_falls_single_counts_are_lost_with_the_probability_of_the_fall():
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(0.7, (400, 300))
+    counts[:, 0] = 1  # so that every cell shows what a single count is
+    genes = pd.Index([f"G{i}" for i in range(300)])
+    pool = ad.AnnData(np.log2(1 + counts).astype(np.float32), var=pd.DataFrame(index=genes))
+    generator = helpers.ScaledCells(n_base=400).fit(pool).for_genes(genes)
+    base = generator.base_.to_numpy()
+    cells = generator.sample("T", 0.7 * base.mean(axis=0), 400)
+    np.testing.assert_allclose(cells.mean(axis=0), 0.7 * base.mean(axis=0), rtol=1e-5)
+    assert (cells[base == 1] == 0).mean() == pytest.approx(0.3, abs=0.01)
+    assert (cells[base > 1] > 0).all(), "higher counts shrink, they are not lost"
+
+
+def test_amplitude_multiplies_the_effect_on_the_control(pool, stats):
+    genes, target = stats.mean.columns, stats.mean.iloc[3]
+    with pytest.raises(ValueError, match="needs the training means"):
+        helpers.ScaledCells(amplitude=2.0).fit(pool)
+    cells = helpers.ScaledCells(amplitude=2.0).fit(pool, stats.mean).for_genes(genes[::-1])
+    made = cells.sample("T", target[genes[::-1]].to_numpy(), 100).mean(axis=0, dtype=np.float64)
+    expected = (2.0 * target - stats.mean.loc["NC"]).clip(lower=0)[genes[::-1]]
+    np.testing.assert_allclose(made, expected, atol=2e-6)
+
+
+def test_the_order_of_the_genes_changes_nothing_else(scaled, stats):
+    genes, mean = stats.mean.columns, stats.mean.iloc[3] * 0.8
+    plain = scaled.for_genes(genes).sample("T", mean.to_numpy(), 100)
+    for generator in (scaled, scaled.for_genes(genes)):
+        generator.sample("T", mean.to_numpy(), 100)  # what it keeps must not serve other genes
+        backwards = generator.for_genes(genes[::-1]).sample("T", mean[::-1].to_numpy(), 100)
+        np.testing.assert_array_equal(backwards[:, ::-1], plain)
+    other = helpers.ScaledCells(seed=1).fit(ad.AnnData(scaled.base_.to_numpy(), var=pd.DataFrame(index=genes)))
+    assert not np.array_equal(other.for_genes(genes).sample("T", mean.to_numpy(), 100), plain)
+
+
+def test_a_gene_without_a_count_goes_into_cells_that_its_name_decides(stats):
+    base = np.ones((100, 240), np.float32)
+    base[:, 7] = 0.0
+    pool = ad.AnnData(base, var=pd.DataFrame(index=stats.mean.columns))
+    generator, mean = helpers.ScaledCells().fit(pool), np.full(240, 0.05)
+    cells = generator.for_genes(stats.mean.columns).sample("T", mean, 100)
+    assert (cells[:, 7] > 0).sum() == 5, "five cells with a single count"
+    assert cells[:, 7].sum() == pytest.approx(5)
+    backwards = generator.for_genes(stats.mean.columns[::-1]).sample("T", mean, 100)
+    np.testing.assert_array_equal(backwards[:, ::-1], cells)
+
+
+def test_no_cell_holds_more_than_any_real_one_while_there_is_room(stats):
+    base = np.full((100, 240), 3.0, np.float32)
+    base[2:, 7] = 0.0  # two cells have it
+    base[:, :3] = [1.0, 8.0, 2.0]
+    pool = ad.AnnData(base, var=pd.DataFrame(index=stats.mean.columns))
+    generator = helpers.ScaledCells().fit(pool).for_genes(stats.mean.columns)
+    mean = base.mean(axis=0)
+    for wanted, cells_of_it in ((0.1, 2), (0.2, 6), (0.7, 10)):
+        mean[7] = wanted
+        cells = generator.sample("T", mean, 100)
+        np.testing.assert_allclose(cells.mean(axis=0), mean, rtol=1e-5)
+        assert cells.max() == pytest.approx(8.0)
+        assert (cells[:, 7] > 0).sum() == cells_of_it
+    mean[7] = 2.0  # more than ten cells can hold: the mean is kept
+    cells = generator.sample("T", mean, 100)
+    np.testing.assert_allclose(cells.mean(axis=0), mean, rtol=1e-5)
+
+
+def test_stored_values_of_scaled_cells_are_those_of_the_sample(scaled, stats):
+    generator, mean = scaled.for_genes(stats.mean.columns), stats.mean.iloc[5].to_numpy()
+    sample = generator.sample("T", mean, 100)
+    np.testing.assert_array_equal(sample[generator.pattern(100)], generator.values("T", mean, 100))
+    assert (sample[~generator.pattern(100)] == 0).all()
+
+
+def test_scaled_and_recentred_cells_share_a_base(scaled, recentred):
+    pd.testing.assert_frame_equal(scaled.base_, recentred.base_)
 
 
 def test_the_base_is_real_cells(recentred, pool):

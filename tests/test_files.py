@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 from conftest import run_infer
 
 import helpers
@@ -60,7 +61,7 @@ def test_both_modes_write_the_same_file(means, predictor, tmp_path, monkeypatch)
         written = helpers.write_prediction(
             tmp_path / f"{mode}.h5ad", means, predictor.cells, cells_per_perturbation=20, mode=mode
         )
-        assert written == (mode, "plain")
+        assert written == (mode, "plain", "sparse")
     assert contents(tmp_path / "ram.h5ad") == contents(tmp_path / "disk.h5ad")
 
 
@@ -109,8 +110,8 @@ def test_file_is_what_the_scorer_takes(means, predictor, tmp_path):
     assert adata.var_names.tolist() == means.columns.tolist()
     assert adata.X.dtype == np.float32
     for target in means.index:
-        cells = adata[adata.obs["gene"] == target].X
-        np.testing.assert_allclose(cells.mean(axis=0, dtype=np.float64), means.loc[target], atol=2e-6)
+        cells = adata[adata.obs["gene"] == target].X.toarray()
+        np.testing.assert_allclose(cells.mean(axis=0, dtype=np.float64), means.loc[target].clip(lower=0), atol=2e-6)
     assert names(tmp_path) == ["prediction.h5ad"]
 
 
@@ -119,9 +120,9 @@ def test_auto_chooses_by_memory_and_says_so(means, predictor, tmp_path, monkeypa
         available = 8 * means.size * 100 * 4
 
     monkeypatch.setattr(helpers.psutil, "virtual_memory", lambda: Memory)
-    assert helpers.write_prediction(tmp_path / "p.h5ad", means, predictor.cells)[0] == "ram"
+    assert helpers.write_prediction(tmp_path / "p.h5ad", means, predictor.cells, layout="dense")[0] == "ram"
     Memory.available //= 4
-    assert helpers.write_prediction(tmp_path / "p.h5ad", means, predictor.cells)[0] == "disk"
+    assert helpers.write_prediction(tmp_path / "p.h5ad", means, predictor.cells, layout="dense")[0] == "disk"
     said = capsys.readouterr().out
     assert "made in memory" in said
     assert "slab by slab: more than a quarter of the" in said
@@ -137,7 +138,7 @@ def test_too_small_a_disk_is_refused_with_the_numbers(means, predictor, tmp_path
     monkeypatch.setattr(helpers.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     for form in ("auto", "plain", "compact"):
         with pytest.raises(DataError, match=r"takes 0\.8 MB, about 0\.4 MB in compact form, but only 0\.0 MB of disk"):
-            helpers.write_prediction(tmp_path / "p.h5ad", means, predictor.cells, form=form)
+            helpers.write_prediction(tmp_path / "p.h5ad", means, predictor.cells, form=form, layout="dense")
     assert (tmp_path / "p.h5ad").read_text() == "old"
 
 
@@ -146,14 +147,16 @@ def test_compact_form_is_chosen_when_only_it_fits(means, predictor, tmp_path, mo
     size = 4 * means.size * 100
     for free, form in ((1.1 * size + 50e6, "plain"), (0.6 * size + 50e6, "compact")):
         monkeypatch.setattr(helpers.shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
-        assert helpers.write_prediction(tmp_path / "p.h5ad", means, predictor.cells)[1] == form
+        assert helpers.write_prediction(tmp_path / "p.h5ad", means, predictor.cells, layout="dense")[1] == form
 
 
 def test_compact_form_is_smaller_and_true_to_the_step(means, predictor, tmp_path, monkeypatch):
     monkeypatch.setattr(helpers, "SLAB_BYTES", 4 * means.shape[1] * 100 * 2)
     for mode in ("ram", "disk"):
-        helpers.write_prediction(tmp_path / f"{mode}.h5ad", means, predictor.cells, mode=mode, form="compact")
-    helpers.write_prediction(tmp_path / "plain.h5ad", means, predictor.cells)
+        helpers.write_prediction(
+            tmp_path / f"{mode}.h5ad", means, predictor.cells, mode=mode, form="compact", layout="dense"
+        )
+    helpers.write_prediction(tmp_path / "plain.h5ad", means, predictor.cells, layout="dense")
     assert contents(tmp_path / "ram.h5ad") == contents(tmp_path / "disk.h5ad")
     plain, compact = ad.read_h5ad(tmp_path / "plain.h5ad"), ad.read_h5ad(tmp_path / "disk.h5ad")
     assert np.abs(plain.X - compact.X).max() <= 1 / 64 + 1e-6
@@ -167,6 +170,37 @@ def test_compact_form_is_smaller_and_true_to_the_step(means, predictor, tmp_path
     assert stored < 0.5 * plain.X.nbytes
     mmd = [helpers.mmd(plain.X[:100], cells.X[100:200]) for cells in (plain, compact)]
     assert abs(mmd[0] - mmd[1]) < 1e-3
+
+
+@pytest.mark.parametrize("form", ["plain", "compact"])
+@pytest.mark.parametrize("mode", ["ram", "disk"])
+def test_sparse_and_dense_files_hold_the_same_cells(means, predictor, tmp_path, monkeypatch, form, mode):
+    monkeypatch.setattr(helpers, "SLAB_BYTES", 4 * means.shape[1] * 100 * 2)
+    read = {}
+    for layout in ("dense", "sparse"):
+        path = tmp_path / f"{layout}.h5ad"
+        used = helpers.write_prediction(path, means, predictor.cells, mode=mode, form=form, layout=layout)
+        assert used == (mode, form, layout)
+        read[layout] = ad.read_h5ad(path)
+    assert sp.issparse(read["sparse"].X)
+    read["sparse"].X.check_format()
+    assert read["sparse"].X.has_sorted_indices
+    np.testing.assert_array_equal(read["sparse"].X.toarray(), read["dense"].X)
+    pd.testing.assert_frame_equal(read["sparse"].obs, read["dense"].obs)
+
+
+def test_the_smaller_layout_is_chosen(means, predictor, tmp_path):
+    path = tmp_path / "p.h5ad"
+    assert helpers.write_prediction(path, means, predictor.cells)[2] == "sparse"
+    smaller = path.stat().st_size
+    assert helpers.write_prediction(path, means, predictor.cells, layout="dense")[2] == "dense"
+    assert smaller < path.stat().st_size
+    pool = ad.AnnData(np.ones((9, means.shape[1]), np.float32), var=pd.DataFrame(index=means.columns))
+    assert helpers.write_prediction(path, means, helpers.ScaledCells().fit(pool))[2] == "dense", "no zero in it"
+    gaussian = helpers.GaussianCells().fit(means)
+    assert helpers.write_prediction(path, means, gaussian)[2] == "dense"
+    with pytest.raises(ValueError, match="GaussianCells has no `pattern`"):
+        helpers.write_prediction(path, means, gaussian, layout="sparse")
 
 
 WRITE = """

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from conftest import read_dense
 from own import PREDICTORS, Halfway, MeanShares, SureHalfway, TwoCells
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -92,7 +93,7 @@ def saved(demo_folder, challenge, tmp_path_factory):
 
 @pytest.mark.parametrize("name", PREDICTORS)
 def test_a_fresh_process_predicts_what_the_unsaved_method_does(saved, name, challenge):
-    one, other = (ad.read_h5ad(saved / name / made / FILES[0]) for made in ("unsaved", "loaded"))
+    one, other = (read_dense(saved / name / made / FILES[0]) for made in ("unsaved", "loaded"))
     assert one.shape == (100 * len(challenge.targets), len(challenge.genes_to_predict))
     assert np.isfinite(one.X).all()
     np.testing.assert_array_equal(one.X, other.X)

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import run_infer
+from conftest import read_dense, run_infer
 
 import helpers
 import method
@@ -37,7 +37,7 @@ def test_empty_resources_trains_first_and_gives_the_same(folder, files, challeng
     resources = tmp_path / "resources"
     again = run_infer(folder, resources, tmp_path / "p", challenge.targets, challenge.genes_to_predict)
     assert (resources / MODEL_FILE).exists()
-    np.testing.assert_array_equal(ad.read_h5ad(again[0]).X, ad.read_h5ad(files[0]).X)
+    np.testing.assert_array_equal(read_dense(again[0]).X, read_dense(files[0]).X)
     assert again[1].read_bytes() == files[1].read_bytes()
 
 
@@ -56,8 +56,8 @@ def test_infer_that_trains_first_uses_the_seed_and_the_method_of_train(folder, c
 
 def test_shuffled_genes_to_predict_change_only_the_columns(files, trained, challenge, tmp_path):
     genes = np.random.default_rng(0).permutation(challenge.genes_to_predict)
-    shuffled = ad.read_h5ad(run_infer("", trained, tmp_path, challenge.targets, genes)[0])
-    plain = ad.read_h5ad(files[0])
+    shuffled = read_dense(run_infer("", trained, tmp_path, challenge.targets, genes)[0])
+    plain = read_dense(files[0])
     assert shuffled.var_names.tolist() == genes.tolist() != plain.var_names.tolist()
     np.testing.assert_array_equal(shuffled[:, plain.var_names].X, plain.X)
 
@@ -65,7 +65,7 @@ def test_shuffled_genes_to_predict_change_only_the_columns(files, trained, chall
 def test_order_of_targets_changes_only_the_rows(files, trained, challenge, tmp_path):
     targets = challenge.targets[::-1]
     backwards, _ = run_infer("", trained, tmp_path, targets, challenge.genes_to_predict)
-    X, plain = ad.read_h5ad(backwards), ad.read_h5ad(files[0])
+    X, plain = read_dense(backwards), read_dense(files[0])
     assert X.obs["gene"].unique().tolist() == targets.tolist()
     for target in (targets[0], targets[-1]):
         np.testing.assert_array_equal(X[X.obs["gene"] == target].X, plain[plain.obs["gene"] == target].X)
@@ -105,7 +105,7 @@ def test_target_listed_twice_is_predicted_once(trained, challenge, tmp_path):
     targets = [*challenge.targets[:3], challenge.targets[1]]
     with pytest.warns(UserWarning, match=f"listed twice, predicted once: {targets[1]}"):
         prediction, shares = run_infer("", trained, tmp_path, targets, challenge.genes_to_predict)
-    assert ad.read_h5ad(prediction).n_obs == 300
+    assert read_dense(prediction).n_obs == 300
     assert pd.read_csv(shares)["gene"].tolist() == targets[:3]
 
 
@@ -113,7 +113,7 @@ def test_gene_that_was_never_measured_is_predicted_as_not_detected(trained, chal
     genes = ["NEW1", *challenge.genes_to_predict, "NEW2"]
     with pytest.warns(UserWarning, match="never measured, predicted as 0: NEW1, NEW2"):
         prediction, _ = run_infer("", trained, tmp_path, challenge.targets, genes)
-    adata = ad.read_h5ad(prediction)
+    adata = read_dense(prediction)
     assert adata.var_names.tolist() == genes
     assert (adata[:, ["NEW1", "NEW2"]].X == 0).all()
     assert (adata[:, challenge.genes_to_predict[0]].X != 0).any()
@@ -166,7 +166,7 @@ def test_read_only_resources_cost_a_warning_and_no_prediction(folder, files, cha
     (tmp_path / "resources").write_text("a file, where the folder should be: nothing can be saved there")
     with pytest.warns(UserWarning, match=r"fitted but not saved: .*model\.h5: could not be written"):
         again = run_infer(folder, tmp_path / "resources", tmp_path / "p", challenge.targets, challenge.genes_to_predict)
-    np.testing.assert_array_equal(ad.read_h5ad(again[0]).X, ad.read_h5ad(files[0]).X)
+    np.testing.assert_array_equal(read_dense(again[0]).X, read_dense(files[0]).X)
 
 
 def test_dense_x_and_no_layers(folder, files, challenge, tmp_path):
@@ -175,7 +175,7 @@ def test_dense_x_and_no_layers(folder, files, challenge, tmp_path):
     adata.layers.clear()
     adata.write_h5ad(folder / CRUNCH.train_file)
     dense = run_infer(folder, tmp_path / "r", tmp_path / "p", challenge.targets, challenge.genes_to_predict)
-    np.testing.assert_array_equal(ad.read_h5ad(dense[0]).X, ad.read_h5ad(files[0]).X)
+    np.testing.assert_array_equal(read_dense(dense[0]).X, read_dense(files[0]).X)
 
 
 def test_perturbation_with_one_cell(folder, challenge, tmp_path):
@@ -191,7 +191,7 @@ def test_number_of_cells_is_an_option(trained, challenge, tmp_path):
     prediction, _ = run_infer(
         "", trained, tmp_path, challenge.targets[:2], challenge.genes_to_predict, cells_per_perturbation=130
     )
-    assert ad.read_h5ad(prediction).obs["gene"].value_counts().tolist() == [130, 130]
+    assert read_dense(prediction).obs["gene"].value_counts().tolist() == [130, 130]
 
 
 def test_real_cells(real_folder, tmp_path):

@@ -95,6 +95,7 @@ def test_score_equals_the_definitions_perturbation_by_perturbation(files, challe
     }
     assert table["panel"].nunique() == 2
     prediction, truth = ad.read_h5ad(files[0]), ad.read_h5ad(files[2])
+    prediction.X = prediction.X.toarray()
     reference = pd.Series(truth.uns["perturbed_centroid_train"], index=truth.var_names)
     panels = helpers.draw_panels(truth.var_names, prediction.var_names, None, 2, 50, 4)
     assert len(set(panels[0]) & set(panels[1])) < 30

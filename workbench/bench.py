@@ -114,16 +114,17 @@ def train_ours(folder: Path, size: Size) -> None:
     method.train(str(folder / "data"), str(folder / "resources"))
 
 
-def _prediction(size: Size) -> tuple[pd.DataFrame, helpers.RecentredCells]:
-    """Means of the targets and a fitted cell generator, of expression-like numbers (a third of them 0)."""
+def _prediction(size: Size) -> tuple[pd.DataFrame, helpers.ScaledCells]:
+    """Means of the targets and a fitted cell generator, of expression-like numbers: 63 % of the values are 0."""
     generator = np.random.default_rng(0)
     genes = pd.Index([f"G{i}" for i in range(size.predicted_genes)])
     targets = pd.Index([f"T{i}" for i in range(size.targets)])
-    level = generator.gamma(0.7, 1.5, len(genes)).astype(np.float32)
-    means = level + generator.normal(0, 0.05, (len(targets), len(genes))).astype(np.float32)
-    cells = generator.normal(level, 1.0, (100, len(genes))).clip(0).astype(np.float32)
+    level = generator.gamma(0.7, 0.9, len(genes)).astype(np.float32)
+    means = level * generator.normal(1.0, 0.05, (len(targets), len(genes))).astype(np.float32)
+    detected = generator.random((100, len(genes))) < 1.0 - np.exp(-level)
+    cells = np.where(detected, generator.normal(2.0 + level, 0.5, detected.shape), 0.0).astype(np.float32)
     pool = ad.AnnData(cells, var=pd.DataFrame(index=genes))
-    return pd.DataFrame(means, targets, genes), helpers.RecentredCells().fit(pool)
+    return pd.DataFrame(means, targets, genes), helpers.ScaledCells().fit(pool)
 
 
 def _write_twice(folder: Path, means: pd.DataFrame, cells_of: Callable[[int], np.ndarray]) -> None:
@@ -153,9 +154,15 @@ def write_copy(folder: Path, size: Size) -> None:
 
 
 def write_ours(folder: Path, size: Size) -> None:
-    """Slabs straight into the final file."""
+    """Slabs straight into the final file, without the zeros."""
     means, cells = _prediction(size)
-    helpers.write_prediction(folder / "out" / "once.h5ad", means, cells, mode="disk", form="plain")
+    helpers.write_prediction(folder / "out" / "once.h5ad", means, cells, mode="disk", form="plain", layout="sparse")
+
+
+def write_dense(folder: Path, size: Size) -> None:
+    """The same cells with their zeros."""
+    means, cells = _prediction(size)
+    helpers.write_prediction(folder / "out" / "dense.h5ad", means, cells, mode="disk", form="plain", layout="dense")
 
 
 def write_compact(folder: Path, size: Size) -> None:
@@ -165,7 +172,7 @@ def write_compact(folder: Path, size: Size) -> None:
 
 
 def write_plain(folder: Path, size: Size) -> None:
-    """The limit: the same bytes written to a plain file."""
+    """The limit: as many bytes as the dense file has, written to a plain file."""
     means, _ = _prediction(size)
     block = np.ones((1000, means.shape[1]), np.float32)
     with (folder / "out" / "plain").open("wb", buffering=0) as file:
@@ -254,6 +261,7 @@ JOBS: dict[str, dict[str, Job]] = {  # the first variant is the baseline of `rat
     "write": {
         "starter": write_starter,
         "temporary file and copy": write_copy,
+        "this, dense": write_dense,
         "this": write_ours,
         COMPACT: write_compact,
         "limit: plain write": write_plain,

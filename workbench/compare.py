@@ -4,12 +4,13 @@ In: a challenge folder with the local truth, and the folder of the two predicted
 `helpers.score` with a column `method`, and its summary. `workbench.pictures.scores` draws it, `workbench.summary` says
 it in words; the notebook shows all three.
 
-    python -m workbench.compare DATA PREDICTION [--sigma scaled|calibrated] [--out table.csv]
+    python -m workbench.compare DATA PREDICTION [--sigma scaled|calibrated] [--out table.csv] [--cell-eval]
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -33,8 +34,8 @@ CEILING = "real cells (other half)"
 def baselines() -> dict[str, Predictor]:
     """Two constants with real cells, and the published starter with its Gaussian cells; not fitted."""
     return {
-        CONTROL: Predictor(helpers.ControlMean(), helpers.ControlMean(), helpers.RecentredCells()),
-        "perturbed mean": Predictor(helpers.PerturbedMean(), helpers.PerturbedMean(), helpers.RecentredCells()),
+        CONTROL: Predictor(helpers.ControlMean(), helpers.ControlMean(), helpers.ScaledCells()),
+        "perturbed mean": Predictor(helpers.PerturbedMean(), helpers.PerturbedMean(), helpers.ScaledCells()),
         STARTER: Predictor(helpers.PCARidge(), helpers.PCARidge(), helpers.GaussianCells()),
     }
 
@@ -46,7 +47,7 @@ def score_methods(
 
     Returns the table of `helpers.score` with a first column `method`, and the cells that the method `keep` made.
     """
-    truth, targets = _local_truth(challenge)
+    truth, targets = local_truth(challenge)
     with helpers.working_on("baselines"):
         stats = helpers.perturbation_stats(challenge.train_path)
         pool = helpers.read_cells(challenge.train_path, helpers.pool_rows(challenge.obs, seed=0))
@@ -71,7 +72,7 @@ def compare(
 
     Returns the table of `helpers.score` with a first column `method`, and the starter's cells (for a picture).
     """
-    truth, _ = _local_truth(challenge)
+    truth, _ = local_truth(challenge)
     table, starter = score_methods(challenge, baselines(), sigma=sigma, keep=STARTER)
     with helpers.working_on(YOURS):
         yours = helpers.score(*_files(Path(prediction_folder)), *truth, sigma=sigma)
@@ -87,7 +88,7 @@ def _with_method(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(tables, names=["method"]).reset_index(level="method").reset_index(drop=True)
 
 
-def _local_truth(challenge: Challenge) -> tuple[tuple[Path, Path], pd.Index]:
+def local_truth(challenge: Challenge) -> tuple[tuple[Path, Path], pd.Index]:
     """The two files of the local truth, and its perturbations."""
     if challenge.local_truth_path is None or challenge.local_proportions is None:
         raise helpers.DataError(f"{challenge.folder}: no local truth, so there is nothing to compare with")
@@ -139,7 +140,15 @@ def main() -> None:
     parser.add_argument("prediction", type=Path, help="folder of the two predicted files")
     parser.add_argument("--sigma", default="scaled", choices=["scaled", "calibrated"], help="bandwidth of MMD")
     parser.add_argument("--out", type=Path, help="write the tidy table as csv")
+    parser.add_argument("--cell-eval", action="store_true", help="cell-eval's table, too (pip install cell-eval)")
     options = parser.parse_args()
+    try:
+        _run(options)
+    except helpers.DataError as error:
+        sys.exit(f"error: {error}")
+
+
+def _run(options: argparse.Namespace) -> None:
     challenge = helpers.load_challenge(options.data)
     print(
         f"Scoring {options.prediction} on {options.data}, beside {len(baselines())} baselines and real cells: "
@@ -154,6 +163,12 @@ def main() -> None:
         f"mean ± standard error over perturbations [spread over panels]; panels of {panels['n_genes']} genes, "
         f"sigma {panels['sigma']:.0f}, {panels['sigma_rule']}"
     )
+    if options.cell_eval:
+        from workbench.evaluation import field  # noqa: PLC0415 - it reads the names of the rows above from here
+
+        print("\nThe field's own evaluation takes about a minute.")
+        prediction = ad.read_h5ad(options.prediction / CRUNCH.prediction_file)
+        print(field.evaluate(challenge, {YOURS: prediction}).rename(columns=field.METRICS).T.round(3).to_string())
 
 
 if __name__ == "__main__":

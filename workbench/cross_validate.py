@@ -150,7 +150,7 @@ def _prepare(
     with open_matrix(challenge.train_path, ["gene"]) as (matrix, _, genes, _):
         sigmas = [bandwidth(sigma, panel, matrix, genes) for panel in drawn]
     print(f"Panels of {len(drawn[0])} genes; bandwidth of MMD {sigmas[0][0]:.4g}, {sigmas[0][1]}.")
-    base = helpers.RecentredCells().fit(pool)
+    base = helpers.ScaledCells().fit(pool)
     parts = {
         "path": challenge.train_path,
         "means": stats.mean,

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 import helpers
 from contract import OBESITY_1 as CRUNCH
 from helpers import dense, open_matrix
-from method import CellGenerator, ProportionEstimator, call_with, checked_cells, checked_shares
+from method import CellGenerator, ProportionEstimator, call_with, checked_shares
 from workbench.compare import CEILING
 from workbench.evaluation.methods import Method, known, proportion_methods
 
@@ -84,7 +84,7 @@ class ChallengeFold:
     n_cells: pd.Series
     proportions: pd.DataFrame
     pool: ad.AnnData
-    base: helpers.RecentredCells
+    base: helpers.ScaledCells
     panels: list[tuple[pd.Index, float]]
     test: pd.Index
     methods: list[Method]
@@ -111,7 +111,7 @@ class ChallengeFold:
                     true, centre = dense(cells[:, genes.get_indexer(panel)]), reference[panel].to_numpy()
                     for method, predicted, cost in predictions:
                         mean, generator = predicted.loc[target, panel].to_numpy(), generators[i][method.name]
-                        made = checked_cells(generator, target, mean, WRITTEN_CELLS)
+                        made = helpers.checked_cells(generator, target, mean, WRITTEN_CELLS)
                         rows.add_scores(method, target, i, helpers.cell_scores(true, made, centre, sigma), cost)
                     # What the cells cost when the mean is right: the MMD that no better mean can improve.
                     made = generators[i][TRUE_MEAN].sample(

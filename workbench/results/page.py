@@ -41,9 +41,9 @@ def text(row: pd.Series, digits: int = 3, which: str = "value") -> str:
     return _with_interval((row[which], row[low], row[high]), digits, "" if which == "value" else "+")
 
 
-def mean_text(values: pd.Series, sign: str = "") -> str:
-    """The mean of one value a perturbation, as `text`; `sign` "+" for differences."""
-    return _with_interval(tuple(interval(values, ("value", "low", "high")).values()), 3, sign)
+def mean_text(values: pd.Series, sign: str = "", digits: int = 3) -> str:
+    """The mean of one value per perturbation, as `text`; `sign` "+" for differences."""
+    return _with_interval(tuple(interval(values, ("value", "low", "high")).values()), digits, sign)
 
 
 def _with_interval(numbers: tuple[float, ...], digits: int, sign: str) -> str:
