@@ -23,7 +23,6 @@ from workbench.cross_validate import (
 from workbench.evaluation import methods, pictures
 from workbench.evaluation.folds import COLUMNS, TRUE_MEAN, split
 from workbench.evaluation.methods import ALL, CONSTANT, PCA_RIDGE, SHUFFLED, TRAIN_MEAN, ZERO
-from workbench.results import __main__ as results
 from workbench.results import data as results_data
 from workbench.results import page as results_page
 

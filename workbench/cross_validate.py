@@ -29,6 +29,7 @@ import helpers
 from contract import OBESITY_1 as CRUNCH
 from helpers import Challenge, DataError, bandwidth, draw_panels, open_matrix, some
 from knowledge import FeatureTable, GeneKnowledge, read_features, symbol_table, training_knowledge
+from response import ResponseModel
 from workbench.compare import STARTER
 from workbench.evaluation import intervals, methods
 from workbench.evaluation.effects import check_enough, genes_of, read_effects, read_groups
@@ -114,7 +115,8 @@ def cross_validate_challenge(
     names, genes = challenge.perturbations, challenge.genes
     check_enough(names, str(challenge.train_path))
     fixed = [*methods.challenge_baselines(), *methods.model_methods(knowledge, names, genes)]
-    fixed += own_methods(own, knowledge)
+    recentred = Method(methods.RECENTRED, ResponseModel(), knowledge, cells=helpers.RecentredCells())
+    fixed += [recentred, *own_methods(own, knowledge)]
 
     def fold(test: pd.Index, chosen: list[Method], seed: int, number: int) -> ChallengeFold:
         return ChallengeFold(**parts, test=test, methods=chosen, seed=seed, fold=number)

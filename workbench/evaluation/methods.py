@@ -39,6 +39,7 @@ from workbench.compare import STARTER
 
 ZERO, TRAIN_MEAN, PCA_RIDGE, CONSTANT = "zero effect", "train mean", "PCA-ridge", "constant alone"
 OWN, ALL, BOTH = "own response alone", "all tables", "all tables + template"
+RECENTRED = "all tables + template, recentred cells"
 RANDOM, SHUFFLED = "random features", "shuffled features"
 CONTROL_MEAN, PERTURBED_MEAN, MEDIAN = "control", "perturbed mean", "median shares"
 RANDOM_TABLES, RANDOM_FEATURES = 5, 50

@@ -237,7 +237,8 @@ def _thp1_mmd(wide: pd.DataFrame, n_cells: pd.Series, ratios: list[float]) -> st
         f"(paired difference {mean_text(gap, '+')}); the halves of the others hold {halves} cells, and few cells lift "
         f"the ceiling. The cells {cells}: the same base moved to the true mean has {floor:.3f} on those {large.sum()}, "
         f"the other half of the real cells {ceiling:.3f}. The largest gaps are those of "
-        f"{', '.join(gap[large].nlargest(4).index)}."
+        f"{', '.join(gap[large].nlargest(4).index)}. Scaled minus recentred cells, paired over "
+        f"all {len(wide)}: {mean_text(wide[BOTH] - wide[methods.RECENTRED], '+', 4)}."
     )
 
 
