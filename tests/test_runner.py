@@ -246,7 +246,7 @@ BUILT_IN = [
     Predictor(helpers.ControlMean(), helpers.ControlMean(), helpers.GaussianCells()),
     Predictor(helpers.PerturbedMean(), helpers.PerturbedMean(), helpers.RecentredCells()),
     Predictor(helpers.PCARidge(), helpers.PCARidge(), helpers.GaussianCells()),
-    Predictor(ResponseModel(), helpers.MedianProportions(), helpers.RecentredCells()),
+    Predictor(ResponseModel(), helpers.MedianProportions(), helpers.ScaledCells()),
 ]
 
 

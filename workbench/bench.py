@@ -221,7 +221,7 @@ def _score_files(folder: Path, size: Size) -> tuple[Path, Path, Path]:
         helpers.write_prediction(truth, panel, cells, mode="disk", form="plain")
         with h5py.File(truth, "r+") as file:
             file["uns/perturbed_centroid_train"] = panel.mean().to_numpy()
-        table = pd.DataFrame(0.25, panel.index, ["pre_adipo", "adipo", "other", "lipo"]).rename_axis("gene")
+        table = pd.DataFrame(0.25, panel.index, CRUNCH.states).rename_axis(CRUNCH.perturbation)
         table.to_csv(shares)
     return prediction, truth, shares
 
