@@ -14,8 +14,8 @@ from contract import TRAVELLING
 ROOT = Path(contract.__file__).parent
 STANDARD = {
     "contract.py": "dataclasses",
-    "helpers.py": "collections concurrent contextlib contextvars copy dataclasses functools itertools os pathlib shutil "
-    "threading typing warnings zlib",
+    "helpers.py": "collections concurrent contextlib contextvars copy dataclasses functools itertools os pathlib "
+    "shutil threading typing warnings zlib",
     "knowledge.py": "collections dataclasses gzip pathlib re typing warnings",
     "response.py": "collections dataclasses warnings",
     "method.py": "collections copy dataclasses inspect pathlib typing warnings",
