@@ -5,8 +5,8 @@
     python -m workbench.cross_validate --data FOLDER --out table.csv --method mine.py:Mine  your own class beside them
 
 In: a folder in the challenge's layout, or a csv or parquet file whose rows are perturbations (first column or index)
-and whose other columns are responses (log fold changes or any other numbers). Out: a tidy table, one row a method and
-metric (`summarise`); `--details` adds the table with one row a perturbation. Whatever is tuned is tuned inside
+and whose other columns are responses (log fold changes or any other numbers). Out: a tidy table, one row per method and
+metric (`summarise`); `--details` adds the table with one row per perturbation. Whatever is tuned is tuned inside
 `ResponseModel.fit`, on the training perturbations of the fold. `workbench.evaluation.methods` says what is compared,
 `workbench.evaluation.folds` how a fold is scored, `workbench.evaluation.pictures` draws the result.
 """
@@ -65,7 +65,7 @@ def cross_validate_effects(
     `name` stands in messages.
 
     The reference of Pearson is the mean of the training genes; `error` is the length of the prediction's error, in
-    the units of `effects`. Returns one row a method, perturbation, metric, seed, fold and draw (`folds.COLUMNS`).
+    the units of `effects`. Returns one row per method, perturbation, metric, seed, fold and draw (`folds.COLUMNS`).
     Raises DataError for fewer than 3 genes, duplicated rows or columns, non-finite values, or tables without any of
     the perturbations.
     """
@@ -187,7 +187,7 @@ def _folds(
     draws: int,
     only: Sequence[str] | None,
 ) -> list:
-    """One fold object a seed and part. Leave-one-out has one split: later seeds run the random methods alone."""
+    """One fold object per seed and part. Leave-one-out has one split: later seeds run the random methods alone."""
     if only is not None:
         known = [method.name for method in fixed] + [methods.RANDOM, methods.SHUFFLED]
         if unknown := sorted(set(only) - set(known)):
@@ -209,7 +209,7 @@ def _folds(
 
 
 def summarise(table: pd.DataFrame, baseline: str | None = None) -> pd.DataFrame:
-    """Tidy summary, one row a method and metric (`workbench.evaluation.intervals.summarise`), over perturbations.
+    """Tidy summary, one row per method and metric (`workbench.evaluation.intervals.summarise`), over perturbations.
 
     Differences are to `baseline` where given, else to the first of `BASELINES` that has the metric. `seconds` is the
     mean time of a fit with its predictions, `peak_mb` the largest memory of the process meanwhile.
@@ -236,7 +236,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--groups", type=Path, help="csv: perturbation, gene (rows of one gene leave together)")
     parser.add_argument("--folds", type=_n_folds, default=5, help="a number, or loo (leave one out); default 5")
     parser.add_argument("--seeds", type=int, default=1, help="number of random splits; default 1")
-    parser.add_argument("--draws", type=int, default=2, help="random tables and permutations a seed; default 2")
+    parser.add_argument("--draws", type=int, default=2, help="random tables and permutations per seed; default 2")
     parser.add_argument("--panels", type=int, default=3, help="random panels of 1,000 genes; default 3")
     parser.add_argument("--sigma", default="scaled", help="bandwidth of MMD: scaled, calibrated or a number")
     parser.add_argument(
@@ -250,7 +250,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only the methods of these names")
     parser.add_argument("--jobs", type=int, default=1, help="processes; default 1")
     parser.add_argument("--out", type=Path, required=True, help="csv: method, metric, value, low, high, n, ...")
-    parser.add_argument("--details", type=Path, help="csv with one row a perturbation")
+    parser.add_argument("--details", type=Path, help="csv with one row per perturbation")
     options = parser.parse_args(arguments)
     if options.groups and options.data:
         parser.error("--groups goes with --effects")

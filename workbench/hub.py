@@ -72,7 +72,7 @@ COMPETITION_ANSWER = {
 class Hub:
     """A running hub, serving from a daemon thread since it was made; `with` closes it.
 
-    `requests` is its log, one "METHOD /path?query" a request: no header and no token is kept.
+    `requests` is its log, one "METHOD /path?query" per request: no header and no token is kept.
     """
 
     def __init__(self, port: int, folder: Path) -> None:

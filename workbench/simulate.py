@@ -368,7 +368,7 @@ def _training_sizes(rng: np.random.Generator, cells: int, perturbations: int) ->
 
 
 def _draw_cells(rng: np.random.Generator, model: Model, sizes: np.ndarray, groups: list[str]) -> pd.DataFrame:
-    """One row a cell, sorted by the perturbation's name: all that is known of a cell before its counts are drawn."""
+    """One row per cell, sorted by the perturbation's name: all that is known of a cell before its counts are drawn."""
     members = np.flatnonzero(np.isin(model.group, groups))
     order = np.argsort(model.perturbations[members])
     perturbation = np.repeat(members[order], sizes[order])

@@ -174,9 +174,7 @@ def _check_values(name: str, x: h5py.Dataset | h5py.Group | None, obs: pd.DataFr
     sparse = isinstance(x, h5py.Group)
     shape = tuple(x.attrs["shape"]) if sparse else x.shape
     if shape != (len(obs), len(var)):
-        return [
-            f"{name}: X is {shape}, obs and var say {(len(obs), len(var))}; write one row a cell, one column a gene."
-        ]
+        return [f"{name}: X is {shape}, obs and var say {(len(obs), len(var))}; write cells x genes."]
     values = x["data"] if sparse else x
     if values.dtype.kind not in "iuf":
         return [f"{name}: X holds {values.dtype}, not numbers; write float32."]
@@ -203,7 +201,7 @@ def _slabs(values: h5py.Dataset) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _check_proportions(path: Path, perturbations: Sequence[str]) -> list[str]:
-    """The table: one row a perturbation asked for, and the four states' proportions."""
+    """The table: one row per perturbation asked for, and the four states' proportions."""
     name = path.name
     if not path.is_file():
         return [f"{name}: the file is missing; infer must write it."]

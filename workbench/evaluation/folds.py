@@ -1,7 +1,7 @@
 """One fold of a cross-validation: fit every method on the training perturbations, score it on the held-out ones.
 
 In: an `EffectsFold` or a `ChallengeFold`, which carry all they need, so that any executor can run them anywhere the
-training file can be read. Out: a tidy table with the columns of `COLUMNS`, one row a method, perturbation and metric.
+training file can be read. Out: a tidy table with the columns of `COLUMNS`, one row per method, perturbation and metric.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 import psutil
 from threadpoolctl import threadpool_limits
-from tqdm.auto import tqdm
 
 import helpers
 from contract import OBESITY_1 as CRUNCH
@@ -221,7 +220,7 @@ class ScoreRows:
     rows: list[tuple] = field(default_factory=list)
 
     def add(self, method: Method | str, metric: str, values: pd.Series, cost: Cost | None, panel: int = 0) -> None:
-        """One value a perturbation; what is not predicted, as a ceiling, has a name and no cost."""
+        """One value per perturbation; what is not predicted, as a ceiling, has a name and no cost."""
         label, draw = (method, 0) if isinstance(method, str) else (method.name, method.draw)
         spent = (np.nan, np.nan) if cost is None else (cost.seconds, cost.peak_mb)
         where = self.seed, self.fold, draw, panel, *spent
@@ -268,7 +267,8 @@ def run_fold(fold: EffectsFold | ChallengeFold) -> pd.DataFrame:
 def run_all(folds: Iterable[EffectsFold | ChallengeFold], executor: Executor | None) -> pd.DataFrame:
     """All folds, here or on any executor with `submit`, put together in order; a progress bar counts folds."""
     folds = list(folds)
-    progress = tqdm(total=len(folds), unit="fold", desc="Cross-validation")
+    print(_what_it_takes(folds, getattr(executor, "_max_workers", 1)))
+    progress = helpers.progress_bar("cross-validation", total=len(folds), unit="fold")
     with warnings.catch_warnings(), threadpool_limits(1), progress:
         futures = [executor.submit(run_fold, fold) for fold in folds] if executor is not None else []
         tables = []
@@ -280,3 +280,11 @@ def run_all(folds: Iterable[EffectsFold | ChallengeFold], executor: Executor | N
             for future in futures:
                 future.cancel()  # those that have not begun, when one has failed
     return pd.concat(tables, ignore_index=True)
+
+
+def _what_it_takes(folds: Sequence[EffectsFold | ChallengeFold], workers: int) -> str:
+    """How long the folds take about: a fit of the response model grows with the perturbations to the power 2.6."""
+    fits = sum(len(fold.methods) for fold in folds)
+    rows = len(folds[0].effects) if isinstance(folds[0], EffectsFold) else len(folds[0].means)
+    seconds = fits * (0.3 + 2.2 * (rows / 600) ** 2.6) / workers
+    return f"{len(folds)} folds, {fits} fits on about {rows} perturbations each: {helpers.text_time(seconds)}."

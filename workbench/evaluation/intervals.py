@@ -1,4 +1,4 @@
-"""Tidy tables: one row a method and metric, with a 95 % interval over independent units and a paired difference.
+"""Tidy tables: one row per method and metric, with a 95 % interval over independent units and a paired difference.
 
 In: a long table, one row a measured value, with the columns `metric`, `value`, one that names the method and one that
 names the unit (a perturbation, a batch, a compound). Out: `method, metric, value, low, high, n, ...`.
@@ -27,7 +27,7 @@ def summarise(
     higher_is_better: Collection[str] = (),
     baselines: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """One row a method and metric, in the order of `metrics` (default: as they come).
+    """One row per method and metric, in the order of `metrics` (default: as they come).
 
     Within a unit the mean over whatever was repeated (seeds, panels) is taken first. `value` is the mean over the `n`
     units, `low` to `high` its 95 % interval: mean ± t(0.975, n - 1) standard errors over units. `difference`, with its

@@ -1,6 +1,6 @@
 """Pictures of a cross-validation: who wins, where, what the model relies on, and whether it knows how sure it is.
 
-In: the table of `workbench.cross_validate` (one row a method, perturbation, metric, ...), or a fitted `ResponseModel`.
+In: the table of `workbench.cross_validate` (one row per method, perturbation and metric), or a fitted `ResponseModel`.
 Out: matplotlib figures or axes; axes carry units, and the baseline stands beside what is compared with it.
 """
 
@@ -35,7 +35,7 @@ def by_perturbation(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def strips(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
-    """One panel a metric, one row a method: a point a perturbation, a bar for the mean, a line for the baseline."""
+    """One panel per metric, one row per method: points are perturbations, a bar the mean, a line the baseline."""
     values = {metric: by_perturbation(table, metric) for metric in metrics}
     most, n = max(wide.shape[1] for wide in values.values()), len(metrics)
     size = (4.0 + 4.0 * n, 0.9 + 0.3 * most)
@@ -71,7 +71,7 @@ def strip(axis: Axes, wide: pd.DataFrame, metric: str) -> None:
 
 
 def score_against(axis: Axes, wide: pd.DataFrame, covariate: pd.Series, *, label: str, metric: str) -> None:
-    """Scores (perturbations x methods) against one number a perturbation, with the mean in five equal groups."""
+    """Scores (perturbations x methods) against one number per perturbation, with the mean in five equal groups."""
     colours = dict(zip(wide.columns, (BLUE, ORANGE, GREY, RED), strict=False))
     for method, colour in colours.items():
         both = pd.DataFrame({"x": covariate, "y": wide[method]}).dropna()

@@ -1,4 +1,4 @@
-"""How RESULTS.md reads: numbers with their intervals, one table a metric, one section a benchmark.
+"""How RESULTS.md reads: numbers with their intervals, one table per metric, one section per benchmark.
 
 In: the `Section`s and the summaries of `workbench.results`. Out: markdown.
 """

@@ -52,7 +52,7 @@ with (
 ):
     CRUNCH = validate.CRUNCH
 
-# What the cloud scores is hidden. These optional files in data/ stand for it, one name a line; without them, all is.
+# What the cloud scores is hidden. These optional files in data/ stand for it, one name per line; without them, all is.
 SCORED_PERTURBATIONS, SCORED_GENES = "perturbations_to_score.txt", "genes_to_score.txt"
 
 
@@ -162,7 +162,7 @@ def _keep_scored(path: Path, data: Path) -> None:
 
 
 def _is_listed(names: pd.Series | pd.Index, path: Path) -> np.ndarray:
-    """One bool a name: whether the file lists it; all True where there is no such file."""
+    """One bool per name: whether the file lists it; all True where there is no such file."""
     if not path.is_file():
         return np.ones(len(names), dtype=bool)
     return np.asarray(names.isin(path.read_text(encoding="utf-8").split()))
