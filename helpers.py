@@ -4,7 +4,7 @@
 2. statistics   `perturbation_stats`   one pass over the cells: mean, variance, detection rate and cell count
 3. means        `ControlMean`, `PerturbedMean`, `PCARidge`: baselines for the mean of an unseen knock-out
 4. proportions  `MedianProportions`, `constrain_proportions`: the share of cells in each state
-5. cells        `GaussianCells`, `RecentredCells`: synthetic cells around a predicted mean
+5. cells        `ScaledCells`, `RecentredCells`, `GaussianCells`: synthetic cells around a predicted mean
 6. files        `write_prediction`, `write_proportions`: both predicted files, written beside and renamed
 7. scores       `pearson_delta`, `mmd`, `l1_distance`, `score`: the platform's definitions
 8. local split  `local_split`: hold out perturbations of one's own
@@ -32,6 +32,7 @@ from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeAlias
+from weakref import WeakKeyDictionary
 
 import anndata as ad
 import h5py
@@ -802,6 +803,10 @@ class GaussianCells(BaseEstimator):
         return noise[:, self.columns_] * (self.columns_ >= 0) + mean.astype(np.float32)
 
 
+# What a generator computes once for all knock-outs; not an attribute, since those are saved.
+_KEPT: WeakKeyDictionary[BaseEstimator, Any] = WeakKeyDictionary()
+
+
 class _HerdedCells(BaseEstimator):
     """Real cells as the base of every knock-out's cells: `base_`, n_base x genes, float32.
 
@@ -824,7 +829,6 @@ class _HerdedCells(BaseEstimator):
     def for_genes(self, genes: pd.Index) -> Self:
         """The fitted generator for these genes, in this order; a gene that was never measured is 0 in the base."""
         fitted = copy.copy(self)
-        fitted.__dict__.pop("_kept", None)  # of other genes
         fitted.base_ = self.base_.reindex(columns=genes, fill_value=0.0)
         return fitted
 
@@ -836,12 +840,12 @@ class _HerdedCells(BaseEstimator):
 class ScaledCells(_HerdedCells):
     """Real cells whose genes are scaled to the predicted mean: cells = base * mean / mean(base), gene by gene.
 
-    Zeros of the base stay 0 and nothing is negative, as in real cells; the mean is exact for every gene whose predicted
-    mean is 0 or more, and 0 where it is below. Where a gene falls, cells with a single count lose it with the
-    probability of the fall, and the others are scaled to the mean: so fewer cells show it, as in real knock-outs. Where
-    a gene rises so far that a cell would hold more than any cell of the base holds of any gene, or where no cell of the
-    base has it, further cells get a count of it. Which cells lose or gain a gene depends on the seed and the gene's
-    name alone.
+    Nothing is negative, and zeros of the base stay 0 unless a gene rises by more than its cells can hold; the mean is
+    exact for every gene whose predicted mean is 0 or more, and 0 where it is below. Where a gene falls, cells with a
+    single count lose it with the probability of the fall, and the others are scaled to the mean: so fewer cells show
+    it, as in real knock-outs. Where a gene rises so far that a cell would hold more than any cell of the base holds of
+    any gene, or where no cell of the base has it, further cells get a count of it. Which cells lose or gain a gene
+    depends on the seed and the gene's name alone.
 
     Parameters
     ----------
@@ -922,9 +926,9 @@ class ScaledCells(_HerdedCells):
 
     def _stored(self, n_cells: int) -> _StoredBase:
         """The base as its values above 0; kept, since all knock-outs share it."""
-        kept: _StoredBase | None = getattr(self, "_kept", None)
-        if kept is None or kept.pattern.shape != (n_cells, self.base_.shape[1]):
-            self._kept = kept = _StoredBase.of(self, self._rows(n_cells))
+        kept = _KEPT.get(self)
+        if kept is None or len(kept.pattern) != n_cells:
+            kept = _KEPT[self] = _StoredBase.of(self, self._rows(n_cells))
         return kept
 
 
@@ -1018,10 +1022,10 @@ class RecentredCells(_HerdedCells):
 
     def _centred(self, n_cells: int) -> np.ndarray:
         """`n_cells` rows of the base minus their exact mean, float32; kept, since every knock-out uses the same."""
-        centred: np.ndarray | None = getattr(self, "_kept", None)
+        centred = _KEPT.get(self)
         if centred is None or len(centred) != n_cells:
             base = self.base_.to_numpy(np.float64)[self._rows(n_cells)]
-            self._kept = centred = (base - base.mean(axis=0)).astype(np.float32)
+            centred = _KEPT[self] = (base - base.mean(axis=0)).astype(np.float32)
         return centred
 
 
@@ -1534,7 +1538,9 @@ def local_split(
     n_genes: int | None = None,
     seed: int = 42,
 ) -> pd.Index:
-    """Hold out perturbations, as the published starter does, and write the two parts into `folder`.
+    """Hold out perturbations of your own, as the published starter does, and write the two parts into `folder`.
+
+    The crunch's five local knock-outs are few; this gives others to score a method on, with `score`.
 
     `held_out` names the perturbations, or is the share of them to draw. `max_cells` keeps the first cells of each
     perturbation, `n_genes` draws that many genes. Writes `local_train.h5ad`, `local_test_eval.h5ad` (with

@@ -222,11 +222,17 @@ def _read_gmt(path: Path, wanted: pd.Index) -> FeatureTable:
 
 
 def _read_text_table(path: Path, wanted: pd.Index) -> FeatureTable:
-    separator, other = ("\t", ",") if ".tsv" in path.name else (",", "\t")
+    separator = "\t" if ".tsv" in path.name else ","
     table = pd.read_csv(path, sep=separator, keep_default_na=False, na_values=["", "nan", "NaN", "inf", "-inf"])
     if table.shape[1] == 1:
-        hint = "it seems to hold the other separator: rename it to" if other in str(table.columns[0]) else "expected"
-        raise DataError(f"{path}: only one column, {table.columns[0]!r}; {hint} .{'csv' if other == ',' else 'tsv'}")
+        name = str(table.columns[0])
+        remedies = {
+            ";": "it is separated by semicolons: write it with commas",
+            ",": "it is separated by commas: rename it to .csv",
+            "\t": "it is separated by tabs: rename it to .tsv",
+        }
+        remedy = next((remedies[mark] for mark in remedies if mark in name), "genes and at least one column are needed")
+        raise DataError(f"{path}: only one column, {name!r}; {remedy}")
     if {"source", "target"} <= set(table.columns):
         ends = [_as_symbols(table[column], wanted, path) for column in ("source", "target")]
         return edge_table(*ends)

@@ -14,7 +14,7 @@ Your own method is any class with the methods of `MeanEstimator`, `ProportionEst
         def predict(self, targets):
             return pd.DataFrame([self.middle_] * len(targets), index=targets)
 
-    predictor = Predictor(Halfway(), MedianProportions(), RecentredCells())
+    predictor = Predictor(Halfway(), MedianProportions(), ScaledCells())
     train("data", "resources", predictor=predictor)
 
 Whatever the instance keeps is saved: numbers, texts, None, and arrays, tables, columns and indexes of numbers or of

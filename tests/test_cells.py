@@ -115,6 +115,21 @@ def test_no_cell_holds_more_than_any_real_one_while_there_is_room(stats):
     np.testing.assert_allclose(cells.mean(axis=0), mean, rtol=1e-5)
 
 
+def test_the_seed_decides_which_cells_lose_a_gene(scaled, pool, stats):
+    genes, mean = stats.mean.columns, 0.6 * scaled.base_.mean().to_numpy()
+    one, other = (helpers.ScaledCells(seed=seed).fit(pool).for_genes(genes).sample("T", mean, 100) for seed in (0, 1))
+    assert ((one > 0) != (other > 0)).any()
+    np.testing.assert_allclose(one.mean(axis=0), other.mean(axis=0), atol=2e-6)
+
+
+@pytest.mark.parametrize("cells", [helpers.ScaledCells, helpers.RecentredCells])
+def test_what_sampling_keeps_is_no_attribute(cells, pool, stats):
+    generator = cells().fit(pool)
+    before = set(vars(generator))
+    generator.sample("T", np.ones(generator.base_.shape[1]), 100)
+    assert set(vars(generator)) == before
+
+
 def test_stored_values_of_scaled_cells_are_those_of_the_sample(scaled, stats):
     generator, mean = scaled.for_genes(stats.mean.columns), stats.mean.iloc[5].to_numpy()
     sample = generator.sample("T", mean, 100)

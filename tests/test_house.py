@@ -15,7 +15,7 @@ ROOT = Path(contract.__file__).parent
 STANDARD = {
     "contract.py": "dataclasses",
     "helpers.py": "collections concurrent contextlib contextvars copy dataclasses functools itertools os pathlib "
-    "shutil threading typing warnings zlib",
+    "shutil threading typing warnings weakref zlib",
     "knowledge.py": "collections dataclasses gzip pathlib re typing warnings",
     "response.py": "collections dataclasses warnings",
     "method.py": "collections copy dataclasses inspect pathlib typing warnings",

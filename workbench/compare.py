@@ -102,7 +102,7 @@ def _files(folder: Path) -> tuple[Path, Path]:
 
 def _halves(truth: ad.AnnData, folder: Path) -> tuple[Path, Path]:
     """Every second cell of each perturbation as truth, the first 100 of the others as the prediction."""
-    number = truth.obs.groupby("gene", observed=True).cumcount().to_numpy()
+    number = truth.obs.groupby(CRUNCH.perturbation, observed=True).cumcount().to_numpy()
     paths = folder / "half.h5ad", folder / "rest.h5ad"
     for path, rows in zip(paths, (number % 2 == 0, (number % 2 == 1) & (number < 200)), strict=True):
         truth[rows].copy().write_h5ad(path)

@@ -106,7 +106,7 @@ def cross_validate_challenge(
     squared distance between 500 training cells. MMD and Pearson delta are taken on `n_panels` random panels of
     `panel_size` genes (one panel of all genes where there are no more), and on 100 written cells. Two ceilings: one
     half of the real cells of a knock-out against the other, where there are at least 20; and, for MMD alone, the
-    written cells moved to the true mean. MMD grows when cells are few: compare halves of 100 cells or more.
+    written cells scaled to the true mean. MMD grows when cells are few: compare halves of 100 cells or more.
 
     Returns the table of `cross_validate_effects`, in which `error` is in expression units over all genes.
     """
@@ -249,7 +249,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only the methods of these names")
     parser.add_argument("--jobs", type=int, default=1, help="processes; default 1")
-    parser.add_argument("--out", type=Path, required=True, help="csv: method, metric, value, low, high, n, ...")
+    parser.add_argument("--out", type=Path, help="csv: method, metric, value, low, high, n, ...")
     parser.add_argument("--details", type=Path, help="csv with one row per perturbation")
     options = parser.parse_args(arguments)
     if options.groups and options.data:

@@ -256,7 +256,8 @@ class _Handler(BaseHTTPRequestHandler):
             answer = answer(self.hub, given if self.command == "GET" else json.loads(body))
         status = 403 if answer is not None and "code" in answer else 200
         if answer is None:
-            message = f"this hub is offline and does not serve {asked}; unset CRUNCH_API_BASE_URL for the real platform"
+            variables = "CRUNCH_API_BASE_URL, CRUNCH_BASE_API_URL and CRUNCH_COMPETITIONS_SOURCE"
+            message = f"this hub is offline and does not serve {asked}; unset {variables} for the real platform"
             status, answer = 404, {"code": "NOT_SERVED_OFFLINE", "message": message}
 
         said = json.dumps(answer).encode()

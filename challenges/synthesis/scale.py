@@ -1,8 +1,8 @@
 """Which scale a matrix is on, and the counts behind it.
 
 In: a CSR matrix without negative values. Out: its `Scale`, counts, and what one count is worth in each cell. A
-normalised value is log_base(1 + step * count) or step * count, with one step per cell; the step is found as the greatest
-number of which all values of the cell are multiples. So normalised values give back their counts without their totals.
+normalised value is log_base(1 + step * count) or step * count, with one step per cell; the step is the greatest number
+of which all values of the cell are multiples. So normalised values give back their counts without their totals.
 Next: `start`.
 """
 

@@ -178,7 +178,7 @@ def ceiling_scores(true: np.ndarray, reference: np.ndarray, sigma: float) -> dic
 
 def real_cells(matrix: Any, obs: pd.DataFrame, perturbation: str) -> Any:
     """The cells of one perturbation in file order, sparse or dense, cells x genes."""
-    rows = np.flatnonzero((obs["gene"] == perturbation).to_numpy())
+    rows = np.flatnonzero((obs[CRUNCH.perturbation] == perturbation).to_numpy())
     return matrix[slice(int(rows[0]), int(rows[-1]) + 1)][rows - rows[0]]
 
 

@@ -77,7 +77,7 @@ class RenormalisedMedians(BaseEstimator):
 class Method:
     """A way to predict the mean of an unseen knock-out and, for a whole method of yours, its cells and proportions.
 
-    Without `cells` real control cells are moved to the predicted mean. `shuffled` seeds a permutation of the
+    Without `cells` real control cells are scaled to the predicted mean. `shuffled` seeds a permutation of the
     perturbations' names, so that every table, the perturbations' own responses too, speaks of another gene. `draw`
     numbers the repeats of a method that is random.
     """

@@ -1,4 +1,4 @@
 """The page RESULTS.md, by one command: `python -m workbench.results`.
 
-Read in this order: `data` (real effects, priors, ceilings) -> `__main__` (the benchmarks) -> `page` (how they read).
+Read in this order: `data` (effects, priors, ceilings) -> `benchmarks`, `cells` -> `page` (how they read) -> `__main__`.
 """

@@ -1,10 +1,10 @@
 """The page RESULTS.md: every benchmark, its baselines, ablations and ceiling, and the command that makes each figure.
 
-    python -m workbench.results --data DATA                    all of it, about eight minutes on two cores
+    python -m workbench.results --data DATA                    all of it, about ten minutes on two cores
     python -m workbench.results --data DATA --only thp1        one section again; the others stay as they were
 
 In: the folder of the real data (its own README names sources and licences; nothing of it is part of the project), and
-simulated data, made here. Out: `RESULTS.md` and four pictures in `docs/`; under `build/results/` a table with one row
+simulated data, made here. Out: `RESULTS.md` and six pictures in `docs/`; under `build/results/` a table with one row
 per perturbation and a summary for each section.
 """
 
@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,9 +23,17 @@ import matplotlib as mpl
 
 import helpers
 from workbench.demo import ROOT
-from workbench.results.benchmarks import BUILD, SECTIONS
-from workbench.results.page import Section, page
+from workbench.results import benchmarks, cells
+from workbench.results.page import BUILD, Section, page
 
+SECTIONS: dict[str, Callable[[Path, Executor | None], Section]] = {
+    "replogle": benchmarks.replogle,
+    "morphic": benchmarks.morphic,
+    "proportions": benchmarks.proportions,
+    "thp1": benchmarks.thp1,
+    "demo": benchmarks.demo,
+    "cells": cells.cells,
+}
 SECONDS = {"replogle": 280, "morphic": 60, "proportions": 3, "thp1": 90, "demo": 40, "cells": 60}  # on two cores
 
 

@@ -6,30 +6,25 @@ are all computed in the same run, and tables and pictures in `build/results/` an
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
-import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 import helpers
 from contract import OBESITY_1 as CRUNCH
-from knowledge import GeneKnowledge, training_knowledge
-from method import CellGenerator, fit_predictor
+from knowledge import GeneKnowledge
 from response import ResponseModel
-from workbench.compare import CEILING, STARTER, local_truth
+from workbench.compare import CEILING, STARTER
 from workbench.cross_validate import (
     cross_validate_challenge,
     cross_validate_effects,
     cross_validate_proportions,
     summarise,
 )
-from workbench.demo import ROOT
-from workbench.evaluation import field, likeness, methods, pictures
+from workbench.evaluation import methods, pictures
 from workbench.evaluation.folds import TRUE_MEAN
 from workbench.evaluation.methods import ALL, BOTH, MEDIAN, PCA_RIDGE, ZERO
 from workbench.results.data import (
@@ -42,10 +37,8 @@ from workbench.results.data import (
     same_gene,
     varied_gene_set,
 )
-from workbench.results.page import Section, markdown, mean_text, text, verdict
-from workbench.simulate import simulate
+from workbench.results.page import BUILD, Section, markdown, mean_text, save_picture, text, verdict
 
-BUILD = ROOT / "build" / "results"
 DEMO_SEEDS = (101, 102, 103)
 REPLOGLE_SEEDS = (10, 11, 12)
 
@@ -66,7 +59,7 @@ def replogle(data: Path, executor: Executor | None) -> Section:
     )
     table = pd.concat([table[table["method"] != methods.SHUFFLED], shuffled], ignore_index=True)
     rows = _keep(table, "replogle").query("metric == 'pearson'").set_index("method")
-    _save(pictures.strips(table, ["pearson"]), "results_replogle.png")
+    save_picture(pictures.strips(table, ["pearson"]), "results_replogle.png")
     _replogle_picture(effects, tables, table, data)
     reached, chance = rows.loc[ALL], rows.loc[methods.SHUFFLED, "value"]
     body = (
@@ -95,7 +88,7 @@ def _replogle_picture(effects: pd.DataFrame, tables: dict, table: pd.DataFrame, 
     name, genes = varied_gene_set(effects, next((data / "priors").glob("*reactome*.gmt")))
     held_out = held_out_predictions(effects, tables, genes, REPLOGLE_SEEDS[0])
     pictures.gene_set_effect(axes[2], *held_out, name, unit="rank score")
-    _save(figure, "results_weights_calibration.png")
+    save_picture(figure, "results_weights_calibration.png")
 
 
 def _draws(shuffled: pd.DataFrame) -> str:
@@ -179,7 +172,7 @@ def thp1(data: Path, executor: Executor | None) -> Section:
     )
     table["method"] = table["method"].replace({f"{file} alone": f"{name} alone" for file, name in PRIORS.items()})
     summary = _keep(table, "thp1")
-    _save(pictures.strips(table, ["pearson_delta", "mmd", "l1_distance"]), "results_thp1.png")
+    save_picture(pictures.strips(table, ["pearson_delta", "mmd", "l1_distance"]), "results_thp1.png")
     parts = {metric: rows.set_index("method") for metric, rows in summary.groupby("metric", sort=False)}
     cells, gain = parts["mmd"], parts["pearson_delta"].loc[BOTH]
     wide = pictures.by_perturbation(table, "mmd")
@@ -312,7 +305,7 @@ def _demo_picture(scores: pd.DataFrame, about: pd.DataFrame) -> None:
     pictures.score_against(axes[0], scores, about["effect"], metric="pearson_delta", label=label)
     label = "mean expression of the target in control cells (log2 units)"
     pictures.score_against(axes[1], scores[measured], expression, metric="pearson_delta", label=label)
-    _save(figure, "results_demo.png")
+    save_picture(figure, "results_demo.png")
 
 
 def _keep(table: pd.DataFrame, name: str, baseline: str | None = None) -> pd.DataFrame:
@@ -321,122 +314,3 @@ def _keep(table: pd.DataFrame, name: str, baseline: str | None = None) -> pd.Dat
     table.to_csv(BUILD / f"{name}_details.csv", index=False)
     summary.to_csv(BUILD / f"{name}.csv", index=False)
     return summary
-
-
-def _save(figure: Figure, name: str) -> None:
-    (ROOT / "docs").mkdir(exist_ok=True)
-    figure.savefig(ROOT / "docs" / name, dpi=80)
-    plt.close(figure)
-
-
-def cells(data: Path, executor: Executor | None) -> Section:
-    """Predicted cells beside real ones, on one simulated data set and on THP-1."""
-    demo_folder = BUILD / "demo_cells"
-    if not (demo_folder / CRUNCH.train_file).exists():
-        simulate(demo_folder)
-    parts, hits, lines = [], [], []
-    for title, folder, sigma in (
-        ("Demo data", demo_folder, "scaled"),
-        ("THP-1", data / "thp1_challenge", "calibrated"),
-    ):
-        challenge = helpers.load_challenge(folder)
-        predictor = fit_predictor(challenge)
-        means = predictor.predict_means(local_truth(challenge)[1])
-        rows = helpers.pool_rows(challenge.obs, seed=0)
-        recentred = helpers.RecentredCells().fit(helpers.read_cells(challenge.train_path, rows))
-        generators = {"recentred cells": recentred, "scaled cells": predictor.cells}
-        table = likeness.likeness(challenge, means, generators, sigma=sigma)
-        table.to_csv(BUILD / f"cells_{folder.name}.csv", index=False)
-        picture = f"results_cells_{'demo' if sigma == 'scaled' else 'thp1'}.png"
-        _save(likeness.picture(challenge, means, generators, title), picture)
-        text_of_part, hit, line = _cells_part(title, table)
-        parts.append(f"{text_of_part}\n\n![{title}: zeros per gene, variance against mean](docs/{picture})")
-        hits.append(hit)
-        lines.append(line)
-    return Section(
-        "Predicted cells beside real cells",
-        "zeros within .02, none negative, forest below .75, MMD not worse by .0005",
-        "; ".join(lines),
-        verdict(all(hits)),
-        "\n\n".join([*parts, _field_part(data)]),
-    )
-
-
-def _field_part(data: Path) -> str:
-    if not field.available():
-        return "`cell-eval` was not installed in this run, so its table is missing."
-    return (
-        f"{left_out_field(helpers.load_challenge(data / 'thp1_challenge'))}\n\nThe control cells are the same on both "
-        "sides. An amplitude multiplies the predicted effect on the control. *Scaled to the true mean* is what 100 "
-        "cells can show when the mean is right; the real knock-outs have more cells."
-    )
-
-
-def _cells_part(title: str, table: pd.DataFrame) -> tuple[str, bool, str]:
-    """The table of one data set, whether scaled cells reach what was asked, and their line."""
-    wide = table.pivot_table(index="generator", columns="metric", values="value", sort=False)[list(likeness.METRICS)]
-    lines = [f"| {title} | {' | '.join(likeness.METRICS.values())} |", "|---" * (len(wide.columns) + 1) + "|"]
-    lines += [f"| {name} | {' | '.join(f'{value:.4f}' for value in row)} |" for name, row in wide.iterrows()]
-    by_perturbation = table[table["metric"] == "mmd"].pivot_table(
-        index="perturbation", columns="generator", values="value"
-    )
-    worse = by_perturbation["scaled cells"] - by_perturbation["recentred cells"]
-    scaled = wide.loc["scaled cells"]
-    hit = abs(scaled["zeros"]) <= 0.02 and scaled["negative"] == 0 and scaled["auc"] < 0.75 and worse.mean() <= 0.0005
-    line = f"{title}: zeros {scaled['zeros']:+.3f}, forest {scaled['auc']:.2f}, MMD {worse.mean():+.4f}"
-    text_of_part = (
-        "\n".join(lines)
-        + f"\n\nMMD of scaled cells minus that of recentred ones, paired over {len(worse)} knock-outs: "
-        f"{mean_text(worse, '+', 4)}."
-    )
-    return text_of_part, bool(hit), line
-
-
-AMPLITUDES = (1.0, 1.5, 2.0)
-
-
-def left_out_field(challenge: helpers.Challenge) -> str:
-    """What `cell-eval` says of THP-1's training knock-outs, each predicted without its cells; the table as text."""
-    stats = helpers.perturbation_stats(challenge.train_path)
-    pool = helpers.read_cells(challenge.train_path, helpers.pool_rows(challenge.obs, seed=0))
-    knowledge = training_knowledge(stats, pool, challenge.signatures, challenge.perturbations)
-    names = challenge.perturbations
-    means = {}
-    for name in helpers.progress_bar("leaving knock-outs out", iterable=list(names), unit="knock-out"):
-        model = ResponseModel().fit(stats.mean.drop(index=name), stats.n_cells.drop(index=name), knowledge)
-        means[name] = model.predict([name]).loc[name].to_numpy(np.float32)
-    predictions = {}
-    for amplitude in AMPLITUDES:
-        cells = helpers.ScaledCells(amplitude=amplitude).fit(pool, stats.mean).for_genes(challenge.genes)
-        label = "this project" if amplitude == 1.0 else f"this project, amplitude {amplitude:g}"
-        predictions[label] = _as_anndata(cells, means, challenge.genes)
-    cells = helpers.ScaledCells().fit(pool).for_genes(challenge.genes)
-    true_means = {name: stats.mean.loc[name].to_numpy(np.float32) for name in names}
-    predictions["scaled to the true mean"] = _as_anndata(cells, true_means, challenge.genes)
-    rows = np.flatnonzero((challenge.obs[CRUNCH.perturbation] != CRUNCH.control).to_numpy())
-    truth = helpers.read_cells(challenge.train_path, rows)
-    table = field.evaluate(challenge, predictions, truth)
-    table.to_csv(BUILD / "cells_field.csv")
-    lines = [f"| cell-eval, THP-1, leave one out | {' | '.join(table.index)} |", "|---" * (len(table) + 1) + "|"]
-    lines += [
-        f"| {says} | {' | '.join(f'{value:.3f}' for value in table[metric])} |"
-        for metric, says in field.METRICS.items()
-    ]
-    return "\n".join(lines)
-
-
-def _as_anndata(cells: CellGenerator, means: dict[str, np.ndarray], genes: pd.Index) -> ad.AnnData:
-    n_cells = CRUNCH.cells_per_perturbation
-    X = np.concatenate([cells.sample(name, mean, n_cells) for name, mean in means.items()])
-    obs = pd.DataFrame({CRUNCH.perturbation: np.repeat(list(means), n_cells)})
-    return ad.AnnData(X, obs=obs.set_axis(obs.index.astype(str)), var=pd.DataFrame(index=genes))
-
-
-SECTIONS: dict[str, Callable[[Path, Executor | None], Section]] = {
-    "replogle": replogle,
-    "morphic": morphic,
-    "proportions": proportions,
-    "thp1": thp1,
-    "demo": demo,
-    "cells": cells,
-}

@@ -68,15 +68,15 @@ def best_constant(shares: pd.DataFrame) -> float:
     step = np.vstack([np.eye(3)] * n)
     slack, true = np.eye(3 * n), S.ravel()
     found = scipy.optimize.linprog(
-        np.r_[np.zeros(3), np.full(3 * n, 0.75 / n)],
+        np.r_[np.zeros(3), np.full(3 * n, CRUNCH.share_weight / n)],
         A_ub=np.block([[step, -slack], [-step, -slack]]),
         b_ub=np.r_[true, -true],
         A_eq=np.r_[np.ones(3), np.zeros(3 * n)][None],
         b_eq=[1.0],
         bounds=(0, 1),
     )
-    ratio = shares["lipo_adipo"]
-    return float(found.fun + 0.25 * (ratio - ratio.median()).abs().mean())
+    ratio = shares[CRUNCH.ratio]
+    return float(found.fun + CRUNCH.ratio_weight * (ratio - ratio.median()).abs().mean())
 
 
 def demo_scores(seed: int, folder: Path) -> pd.DataFrame:

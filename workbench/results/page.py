@@ -8,13 +8,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import psutil
+from matplotlib.figure import Figure
 
+from workbench.demo import ROOT
 from workbench.evaluation.intervals import interval
 from workbench.evaluation.methods import ALL, BOTH, MEDIAN
 
+BUILD = ROOT / "build" / "results"
 COMMAND = "python -m workbench.results --data DATA --only"
 
 
@@ -28,6 +32,13 @@ class Section:
     hit: str
     body: str
     seconds: float = 0.0
+
+
+def save_picture(figure: Figure, name: str) -> None:
+    """Write a picture of the page into `docs/`, and close it."""
+    (ROOT / "docs").mkdir(exist_ok=True)
+    figure.savefig(ROOT / "docs" / name, dpi=80)
+    plt.close(figure)
 
 
 def verdict(hit: bool) -> str:

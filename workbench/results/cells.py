@@ -1,0 +1,125 @@
+"""Predicted cells beside real cells: the section of RESULTS.md on what other tools ask of cells.
+
+In: the folder of the real data, and simulated data, made here. Out: a `Section`, pictures in `docs/`. Next: `page.py`.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+import helpers
+from contract import OBESITY_1 as CRUNCH
+from knowledge import training_knowledge
+from method import CellGenerator, fit_predictor
+from response import ResponseModel
+from workbench.compare import local_truth
+from workbench.evaluation import field, likeness
+from workbench.results.page import BUILD, Section, mean_text, save_picture, verdict
+from workbench.simulate import simulate
+
+AMPLITUDES = (1.0, 1.5, 2.0)
+
+
+def cells(data: Path, executor: Executor | None) -> Section:
+    """Predicted cells beside real ones, on one simulated data set and on THP-1."""
+    demo_folder = BUILD / "demo_cells"
+    if not (demo_folder / CRUNCH.train_file).exists():
+        simulate(demo_folder)
+    parts, hits, lines = [], [], []
+    for title, folder, sigma in (
+        ("Demo data", demo_folder, "scaled"),
+        ("THP-1", data / "thp1_challenge", "calibrated"),
+    ):
+        challenge = helpers.load_challenge(folder)
+        predictor = fit_predictor(challenge)
+        means = predictor.predict_means(local_truth(challenge)[1])
+        rows = helpers.pool_rows(challenge.obs, seed=0)
+        recentred = helpers.RecentredCells().fit(helpers.read_cells(challenge.train_path, rows))
+        generators = {"recentred cells": recentred, "scaled cells": predictor.cells}
+        table = likeness.likeness(challenge, means, generators, sigma=sigma)
+        table.to_csv(BUILD / f"cells_{folder.name}.csv", index=False)
+        picture = f"results_cells_{'demo' if sigma == 'scaled' else 'thp1'}.png"
+        save_picture(likeness.picture(challenge, means, generators, title), picture)
+        text_of_part, hit, line = _cells_part(title, table)
+        parts.append(f"{text_of_part}\n\n![{title}: zeros per gene, variance against mean](docs/{picture})")
+        hits.append(hit)
+        lines.append(line)
+    return Section(
+        "Predicted cells beside real cells",
+        "zeros within .02, none negative, forest below .75, MMD not worse by .0005",
+        "; ".join(lines),
+        verdict(all(hits)),
+        "\n\n".join([*parts, _field_part(data)]),
+    )
+
+
+def _field_part(data: Path) -> str:
+    if not field.available():
+        return "`cell-eval` was not installed in this run, so its table is missing."
+    return (
+        f"{left_out_field(helpers.load_challenge(data / 'thp1_challenge'))}\n\nThe control cells are the same on both "
+        "sides. An amplitude multiplies the predicted effect on the control. *Scaled to the true mean* is what 100 "
+        "cells can show when the mean is right; the real knock-outs have more cells."
+    )
+
+
+def _cells_part(title: str, table: pd.DataFrame) -> tuple[str, bool, str]:
+    """The table of one data set, whether scaled cells reach what was asked, and their line."""
+    wide = table.pivot_table(index="generator", columns="metric", values="value", sort=False)[list(likeness.METRICS)]
+    lines = [f"| {title} | {' | '.join(likeness.METRICS.values())} |", "|---" * (len(wide.columns) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(f'{value:.4f}' for value in row)} |" for name, row in wide.iterrows()]
+    by_perturbation = table[table["metric"] == "mmd"].pivot_table(
+        index="perturbation", columns="generator", values="value"
+    )
+    worse = by_perturbation["scaled cells"] - by_perturbation["recentred cells"]
+    scaled = wide.loc["scaled cells"]
+    hit = abs(scaled["zeros"]) <= 0.02 and scaled["negative"] == 0 and scaled["auc"] < 0.75 and worse.mean() <= 0.0005
+    line = f"{title}: zeros {scaled['zeros']:+.3f}, forest {scaled['auc']:.2f}, MMD {worse.mean():+.4f}"
+    text_of_part = (
+        "\n".join(lines)
+        + f"\n\nMMD of scaled cells minus that of recentred ones, paired over {len(worse)} knock-outs: "
+        f"{mean_text(worse, '+', 4)}."
+    )
+    return text_of_part, bool(hit), line
+
+
+def left_out_field(challenge: helpers.Challenge) -> str:
+    """What `cell-eval` says of THP-1's training knock-outs, each predicted without its cells; the table as text."""
+    stats = helpers.perturbation_stats(challenge.train_path)
+    pool = helpers.read_cells(challenge.train_path, helpers.pool_rows(challenge.obs, seed=0))
+    knowledge = training_knowledge(stats, pool, challenge.signatures, challenge.perturbations)
+    names = challenge.perturbations
+    means = {}
+    for name in helpers.progress_bar("leaving knock-outs out", iterable=list(names), unit="knock-out"):
+        model = ResponseModel().fit(stats.mean.drop(index=name), stats.n_cells.drop(index=name), knowledge)
+        means[name] = model.predict([name]).loc[name].to_numpy(np.float32)
+    predictions = {}
+    for amplitude in AMPLITUDES:
+        cells = helpers.ScaledCells(amplitude=amplitude).fit(pool, stats.mean).for_genes(challenge.genes)
+        label = "this project" if amplitude == 1.0 else f"this project, amplitude {amplitude:g}"
+        predictions[label] = _as_anndata(cells, means, challenge.genes)
+    cells = helpers.ScaledCells().fit(pool).for_genes(challenge.genes)
+    true_means = {name: stats.mean.loc[name].to_numpy(np.float32) for name in names}
+    predictions["scaled to the true mean"] = _as_anndata(cells, true_means, challenge.genes)
+    rows = np.flatnonzero((challenge.obs[CRUNCH.perturbation] != CRUNCH.control).to_numpy())
+    truth = helpers.read_cells(challenge.train_path, rows)
+    table = field.evaluate(challenge, predictions, truth)
+    table.to_csv(BUILD / "cells_field.csv")
+    lines = [f"| cell-eval, THP-1, leave one out | {' | '.join(table.index)} |", "|---" * (len(table) + 1) + "|"]
+    lines += [
+        f"| {says} | {' | '.join(f'{value:.3f}' for value in table[metric])} |"
+        for metric, says in field.METRICS.items()
+    ]
+    return "\n".join(lines)
+
+
+def _as_anndata(cells: CellGenerator, means: dict[str, np.ndarray], genes: pd.Index) -> ad.AnnData:
+    n_cells = CRUNCH.cells_per_perturbation
+    X = np.concatenate([cells.sample(name, mean, n_cells) for name, mean in means.items()])
+    obs = pd.DataFrame({CRUNCH.perturbation: np.repeat(list(means), n_cells)})
+    return ad.AnnData(X, obs=obs.set_axis(obs.index.astype(str)), var=pd.DataFrame(index=genes))
