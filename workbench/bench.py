@@ -79,15 +79,17 @@ def _train_file(folder: Path) -> Path:
 def aggregate_starter(folder: Path, size: Size) -> None:
     """One perturbation after the other out of the backed file, means only."""
     adata = ad.read_h5ad(_train_file(folder), backed="r")
-    for gene in adata.obs["gene"].unique():
-        np.asarray(adata[adata.obs["gene"] == gene].X.mean(axis=0)).ravel()
+    for gene in adata.obs[CRUNCH.perturbation].unique():
+        np.asarray(adata[adata.obs[CRUNCH.perturbation] == gene].X.mean(axis=0)).ravel()
 
 
 def aggregate_library(folder: Path, size: Size) -> None:
     """Everything in memory, then scanpy: mean, variance and detection, as ours."""
     import scanpy  # noqa: PLC0415 - 0.2 GB that the other jobs do without
 
-    scanpy.get.aggregate(ad.read_h5ad(_train_file(folder)), by="gene", func=["mean", "var", "count_nonzero"])
+    scanpy.get.aggregate(
+        ad.read_h5ad(_train_file(folder)), by=CRUNCH.perturbation, func=["mean", "var", "count_nonzero"]
+    )
 
 
 def aggregate_ours(folder: Path, size: Size) -> None:
@@ -134,7 +136,7 @@ def _write_twice(folder: Path, means: pd.DataFrame, cells_of: Callable[[int], np
         X = file.create_dataset("X", shape, np.float32, chunks=(100, means.shape[1]))
         for i in range(len(means)):
             X[i * 100 : (i + 1) * 100] = cells_of(i)
-        obs = pd.DataFrame({"gene": means.index.repeat(100)}, index=np.arange(shape[0]).astype(str))
+        obs = pd.DataFrame({CRUNCH.perturbation: means.index.repeat(100)}, index=np.arange(shape[0]).astype(str))
         ad.AnnData(X, obs=obs, var=pd.DataFrame(index=means.columns)).write_h5ad(folder / "out" / "twice.h5ad")
 
 
@@ -233,9 +235,9 @@ def score_broadcasting(folder: Path, size: Size) -> float:
     """The starter's way, 20 of the perturbations; returns how many times as many there are."""
     prediction, truth, _ = _score_files(folder, size)
     predicted, true = ad.read_h5ad(prediction, backed="r"), ad.read_h5ad(truth, backed="r")
-    for target in true.obs["gene"].cat.categories[:BROADCAST_PERTURBATIONS]:
-        x = true[true.obs["gene"] == target].X
-        y = predicted[predicted.obs["gene"] == target].to_memory()[:, true.var_names].X
+    for target in true.obs[CRUNCH.perturbation].cat.categories[:BROADCAST_PERTURBATIONS]:
+        x = true[true.obs[CRUNCH.perturbation] == target].X
+        y = predicted[predicted.obs[CRUNCH.perturbation] == target].to_memory()[:, true.var_names].X
         np.corrcoef(x.mean(axis=0), y.mean(axis=0))
         _broadcast_mmd(x.astype(float), y.astype(float))
     return size.targets / BROADCAST_PERTURBATIONS

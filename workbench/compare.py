@@ -149,6 +149,9 @@ def main() -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    for path in _files(options.prediction):
+        if not path.exists():
+            raise helpers.DataError(f"{path}: no such file; PREDICTION is the folder of the two predicted files")
     challenge = helpers.load_challenge(options.data)
     print(
         f"Scoring {options.prediction} on {options.data}, beside {len(baselines())} baselines and real cells: "

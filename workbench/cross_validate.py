@@ -142,14 +142,16 @@ def _prepare(
 ) -> tuple[dict[str, Any], GeneKnowledge]:
     """What all folds share: members of `ChallengeFold`, and what is known of the genes."""
     stats = helpers.perturbation_stats(challenge.train_path)
-    control = challenge.obs[challenge.obs["gene"] == CRUNCH.control]  # the pool must not hold cells that are held out
-    rows = np.flatnonzero((challenge.obs["gene"] == CRUNCH.control).to_numpy())
+    control = challenge.obs[
+        challenge.obs[CRUNCH.perturbation] == CRUNCH.control
+    ]  # the pool must not hold cells that are held out
+    rows = np.flatnonzero((challenge.obs[CRUNCH.perturbation] == CRUNCH.control).to_numpy())
     pool = helpers.read_cells(challenge.train_path, rows[helpers.pool_rows(control, seed=0)])
     names = challenge.perturbations
     knowledge = training_knowledge(stats, pool, challenge.signatures, names)
     knowledge = GeneKnowledge(knowledge.tables | _own_tables(features, names), knowledge.template)
     drawn = draw_panels(challenge.genes, challenge.genes, None, *panels, seed=0)
-    with open_matrix(challenge.train_path, ["gene"]) as (matrix, _, genes, _):
+    with open_matrix(challenge.train_path, [CRUNCH.perturbation]) as (matrix, _, genes, _):
         sigmas = [bandwidth(sigma, panel, matrix, genes) for panel in drawn]
     print(f"Panels of {len(drawn[0])} genes; bandwidth of MMD {sigmas[0][0]:.4g}, {sigmas[0][1]}.")
     base = helpers.ScaledCells().fit(pool)
@@ -313,11 +315,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
         summary = summarise(table)
     except DataError as error:
         sys.exit(f"error: {error}")
+    print(_printed(summary, options.method))
     for path, frame in ((options.out, summary), (options.details, table)):
         if path is not None:
             intervals.write_table(path, frame)
-    print(summary.drop(columns=["seconds", "peak_mb"]).round(4).to_string(index=False))
-    print("Intervals: 95 %, mean ± t standard errors over perturbations; differences are paired, to the baseline.")
+
+
+SCORES = ("pearson", *CRUNCH.metrics)  # what is printed; the table holds the errors too
+
+
+def _printed(summary: pd.DataFrame, own: Sequence[str]) -> str:
+    """One short table per score: mean and interval, paired difference, and which rows are submitted or yours."""
+    submitted = {methods.ALL, methods.BOTH, methods.MEDIAN} & set(summary["method"])
+    submitted -= {methods.ALL} if methods.BOTH in submitted else set()
+    parts = []
+    for metric in [name for name in SCORES if name in set(summary["metric"])]:
+        rows = summary[summary["metric"] == metric]
+        direction = "higher" if metric in HIGHER_IS_BETTER else "lower"
+        baseline = rows["baseline"].dropna().iloc[0] if "baseline" in rows and rows["baseline"].notna().any() else ""
+        parts.append(f"\n{metric} ({direction} is better); difference to {baseline or 'nothing'}")
+        for _, row in rows.iterrows():
+            mark = ">" if row["method"] in own else "*" if row["method"] in submitted else " "
+            line = f"{mark} {row['method']:44.44} {row['value']:8.4f} [{row['low']:.4f}, {row['high']:.4f}]"
+            if baseline and row["method"] != baseline and np.isfinite(row["difference"]):
+                line += f"  {row['difference']:+.4f} [{row['difference_low']:+.4f}, {row['difference_high']:+.4f}]"
+            parts.append(line)
+    legend = (
+        "\n* submitted by default; > your own. Brackets: 95 % intervals over perturbations; differences are paired."
+    )
+    return "\n".join([*parts, legend])
 
 
 if __name__ == "__main__":

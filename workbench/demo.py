@@ -17,6 +17,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 from tqdm.auto import tqdm
 
@@ -109,6 +110,9 @@ def _execute(folder: Path, path: Path) -> NotebookNode:
             client.execute()
             bar.n = bar.total
             bar.set_description("done")
+        except CellExecutionError as error:
+            where = _place(notebook, bar.n)
+            raise SystemExit(f"{where}: {error.ename}: {error.evalue}\nThe whole story is in {path}.") from None
         finally:
             nbformat.write(notebook, path)
     return notebook

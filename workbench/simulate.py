@@ -83,7 +83,7 @@ OBS = [
     "num_features",
     "feature_call",
     "num_umis",
-    "gene",
+    CRUNCH.perturbation,
     "adipo",
     "pre_adipo",
     "other",
@@ -384,7 +384,7 @@ def _draw_cells(rng: np.random.Generator, model: Model, sizes: np.ndarray, group
         "num_features": np.ones(n, np.int64),
         "feature_call": pd.Categorical(gene + "_" + guide),
         "num_umis": umis,
-        "gene": pd.Categorical(gene),
+        CRUNCH.perturbation: pd.Categorical(gene),
         **dict(zip(CRUNCH.states, IN_STATE[state].T, strict=True)),
         "perturbation": perturbation,
         "state": state,
@@ -466,7 +466,9 @@ def _write_training(
     zero is drawn twice from the same seeds.
     """
     shape, total, mitochondrial = (len(cells), len(model.genes)), np.zeros(len(cells)), np.zeros(len(cells))
-    groups = np.eye(2)[(cells["gene"] != CRUNCH.control).to_numpy().astype(int)]  # columns: control, perturbed
+    groups = np.eye(2)[
+        (cells[CRUNCH.perturbation] != CRUNCH.control).to_numpy().astype(int)
+    ]  # columns: control, perturbed
     summed = np.column_stack([np.ones(shape[1]), [gene.startswith("MT-") for gene in model.genes]])
 
     def stored(rows: slice, seed: np.random.SeedSequence) -> np.ndarray:
@@ -516,7 +518,7 @@ def _write_local_truth(
         return rows, _log_x(counts, counts.sum(axis=1, keepdims=True))
 
     with h5py.File(path, "w") as file:
-        _write_frame(file, cells[["gene"]], model.genes, **centroids)
+        _write_frame(file, cells[[CRUNCH.perturbation]], model.genes, **centroids)
         x = file.create_dataset("X", (len(cells), len(model.genes)), np.float64)
         x.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         for rows, values in _in_order(dense, x.shape, seed, "write local truth"):
@@ -527,7 +529,7 @@ def _write_small_files(
     folder: Path, rng: np.random.Generator, model: Model, train: pd.DataFrame, local: pd.DataFrame
 ) -> None:
     for name, cells in ((CRUNCH.proportions_file, train), (CRUNCH.local_proportions_file, local)):
-        table = cells.groupby("gene", observed=True)[CRUNCH.states].mean()
+        table = cells.groupby(CRUNCH.perturbation, observed=True)[CRUNCH.states].mean()
         table[CRUNCH.ratio] = (table[CRUNCH.part] / table[CRUNCH.whole]).fillna(
             0.0
         )  # 0 / 0 is 0 in the platform's file

@@ -29,7 +29,7 @@ SLAB_VALUES = 8_000_000  # 64 MB of float64 at a time
 def requested_perturbations(data: Path, *, local: bool) -> list[str]:
     """Perturbations to predict, in their file's order: those with a local truth, or all that the cloud asks for."""
     if local:
-        return pd.read_csv(data / CRUNCH.local_proportions_file)["gene"].tolist()
+        return pd.read_csv(data / CRUNCH.local_proportions_file)[CRUNCH.perturbation].tolist()
     return (data / CRUNCH.targets_file).read_text(encoding="utf-8").split()
 
 
@@ -133,14 +133,14 @@ def _check_prediction(path: Path, perturbations: Sequence[str], genes: Sequence[
 
 def _check_cells(name: str, obs: pd.DataFrame, perturbations: Sequence[str], cells: int) -> list[str]:
     """`obs` (cells x columns) holds the perturbation of each cell in `gene`, and nothing else."""
-    if list(obs.columns) != ["gene"]:
+    if list(obs.columns) != [CRUNCH.perturbation]:
         columns = _first(obs.columns) or "none"
         return [f"{name}: obs has the columns {columns}; keep exactly one, gene."]
     problems = []
-    unnamed = int(obs["gene"].isna().sum())
+    unnamed = int(obs[CRUNCH.perturbation].isna().sum())
     if unnamed:
         problems.append(f"{name}: obs column gene is empty in {unnamed} cells; name the perturbation of every cell.")
-    counts = obs["gene"].dropna().astype(str).value_counts()
+    counts = obs[CRUNCH.perturbation].dropna().astype(str).value_counts()
     missing = [gene for gene in _unique(perturbations) if gene not in counts.index]
     if missing:
         problems.append(
@@ -188,7 +188,11 @@ def _check_values(name: str, x: h5py.Dataset | h5py.Group | None, obs: pd.DataFr
         return []
     places = ""
     if not sparse:
-        perturbed = f"perturbation {_first(_unique(obs['gene'].iloc[sorted(rows)]))}, " if "gene" in obs else ""
+        perturbed = (
+            f"perturbation {_first(_unique(obs[CRUNCH.perturbation].iloc[sorted(rows)]))}, "
+            if CRUNCH.perturbation in obs
+            else ""
+        )
         places = f", in {perturbed}gene {_first(var.index[sorted(columns)])}"
     return [f"{name}: X has {bad} values that are NaN or infinite{places}; replace them."]
 
@@ -218,7 +222,7 @@ def _check_proportions(path: Path, perturbations: Sequence[str]) -> list[str]:
         problems.append(f"{name}: the columns {_first(extra)} are not allowed; write exactly {', '.join(expected)}.")
     if missing:
         return problems
-    return problems + _check_rows(name, table["gene"], perturbations) + _check_numbers(name, table)
+    return problems + _check_rows(name, table[CRUNCH.perturbation], perturbations) + _check_numbers(name, table)
 
 
 def _check_rows(name: str, genes: pd.Series, perturbations: Sequence[str]) -> list[str]:
@@ -233,14 +237,14 @@ def _check_rows(name: str, genes: pd.Series, perturbations: Sequence[str]) -> li
 
 def _check_numbers(name: str, table: pd.DataFrame) -> list[str]:
     problems = []
-    genes = table["gene"].astype(str)
+    genes = table[CRUNCH.perturbation].astype(str)
     numbers = table[CRUNCH.states].apply(pd.to_numeric, errors="coerce")
     for state in CRUNCH.states:
         text = numbers[state].isna() & table[state].notna()
         for bad, what in ((table[state].isna(), "NaN"), (text, "no number"), (np.isinf(numbers[state]), "infinite")):
             if bad.any():
                 problems.append(f"{name}: column {state} is {what} for {_first(genes[bad])}; write a finite number.")
-    if table["gene"].isna().any():
+    if table[CRUNCH.perturbation].isna().any():
         problems.append(f"{name}: column gene is NaN in {int(table['gene'].isna().sum())} rows; name the perturbation.")
 
     above = numbers[CRUNCH.part] > numbers[CRUNCH.whole]
@@ -273,6 +277,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cloud", action="store_true", help="all of predict_perturbations.txt, not the local few")
     options = parser.parse_args(arguments)
 
+    for folder in (options.prediction_folder, options.data_folder):
+        if not folder.is_dir():
+            parser.error(f"{folder}: no such folder")
     perturbations = requested_perturbations(options.data_folder, local=not options.cloud)
     problems = validate_prediction_folder(
         options.prediction_folder, perturbations, requested_genes(options.data_folder)

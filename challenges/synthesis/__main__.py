@@ -25,7 +25,7 @@ from challenges.synthesis.baselines import INDEPENDENT, REAL
 from challenges.synthesis.evaluate import generators, on_held_out, summary
 from challenges.synthesis.folds import split
 from challenges.synthesis.models import GAN, METHODS, START, CellGAN, seconds_to_train
-from helpers import DataError, some
+from helpers import DataError, some, text_time
 
 PICTURED = 2000  # held-out cells at most, in the pictures
 
@@ -39,7 +39,7 @@ def prepare(options: argparse.Namespace) -> None:
     for name in training.conditions:
         print(f"{name}: {some(sorted(set(training.obs[name])))}")
     seconds = seconds_to_train(training, _steps(options), options.seed, options.device)
-    print(f"{options.method}: {_steps(options):,} steps; training takes about {_time_text(seconds)} here")
+    print(f"{options.method}: {_steps(options):,} steps; training takes {text_time(seconds)} here")
 
 
 def train(options: argparse.Namespace) -> None:
@@ -252,10 +252,6 @@ def _conditions(texts: list[str]) -> dict[str, str]:
 
 def _by_type(cells: data.Cells) -> pd.Series:
     return cells.obs["label"].value_counts()
-
-
-def _time_text(seconds: float) -> str:
-    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{max(seconds, 1):.0f} seconds"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The generator in the crunch's own job: GAN cells beside Gaussian and recentred real cells.
+"""The generator in the crunch's own job: GAN cells beside Gaussian and scaled real cells.
 
 In: a challenge folder with its local truth. Out: a table of the platform's MMD, one line per generator of cells, all
 around the same predicted means. Next: `__main__`.
@@ -24,22 +24,21 @@ from workbench.evaluation.intervals import summarise
 GAN_STEPS = 300  # of adversarial training
 
 
-class GANCells(helpers.RecentredCells):
-    """`RecentredCells` whose base is herded from synthetic cells: same interface, no real cell in the prediction.
+class GANCells(helpers.ScaledCells):
+    """`ScaledCells` whose base is herded from synthetic cells: same interface, no real cell in the prediction.
 
     `steps` counts the updates of the generator.
     """
 
     def __init__(self, n_base: int = 100, steps: int = GAN_STEPS, seed: int = 0) -> None:
-        super().__init__(n_base)
+        super().__init__(n_base, seed=seed)
         self.steps = steps
-        self.seed = seed
 
-    def fit(self, pool: ad.AnnData) -> GANCells:
+    def fit(self, pool: ad.AnnData, means: pd.DataFrame | None = None) -> GANCells:
         """Train the GAN on the pool (its label is the perturbation) and draw as many cells of each label."""
         real = from_anndata(pool, CRUNCH.perturbation, source="the pool")
         made = CellGAN(self.steps, seed=self.seed, device="cpu").fit(real).sample_like(real, seed=self.seed)
-        super().fit(ad.AnnData(made.values(), var=pd.DataFrame(index=made.genes)))
+        super().fit(ad.AnnData(made.values(), var=pd.DataFrame(index=made.genes)), means)
         return self
 
 
@@ -50,8 +49,8 @@ def compare_cells(folder: str | os.PathLike[str], *, steps: int = GAN_STEPS, see
     """
     generators: dict[str, CellGenerator] = {
         "Gaussian cells": helpers.GaussianCells(),
-        "recentred real cells": helpers.RecentredCells(),
-        "recentred GAN cells": GANCells(steps=steps, seed=seed),
+        "scaled real cells": helpers.ScaledCells(),
+        "scaled GAN cells": GANCells(steps=steps, seed=seed),
     }
     methods = {
         name: Predictor(ResponseModel(), helpers.MedianProportions(), cells) for name, cells in generators.items()

@@ -226,8 +226,8 @@ def test_gan_cells_have_the_interface_of_the_cell_generators():
 
 def test_one_table_shows_gaussian_real_and_gan_cells(demo_folder):
     table = main_job.compare_cells(demo_folder, steps=1, seed=0)
-    assert list(table["method"]) == ["Gaussian cells", "recentred real cells", "recentred GAN cells"]
+    assert list(table["method"]) == ["Gaussian cells", "scaled real cells", "scaled GAN cells"]
     value = table.set_index("method")["value"]
-    assert value["recentred real cells"] < value["Gaussian cells"]
-    assert value["recentred GAN cells"] < value["Gaussian cells"]
+    assert value["scaled real cells"] < value["Gaussian cells"]
+    assert value["scaled GAN cells"] < value["Gaussian cells"]
     assert list(table.columns) == ["method", "metric", "value", "low", "high", "n"]

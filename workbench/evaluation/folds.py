@@ -103,7 +103,7 @@ class ChallengeFold:
             rows.add_scale(method, scale, cost)
             predictions.append((method, predicted, cost))
         generators = self._generators(means)
-        with open_matrix(self.path, ["gene"]) as (matrix, obs, genes, _):
+        with open_matrix(self.path, [CRUNCH.perturbation]) as (matrix, obs, genes, _):
             for target in self.test:
                 cells = real_cells(matrix, obs, target)
                 for i, (panel, sigma) in enumerate(self.panels):
