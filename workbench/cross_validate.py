@@ -333,7 +333,8 @@ def _printed(summary: pd.DataFrame, own: Sequence[str]) -> str:
         rows = summary[summary["metric"] == metric]
         direction = "higher" if metric in HIGHER_IS_BETTER else "lower"
         baseline = rows["baseline"].dropna().iloc[0] if "baseline" in rows and rows["baseline"].notna().any() else ""
-        parts.append(f"\n{metric} ({direction} is better); difference to {baseline or 'nothing'}")
+        against = f"; difference to {baseline}" if baseline else ""
+        parts.append(f"\n{metric} ({direction} is better){against}")
         for _, row in rows.iterrows():
             mark = ">" if row["method"] in own else "*" if row["method"] in submitted else " "
             line = f"{mark} {row['method']:44.44} {row['value']:8.4f} [{row['low']:.4f}, {row['high']:.4f}]"
