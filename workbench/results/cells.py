@@ -19,7 +19,7 @@ from method import CellGenerator, fit_predictor
 from response import ResponseModel
 from workbench.compare import local_truth
 from workbench.evaluation import field, likeness
-from workbench.results.page import BUILD, Section, save_picture, verdict
+from workbench.results.page import BUILD, Section, mean_text, save_picture, verdict
 from workbench.simulate import simulate
 
 AMPLITUDES = (1.0, 1.5, 2.0)
@@ -92,8 +92,8 @@ def _field_part(data: Path) -> str:
     factor = max(real / found.iloc[0], found.iloc[0] / real)
     verdict_on_it = "reached" if factor <= 2 else "**missed**"
     return "\n".join(lines) + (
-        f"\n\nThe genes found different are {found.iloc[0]:.1f} predicted and {real:.1f} real, a factor of {factor:.1f} "
-        f"(asked: 2, {verdict_on_it}). With the true mean the same 100 cells show {found[TRUE]:.1f}, since the real "
+        f"\n\nThe genes found different are {found.iloc[0]:.1f} predicted and {real:.1f} real, a factor of "
+        f"{factor:.1f} (asked: 2, {verdict_on_it}). With the true mean the same 100 cells show {found[TRUE]:.1f}, since the real "
         "knock-outs have more cells. An amplitude multiplies the predicted effect on the control: it brings more "
         "different genes, and costs MMD. The control cells are the same on both sides."
     )
