@@ -91,12 +91,14 @@ def _field_part(data: Path) -> str:
     found, real = table["de_nsig_counts_pred"], table["de_nsig_counts_real"].iloc[0]
     factor = max(real / found.iloc[0], found.iloc[0] / real)
     verdict_on_it = "reached" if factor <= 2 else "**missed**"
-    return "\n".join(lines) + (
-        f"\n\nThe genes found different are {found.iloc[0]:.1f} predicted and {real:.1f} real, a factor of "
-        f"{factor:.1f} (asked: 2, {verdict_on_it}). With the true mean the same 100 cells show {found[TRUE]:.1f}, since "
-        "the real knock-outs have more cells. An amplitude multiplies the predicted effect on the control: it brings more "
-        "different genes, and costs MMD. The control cells are the same on both sides."
-    )
+    sentences = [
+        f"The genes found different are {found.iloc[0]:.1f} predicted and {real:.1f} real, a factor of {factor:.1f} "
+        f"(asked: 2, {verdict_on_it}).",
+        f"With the true mean the same 100 cells show {found[TRUE]:.1f}, since the real knock-outs have more cells.",
+        "An amplitude multiplies the predicted effect on the control: it brings more different genes, and costs MMD.",
+        "The control cells are the same on both sides.",
+    ]
+    return "\n".join(lines) + "\n\n" + " ".join(sentences)
 
 
 def left_out_field(challenge: helpers.Challenge) -> pd.DataFrame:
