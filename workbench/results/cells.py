@@ -92,8 +92,8 @@ def _field_part(data: Path) -> str:
     factor = max(real / found.iloc[0], found.iloc[0] / real)
     verdict_on_it = "reached" if factor <= 2 else "**missed**"
     sentences = [
-        f"The genes found different are {found.iloc[0]:.1f} predicted and {real:.1f} real, a factor of {factor:.1f} "
-        f"(asked: 2, {verdict_on_it}).",
+        f"The genes found different are {found.iloc[0]:.1f} predicted and {real:.1f} real.",
+        f"That is a factor of {factor:.1f} (asked: 2, {verdict_on_it}).",
         f"With the true mean the same 100 cells show {found[TRUE]:.1f}, since the real knock-outs have more cells.",
         "An amplitude multiplies the predicted effect on the control: it brings more different genes, and costs MMD.",
         "The control cells are the same on both sides.",
