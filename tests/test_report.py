@@ -13,7 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 import helpers
 from contract import OBESITY_1 as CRUNCH
-from workbench import compare, demo, report, simulate
+from workbench import compare, cross_validate, demo, report, simulate
 from workbench.compare import CEILING, CONTROL, STARTER, YOURS
 from workbench.summary import Summary
 
@@ -173,3 +173,11 @@ def test_compare_says_how_long_it_takes_and_its_bars_name_the_method(demo_folder
 def test_every_option_of_simulate_is_explained():
     assert [action.dest for action in simulate._parser()._actions if not action.help] == []
     assert "default 7500" in simulate._parser().format_help()
+
+
+def test_the_commands_that_the_summary_prints_are_understood(challenge, table):
+    steps = " ".join(Summary(challenge, table).next_steps())
+    commands = re.findall(r"`python -m workbench\.cross_validate ([^`]*)`", steps)
+    assert commands
+    for command in commands:
+        assert cross_validate._options(command.split()).folds == "loo"
