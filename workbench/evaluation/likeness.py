@@ -31,7 +31,9 @@ METRICS = {
     "negative": "share of negative values",
     "auc": "forest, AUC (0.5 is best)",
     "depth": "log total, predicted - real",
+    "pairs": "correlation of gene pairs, agreement",
 }
+PAIRED_GENES = 200  # the most variable ones of those that half of the real cells have
 CONTROL = "real control cells"
 
 
@@ -77,7 +79,17 @@ def _compared(real: np.ndarray, made: np.ndarray, reference: np.ndarray, sigma: 
         "negative": float((made < 0).mean()),
         "auc": forest_auc(real, made),
         "depth": float(totals[1] - totals[0]),
+        "pairs": pair_agreement(real, made),
     }
+
+
+def pair_agreement(real: np.ndarray, made: np.ndarray) -> float:
+    """How alike the correlations of gene pairs are in `made` and `real` cells (both cells x genes): 1 is equal."""
+    often = np.flatnonzero(((real > 0).mean(axis=0) > 0.5) & (made.std(axis=0) > 0))
+    genes = often[np.argsort(-real[:, often].var(axis=0), kind="stable")[:PAIRED_GENES]]
+    pairs = np.triu_indices(len(genes), 1)
+    found = [np.corrcoef(cells[:, genes], rowvar=False)[pairs] for cells in (real, made)]
+    return float(np.corrcoef(*found)[0, 1])
 
 
 def forest_auc(real: np.ndarray, made: np.ndarray) -> float:
