@@ -75,33 +75,6 @@ def test_requirements_of_the_conversion_are_those_of_the_modules(converted):
     assert {requirement.alias for requirement in converted.requirements} == needed
 
 
-# The cloud has no sockets: nothing that travels may open one, and so every module that it imports is looked at by hand.
-ALLOWED = {
-    *("__future__", "collections", "contextlib", "contextvars", "copy", "dataclasses", "functools", "gzip", "inspect"),
-    *("itertools", "os", "pathlib", "re", "shutil", "threading", "typing", "warnings", "zlib"),
-    *("anndata", "h5py", "numpy", "pandas", "psutil", "scipy", "sklearn", "threadpoolctl", "tqdm", "zarr"),
-}
-ALLOWED_OF_FUTURES = {"BrokenExecutor", "Executor", "ThreadPoolExecutor"}  # processes talk by sockets
-
-
-def forbidden(name, source):
-    """The imports of a module that travels which are neither allowed nor a module before it."""
-    before = {other.removesuffix(".py") for other in TRAVELLING[: TRAVELLING.index(name)]}
-    futures = {f"concurrent.futures.{name}" for name in ALLOWED_OF_FUTURES} | {"concurrent.futures"}
-    modules = imported(source) - futures
-    return {module for module in modules if module.split(".")[0] not in ALLOWED | before}
-
-
-@pytest.mark.parametrize("name", TRAVELLING)
-def test_a_module_that_travels_imports_what_is_allowed_and_those_before_it(name):
-    source = (ROOT / name).read_text()
-    assert forbidden(name, source) == set()
-    for line in ("import ssl, ftplib", "def f():\n    from socket import socket", "import workbench.hub"):
-        assert forbidden(name, f"{source}\n{line}\n"), line
-    assert forbidden(name, "from concurrent.futures import ProcessPoolExecutor")
-    assert forbidden(name, f"import {TRAVELLING[-1].removesuffix('.py')}")
-
-
 def test_method_description_is_the_embedded_cell_and_valid(converted):
     (file,) = converted.embedded_files
     assert file.path == "Method description.md"
