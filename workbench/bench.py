@@ -236,8 +236,8 @@ def score_broadcasting(folder: Path, size: Size) -> float:
     prediction, truth, _ = _score_files(folder, size)
     predicted, true = ad.read_h5ad(prediction, backed="r"), ad.read_h5ad(truth, backed="r")
     for target in true.obs[CRUNCH.perturbation].cat.categories[:BROADCAST_PERTURBATIONS]:
-        x = true[true.obs[CRUNCH.perturbation] == target].X
-        y = predicted[predicted.obs[CRUNCH.perturbation] == target].to_memory()[:, true.var_names].X
+        x = helpers.dense(true[true.obs[CRUNCH.perturbation] == target].X)
+        y = predicted[predicted.obs[CRUNCH.perturbation] == target].to_memory()[:, true.var_names].X.toarray()
         np.corrcoef(x.mean(axis=0), y.mean(axis=0))
         _broadcast_mmd(x.astype(float), y.astype(float))
     return size.targets / BROADCAST_PERTURBATIONS
