@@ -7,10 +7,12 @@ the same real control cells on both sides) and its own table comes back. It is o
 
 from __future__ import annotations
 
+import io
 import logging
 import tempfile
 import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 
 import anndata as ad
 import numpy as np
@@ -73,7 +75,8 @@ def evaluate(
     for name, cells in (("real control cells", other_control), ("random perturbed cells", perturbed)):
         cases[name] = cells[generator.integers(len(cells), size=len(targets))], targets
     cases["training mean, repeated"] = np.tile(mean, (len(targets), 1)), targets
-    rows = {name: _evaluated(*case, real, names, control, genes) for name, case in cases.items()}
+    bar = helpers.progress_bar("cell-eval", iterable=cases.items(), total=len(cases), unit="method")
+    rows = {name: _evaluated(*case, real, names, control, genes) for name, case in bar}
     number = pd.Series(names).groupby(names).cumcount().to_numpy()
     half, rest = number % 2 == 0, number % 2 == 1
     rows[CEILING] = _evaluated(real[rest], names[rest], real[half], names[half], control, genes)
@@ -104,7 +107,13 @@ def _evaluated(
     made = _with_control(np.maximum(predicted, 0.0), predicted_names, control, genes)
     true = _with_control(real, real_names, control, genes)
     logging.getLogger("cell_eval").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    silence = io.StringIO()  # of a bar for each of its metrics
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        warnings.catch_warnings(),
+        redirect_stdout(silence),
+        redirect_stderr(silence),
+    ):
         warnings.simplefilter("ignore")
         evaluator = MetricsEvaluator(
             made, true, control_pert=CRUNCH.control, pert_col=CRUNCH.perturbation, num_threads=1, outdir=folder
