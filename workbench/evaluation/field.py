@@ -75,8 +75,10 @@ def evaluate(
     for name, cells in (("real control cells", other_control), ("random perturbed cells", perturbed)):
         cases[name] = cells[generator.integers(len(cells), size=len(targets))], targets
     cases["training mean, repeated"] = np.tile(mean, (len(targets), 1)), targets
-    bar = helpers.progress_bar("cell-eval", iterable=cases.items(), total=len(cases), unit="method")
-    rows = {name: _evaluated(*case, real, names, control, genes) for name, case in bar}
+    rows = {}
+    for name in helpers.progress_bar("cell-eval", iterable=list(cases), unit="method"):
+        made, made_names = cases[name]
+        rows[name] = _evaluated(made, made_names, real, names, control, genes)
     number = pd.Series(names).groupby(names).cumcount().to_numpy()
     half, rest = number % 2 == 0, number % 2 == 1
     rows[CEILING] = _evaluated(real[rest], names[rest], real[half], names[half], control, genes)
