@@ -512,9 +512,8 @@ class _Matrix:
         if self.sparse_file:
             self.shape = tuple(int(n) for n in matrix.attrs["shape"])
             self.indptr = matrix["indptr"][:].astype(np.int64)
-            self.data, self.indices = (
-                _flat_reader(matrix[name], file) or partial(_slice, matrix[name]) for name in ("data", "indices")
-            )
+            self.data = _flat_reader(matrix["data"], file) or partial(_slice, matrix["data"])
+            self.indices = _flat_reader(matrix["indices"], file) or _repeating_reader(matrix["indices"])
         else:
             self.matrix, self.shape = matrix, matrix.shape
             self.indptr = matrix.indptr if sp.issparse(matrix) else np.arange(self.shape[0] + 1) * self.shape[1]
@@ -533,6 +532,24 @@ class _Matrix:
 
 def _slice(dataset: Any, start: int, stop: int) -> np.ndarray:
     return dataset[start:stop]
+
+
+def _repeating_reader(dataset: Any) -> Callable[[int, int], np.ndarray]:
+    """What reads column numbers start to stop. A sparse prediction repeats one chunk: it is unpacked once."""
+    if not isinstance(dataset, h5py.Dataset) or dataset.chunks is None:
+        return partial(_slice, dataset)
+    size, kept = dataset.chunks[0], dict[bytes, np.ndarray]()
+
+    def read(start: int, stop: int) -> np.ndarray:
+        if start % size or stop - start != size:
+            return dataset[start:stop]
+        _, packed = dataset.id.read_direct_chunk((int(start),))
+        if packed not in kept:
+            kept.clear()
+            kept[packed] = dataset[start:stop]
+        return kept[packed]
+
+    return read
 
 
 def _flat_reader(dataset: Any, file: BinaryIO | None) -> Callable[[int, int], np.ndarray] | None:
