@@ -30,7 +30,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import anndata as ad
 import h5py
@@ -79,7 +79,6 @@ MODEL_FORMAT = 2
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@runtime_checkable
 class MeanEstimator(Protocol):
     """Predicts the mean expression of unseen knock-outs.
 
@@ -101,7 +100,6 @@ class MeanEstimator(Protocol):
         """Targets x genes."""
 
 
-@runtime_checkable
 class ProportionEstimator(Protocol):
     """Predicts the share of cells in each state.
 
@@ -119,7 +117,6 @@ class ProportionEstimator(Protocol):
         """Targets x states."""
 
 
-@runtime_checkable
 class CellGenerator(Protocol):
     """Makes the cells of a knock-out around its predicted mean.
 

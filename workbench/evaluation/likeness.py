@@ -22,7 +22,7 @@ import helpers
 from contract import OBESITY_1 as CRUNCH
 from helpers import Challenge
 from method import CellGenerator
-from workbench.compare import CEILING
+from workbench.compare import CEILING, local_truth
 
 METRICS = {
     "pearson_delta": "Pearson delta",
@@ -49,7 +49,7 @@ def likeness(
     `means` are the predicted means, perturbations x genes; all generators are fitted. MMD has the bandwidth of
     `helpers.score`. The ceiling compares one half of the real cells with the other.
     """
-    truth = ad.read_h5ad(challenge.local_truth_path)
+    truth = ad.read_h5ad(local_truth(challenge)[0][0])
     genes = challenge.genes_to_predict[challenge.genes_to_predict.isin(truth.var_names)]
     reference = pd.Series(truth.uns[CRUNCH.perturbed_centroid], index=truth.var_names)[genes].to_numpy()
     n_cells = CRUNCH.cells_per_perturbation
@@ -103,7 +103,7 @@ def forest_auc(real: np.ndarray, made: np.ndarray) -> float:
 
 def picture(challenge: Challenge, means: pd.DataFrame, generators: Mapping[str, CellGenerator], title: str) -> Figure:
     """Of each generator: zeros per gene, and variance against mean, predicted beside real cells of one knock-out."""
-    truth = ad.read_h5ad(challenge.local_truth_path)
+    truth = ad.read_h5ad(local_truth(challenge)[0][0])
     genes = challenge.genes_to_predict[challenge.genes_to_predict.isin(truth.var_names)]
     name = truth.obs[CRUNCH.perturbation].value_counts().index[0]
     real = helpers.dense(truth[(truth.obs[CRUNCH.perturbation] == name).to_numpy(), genes].X).astype(np.float64)

@@ -122,9 +122,8 @@ def left_out_field(challenge: helpers.Challenge) -> pd.DataFrame:
     rows = np.flatnonzero((challenge.obs[CRUNCH.perturbation] != CRUNCH.control).to_numpy())
     truth = helpers.read_cells(challenge.train_path, rows)
     table = field.evaluate(challenge, predictions, truth)
-    rows = np.unique(np.linspace(0, truth.n_obs - 1, 500).astype(int))
-    some_cells = helpers.dense(truth.X[rows]).astype(np.float64)
-    sigma = float(helpers.squared_distances(some_cells, some_cells).sum() / (len(rows) * (len(rows) - 1)))
+    with helpers.open_matrix(truth, [CRUNCH.perturbation]) as (matrix, _, genes, _):
+        sigma, _ = helpers.bandwidth("calibrated", genes, matrix, genes)
     table["mmd"] = pd.Series({label: _mmd(prediction, truth, sigma) for label, prediction in predictions.items()})
     table.to_csv(BUILD / "cells_field.csv")
     return table
