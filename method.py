@@ -30,7 +30,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import anndata as ad
 import h5py
@@ -79,6 +79,7 @@ MODEL_FORMAT = 2
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@runtime_checkable
 class MeanEstimator(Protocol):
     """Predicts the mean expression of unseen knock-outs.
 
@@ -100,6 +101,7 @@ class MeanEstimator(Protocol):
         """Targets x genes."""
 
 
+@runtime_checkable
 class ProportionEstimator(Protocol):
     """Predicts the share of cells in each state.
 
@@ -117,6 +119,7 @@ class ProportionEstimator(Protocol):
         """Targets x states."""
 
 
+@runtime_checkable
 class CellGenerator(Protocol):
     """Makes the cells of a knock-out around its predicted mean.
 
