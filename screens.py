@@ -486,6 +486,7 @@ def write_screen(path: str | Path, screen: Screen) -> None:
     if path.suffix != ".h5ad":
         raise DataError(f"{path}: a screen is written as .h5ad")
     scale = np.abs(screen.scores).max(axis=0)  # so that float16 holds the scores, whatever their unit
+    scale[scale == 0] = 1
     with replacing(path) as temporary:
         ad.AnnData(
             obs=pd.DataFrame(index=screen.perturbations),

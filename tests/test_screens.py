@@ -441,6 +441,14 @@ def test_the_small_form_comes_back_within_a_thousandth(tmp_path, unit, shape):
         assert (tmp_path / "small.h5ad").stat().st_size < 2.2 * COMPONENTS * sum(shape)
 
 
+def test_a_component_may_be_empty(tmp_path):
+    scores = np.array([[1, 0], [2, 0], [-3, 0]], np.float32)
+    write_screen(
+        tmp_path / "s.h5ad", Screen(pd.Index(GENES[:3]), pd.Index(RESPONSES), scores, np.eye(4, dtype="f4")[:2])
+    )
+    np.testing.assert_allclose(read_screen(tmp_path / "s.h5ad").scores, scores, rtol=1e-3)
+
+
 def small_form(path, change):
     write_screen(path, Screen(pd.Index(GENES), pd.Index(RESPONSES), np.ones((5, 1), "f4"), np.ones((1, 4), "f4")))
     adata = ad.read_h5ad(path)
@@ -576,8 +584,9 @@ def test_parquet_says_what_it_needs(tmp_path, monkeypatch):
 
 
 def test_text_at_the_end_of_a_long_file_is_one_error(tmp_path):
-    path = written(tmp_path / "t.csv", "gene,x,y\n" + "MED1,0.12345678,1\n" * 100_000 + "JAK2,a,2\n")
-    with pytest.raises(DataError, match=r"columns that are not numbers: x; take them out"):
+    head = ",".join(["gene", *(f"x{i}" for i in range(100))])
+    path = written(tmp_path / "t.csv", f"{head}\n{('MED1' + ',1' * 100 + chr(10)) * 20_000}JAK2,a{',2' * 99}\n")
+    with pytest.raises(DataError, match=r"columns that are not numbers: x0; take them out"):
         read_screen(path)
 
 
