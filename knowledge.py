@@ -11,7 +11,7 @@ import gzip
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,54 +22,76 @@ import scipy.sparse as sp
 
 from contract import OBESITY_1 as CRUNCH
 from helpers import DataError, PerturbationStats, dense, some
+from screens import Screen
 
 FEATURES_FOLDER = "features"  # of the model folder: the user's own tables
 COEXPRESSION_COMPONENTS = 10
+SIMILARITY_COMPONENTS = 100  # of a screen
 
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """Features of genes: genes x features. The kernel of two genes is the product of their rows, to `power`.
+    """Features of genes: genes x features, sparse or dense. Each of `powers` makes a kernel with a weight of its own.
 
-    Rows have length 1 unless a table says otherwise, so the kernel is a cosine. It is 0 for a gene without a row: a
-    gene which is missing from one table is predicted from the others.
+    A kernel of two genes is the product of their rows, to the power. Rows have length 1 unless a table says otherwise,
+    so the product is a cosine; its cube counts close neighbours more. It is 0 for a gene without a row: a gene which is
+    missing from one table is predicted from the others.
     """
 
     genes: pd.Index
-    features: sp.csr_matrix
-    power: int = 1
+    features: Any  # csr_matrix or ndarray, float64
+    powers: tuple[int, ...] = (1,)
 
-    def rows(self, genes: Sequence[str]) -> sp.csr_matrix:
+    def rows(self, genes: Sequence[str]) -> Any:
         """The rows of `genes`, zeros where there is none."""
         position = self.genes.get_indexer(pd.Index(genes))
         known = np.flatnonzero(position >= 0)
         shape = (len(position), len(self.genes))
         return sp.csr_matrix((np.ones(len(known)), (known, position[known])), shape=shape) @ self.features
 
-    def kernel(self, left: Sequence[str], right: Sequence[str]) -> np.ndarray:
-        """The kernel of each gene of `left` with each of `right`: len(left) x len(right), float64."""
-        return (self.rows(left) @ self.rows(right).T).toarray() ** self.power
+    def kernels(self, left: Sequence[str], right: Sequence[str]) -> list[np.ndarray]:
+        """By power, the kernel of each gene of `left` with each of `right`: len(left) x len(right), float64."""
+        product = self.rows(left) @ self.rows(right).T
+        product = product.toarray() if sp.issparse(product) else product
+        return [product if power == 1 else product**power for power in self.powers]
+
+    def diagonals(self, genes: Sequence[str]) -> list[np.ndarray]:
+        """By power, the kernel of each of `genes` with itself: (genes,), float64."""
+        square = _squares(self.rows(genes))
+        return [square**power for power in self.powers]
 
     def known(self, genes: Sequence[str]) -> np.ndarray:
         """Which genes have a row."""
         return self.genes.get_indexer(pd.Index(genes)) >= 0
 
     @classmethod
-    def of(cls, genes: Sequence[str], features: Any, power: int = 1, lengths: pd.Series | None = None) -> FeatureTable:
+    def of(
+        cls,
+        genes: Sequence[str],
+        features: Any,
+        powers: tuple[int, ...] = (1,),
+        lengths: pd.Series | None = None,
+    ) -> FeatureTable:
         """Bring the rows to length 1 (or to `lengths`, by gene); rows of zeros are left out."""
-        names, matrix = pd.Index(genes), sp.csr_matrix(features, dtype=np.float64)
-        length = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
+        names = pd.Index(genes)
+        matrix = sp.csr_matrix(features, dtype=np.float64) if sp.issparse(features) else np.asarray(features, float)
+        length = np.sqrt(_squares(matrix))
         wanted = np.ones(len(names)) if lengths is None else lengths[names].to_numpy()
         kept = (length > 0) & (wanted > 0)
         scale = sp.diags_array(wanted[kept] / length[kept]).tocsr()
-        return cls(names[kept], scale @ matrix[kept], power)
+        return cls(names[kept], scale @ matrix[kept], powers)
+
+
+def _squares(rows: Any) -> np.ndarray:
+    """The squared length of each row, sparse or dense."""
+    return np.asarray(rows.multiply(rows).sum(axis=1)).ravel() if sp.issparse(rows) else (rows**2).sum(axis=1)
 
 
 def gene_set_table(sets: dict[str, list[str]]) -> FeatureTable:
     """Gene sets: squared cosine of the memberships, a set weighing log(all genes / its genes) as in TF-IDF."""
     genes, incidence = _incidence(sets)
     size = np.asarray(incidence.sum(axis=0)).ravel()
-    return FeatureTable.of(genes, incidence @ sp.diags_array(np.log((1 + len(genes)) / size)), power=2)
+    return FeatureTable.of(genes, incidence @ sp.diags_array(np.log((1 + len(genes)) / size)), powers=(2,))
 
 
 def edge_table(source: Sequence[str], target: Sequence[str]) -> FeatureTable:
@@ -114,16 +136,23 @@ def _incidence(groups: dict[str, list[str]]) -> tuple[pd.Index, sp.csr_matrix]:
     return genes, sp.csr_matrix((np.ones(len(pairs)), (rows, columns)), shape=(len(genes), len(groups)))
 
 
+def screen_table(screen: Screen) -> FeatureTable:
+    """A screen: cosine of the profiles, and its cube. Components weigh by the square root of their length."""
+    scores = screen.scores[:, :SIMILARITY_COMPONENTS].astype(np.float64)
+    return FeatureTable.of(screen.perturbations, scores / np.sqrt(np.linalg.norm(scores, axis=0)), powers=(1, 3))
+
+
 @dataclass(frozen=True)
 class GeneKnowledge:
-    """What the response model may use of genes: feature `tables`, and a `template` of the response.
+    """What the response model may use of genes: feature `tables`, other `screens`, and a `template` of the response.
 
-    The template is loadings (genes x components) and responses (components x genes): their product is the response of
-    a knock-out, up to one factor that the model learns, before it has seen any like it.
+    The template is a screen that nobody measured: its profiles are what a knock-out does, up to a factor that the model
+    learns, before it has seen any like it. It is used for that alone, and not as a table.
     """
 
     tables: dict[str, FeatureTable]
-    template: tuple[pd.DataFrame, pd.DataFrame] | None = None
+    screens: dict[str, Screen] = field(default_factory=dict)
+    template: Screen | None = None
 
 
 def training_knowledge(
@@ -154,7 +183,9 @@ def training_knowledge(
         "signature": gene_set_table(sets),
         "symbol": symbol_table(sorted({*pool.var_names, *symbols})),
     }
-    return GeneKnowledge(tables, (loadings.mul(-detection[loadings.index], axis=0), loadings.T * spread))
+    falls = loadings.mul(-detection[loadings.index], axis=0)
+    template = Screen(loadings.index, loadings.index, falls.to_numpy(), (loadings.T * spread).to_numpy())
+    return GeneKnowledge(tables, template=template)
 
 
 def _program_correlations(cells: np.ndarray, genes: pd.Index, sets: dict[str, list[str]]) -> pd.DataFrame:

@@ -4,7 +4,7 @@ In: `GeneKnowledge` (`knowledge.py`) and the mean expression of the training per
 estimator. `fit_response` is the model itself: a pure function from training data to the fitted parts, in the order of
 the formulas. Next: `method.py`, which puts it together with proportions and cells.
 
-Letters, here and in the code: n training perturbations, G responses (genes), T feature tables, K components.
+Letters, here and in the code: n training perturbations, G responses (genes), T kernels, K components, m landmarks.
 """
 
 from __future__ import annotations
@@ -15,39 +15,58 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import pandas as pd
+import scipy.linalg
 import scipy.optimize
 from sklearn.base import BaseEstimator
+from sklearn.utils.extmath import randomized_svd
 from sklearn.utils.validation import check_is_fitted
 
 from contract import OBESITY_1 as CRUNCH
 from helpers import row_correlations, some
-from knowledge import FeatureTable, GeneKnowledge
+from knowledge import FeatureTable, GeneKnowledge, screen_table
+from screens import Screen
 
 OWN_RESPONSE = "own response"  # the table that is made of the training responses themselves
 CONSTANT = "constant"  # the kernel that is 1 for every pair of genes
+TEMPLATE = "template"
 OWN_COMPONENTS = 30
 FEWEST = 3  # perturbations to learn from
+
+TUNING_ROWS = 800  # training perturbations, at most, on which weights, transfers and noise are tuned
+LANDMARKS = 2500  # with more rows than these a kernel is of low rank
+JUDGED_ROWS = 300  # training perturbations, at most, on which it is judged which tables enter
+JUDGED_FOLDS, JUDGED_SPLITS = 5, 2
+FEWEST_TO_JUDGE = 10
+ENTERS, CLEAR = 1.0, 1.64  # standard errors: of what a table must add, and of what counts as clear
+
+SMOOTHING = 4.0  # noise of a screen's profile, in units of its mean variance
+SHRINKAGE = 0.2  # of the transfer factor of each response to the common one
 
 
 class ResponseModel(BaseEstimator):
     """The response of an unseen knock-out from what is known of its gene.
 
-    Let r be the residual of a knock-out from the mean over perturbed cells, less a least-squares multiple of the
-    template where there is one, and z = r / |r| its direction. Pearson asks for directions, so every knock-out counts
-    alike but for the noise of its cells. Then
+    Let r be the residual of a knock-out from the mean over perturbed cells, less what other screens foretell, and
+    z = r / |r| its direction. Pearson asks for directions, so every knock-out counts alike but for the noise of its
+    cells. Then
 
         z = f(gene) + noise,   cov f = (sum_t w_t K_t) x Sigma,   noise ratio of component k: rho + tau l_1 / l_k
 
-    K_t is the kernel of feature table t, Sigma the covariance of the responses, l_k the variance of response component
-    k. One more kernel is constant: the direction that weak knock-outs share, back to the control. The weights w, then
-    rho and tau, maximise the leave-one-out Pearson correlation of the training knock-outs, which has a closed form
-    (Rasmussen and Williams 2006, eq. 5.12). The size of a prediction is the least-squares amplitude of the left-out
-    predictions. A template is used where it raises the leave-one-out correlation.
+    K_t is the kernel of a feature table or of a screen (genes that act alike there act alike here), Sigma the
+    covariance of the responses, l_k the variance of response component k. One more kernel is constant: the direction
+    that weak knock-outs share, back to the control. The weights w, then rho and tau, maximise the leave-one-out Pearson
+    correlation of the training knock-outs, which has a closed form (Rasmussen and Williams 2006, eq. 5.12). The size of
+    a prediction is the least-squares amplitude of the left-out predictions.
+
+    A table or screen enters where, out of fold on the training knock-outs with all weights learned in the fold, the
+    correlation is worse without it by more than a standard error of the paired difference (`judge`).
+
+    A screen that enters also foretells: its profiles, smoothed by the same kernel, times a factor of each response
+    (a shrunken least-squares factor), times a share that maximises the leave-one-out correlation. The template of
+    `GeneKnowledge` is one more of this kind.
 
     Parameters
     ----------
-    prior : float
-        `prior` / n holds the log weights together when knock-outs are few.
     rank : int
         The most response components K.
     own_response : bool
@@ -59,8 +78,13 @@ class ResponseModel(BaseEstimator):
         The mean over perturbed cells; predictions are this plus a residual.
     basis_ : DataFrame (K, G), coefficients_ : DataFrame (genes, K), float32, unknown_ : Series (K,)
         Residual = coefficients @ basis; `unknown_` are the coefficients of a gene of which nothing is known.
-    weights_ : Series (T + 1,), coverage_ : Series (T,), template_weight_ : float
-        w by table, and of the constant; the share of the training knock-outs that each table knows.
+    weights_ : Series (T + 1,)
+        w by kernel, and of the constant; a table that did not enter is not among them.
+    judged_ : DataFrame (tables, 4)
+        `coverage`: the share of the training knock-outs that the table knows; `gain`: what it adds to the correlation
+        out of fold, with `standard_error`; `enters`: 1 or 0.
+    transfers_ : Series
+        By screen, and for the template: the share of its foretelling that is used, 0 for none.
     loo_pearson_ : Series (n,)
         Leave-one-out correlation by training knock-out; optimistic, since the components have seen it.
     expected_ : DataFrame (genes + 1, 2)
@@ -81,8 +105,7 @@ class ResponseModel(BaseEstimator):
     True
     """
 
-    def __init__(self, prior: float = 0.1, rank: int = 120, own_response: bool = True) -> None:
-        self.prior = prior
+    def __init__(self, rank: int = 120, own_response: bool = True) -> None:
         self.rank = rank
         self.own_response = own_response
 
@@ -105,20 +128,7 @@ class ResponseModel(BaseEstimator):
         if len(residuals) < FEWEST or np.abs(residuals.to_numpy()).max() < 1e-9:
             best = _nothing_learned(residuals)
         else:
-            templates = [None] if knowledge.template is None else [None, knowledge.template]
-            fits = [
-                fit_response(
-                    residuals,
-                    cells,
-                    knowledge.tables,
-                    template,
-                    prior=self.prior,
-                    rank=self.rank,
-                    own_response=self.own_response,
-                )
-                for template in templates
-            ]
-            best = max(fits, key=lambda fitted: fitted.loo_pearson.mean())
+            best = fit_response(residuals, cells, knowledge, rank=self.rank, own_response=self.own_response)
         for part in fields(best):
             setattr(self, part.name + "_", getattr(best, part.name))
         return self
@@ -153,8 +163,8 @@ class FittedResponse:
     """The fitted parts of a `ResponseModel`, which lists their shapes and meanings under Attributes."""
 
     weights: pd.Series
-    coverage: pd.Series
-    template_weight: float
+    judged: pd.DataFrame
+    transfers: pd.Series
     coefficients: pd.DataFrame
     unknown: pd.Series
     basis: pd.DataFrame
@@ -167,8 +177,8 @@ def _nothing_learned(residuals: pd.DataFrame) -> FittedResponse:
     names, columns = residuals.index, residuals.columns
     return FittedResponse(
         weights=pd.Series(dtype=np.float64),
-        coverage=pd.Series(dtype=np.float64),
-        template_weight=0.0,
+        judged=pd.DataFrame(columns=JUDGED, dtype=np.float64),
+        transfers=pd.Series(dtype=np.float64),
         coefficients=pd.DataFrame(np.zeros((len(names), 1), np.float32), index=names),
         unknown=pd.Series([0.0]),
         basis=pd.DataFrame(np.zeros((1, len(columns))), columns=columns),
@@ -183,125 +193,198 @@ def _nothing_learned(residuals: pd.DataFrame) -> FittedResponse:
 
 
 def fit_response(
-    residuals: pd.DataFrame,
-    n_cells: np.ndarray,
-    tables: dict[str, FeatureTable],
-    template: tuple[pd.DataFrame, pd.DataFrame] | None,
-    *,
-    prior: float,
-    rank: int,
-    own_response: bool,
+    residuals: pd.DataFrame, n_cells: np.ndarray, knowledge: GeneKnowledge, *, rank: int, own_response: bool
 ) -> FittedResponse:
     """Fit the Gaussian process to residuals (n x G) from the mean over perturbed cells; `n_cells` is (n,).
 
-    A `template` (loadings, genes x L; responses, L x G) is subtracted first, and added to the prediction afterwards.
+    Everything is tuned on `TUNING_ROWS` perturbations at most, drawn with a fixed seed, and then fitted to all.
     """
     names = residuals.index
-    R = residuals.to_numpy()  # n x G
-    loadings, template_basis, template_weight = _fit_template(template, residuals)  # genes x L, L x G
-    rest = residuals - loadings.loc[names].to_numpy() @ template_basis  # n x G: r
+    tables = knowledge.tables | {name: screen_table(screen) for name, screen in knowledge.screens.items()}
     if own_response:
-        tables = {**tables, OWN_RESPONSE: _own_responses(rest)}
+        tables[OWN_RESPONSE] = _own_responses(residuals)
     tables = {name: table for name, table in tables.items() if table.known(names).any()}
-
-    # z = r / |r|, and each row weighed by the precision of its noise: half of the noise of a knock-out is the sampling
-    # of its cells, half what no table can know.
-    r = rest.to_numpy()
-    centred = r - r.mean(axis=1, keepdims=True)  # n x G, since a correlation does not see the mean over genes
-    length = np.maximum(np.linalg.norm(centred, axis=1), 1e-12)  # n: |r|
+    # Half of the noise of a knock-out is the sampling of its cells, half what no table can know.
     precision = 1.0 / np.sqrt((1.0 + np.median(n_cells) / n_cells) / 2.0)  # n
-    scale = precision / length  # n: z weighed = scale * r
-    gram = (centred @ centred.T) * np.outer(scale, scale)  # n x n: products of the weighed z
 
-    # w_t, by leave-one-out; the constant comes last.
-    kernels = np.array([table.kernel(names, names) for table in tables.values()] + [np.ones_like(gram)])  # T+1 x n x n
-    kernels *= np.outer(precision, precision)
-    weights = _best_weights(kernels, gram, prior / len(names))  # T+1
-    kernel = np.tensordot(weights, kernels, 1)  # n x n: sum_t w_t K_t
+    # Which tables enter, and w_t, by leave-one-out; the constant comes last.
+    some_rows = _drawn(len(names), TUNING_ROWS)
+    z = _directions(residuals.to_numpy()[some_rows], precision[some_rows])
+    judged = judge(names[some_rows], tables, precision[some_rows], z @ z.T)
+    tables = {name: table for name, table in tables.items() if judged.loc[name, "enters"]}
+    kernels = _training_kernels(names[some_rows], tables, precision[some_rows])
+    kernel = _Kernel(tables, _best_weights(kernels, z @ z.T))
+    axes = kernel.axes(names[some_rows], precision[some_rows])
+    genes = pd.Index(
+        sorted({*names}.union(*(table.genes for table in tables.values()), *_foretold(knowledge, tables)) - {""})
+    )
 
-    # Sigma by its components, then rho and tau, by leave-one-out.
-    mixing, scores, variance = _response_components(gram, rank)  # K x n, n x K, K: l_k
-    dual, left_out = _best_noise(kernel, scores, variance, np.diag(gram))  # n x K, n x K
-    left_out = left_out / precision[:, None]
-    amplitude = _amplitude(scores / scale[:, None], left_out, length)
+    # What each screen that entered foretells, then the template; the share of each by leave-one-out.
+    rest, transfers = residuals.to_numpy(), dict[str, float]()  # rest: n x G
+    foretold: list[tuple[np.ndarray, np.ndarray]] = []  # loadings (genes + 1) x L, basis L x G
+    posterior = _Posterior.of(rest[some_rows], precision[some_rows], axes, rank)
+    for name, screen in _sources(knowledge, tables).items():
+        loadings, basis = _foretelling(screen, kernel, genes, names, residuals.columns, smooth=name != TEMPLATE)
+        at = genes.get_indexer(names)
+        basis *= _factors(loadings[at] @ basis, rest, precision)
+        there = loadings[at] @ basis  # n x G
+        share = posterior.best_share(rest[some_rows], there[some_rows], precision[some_rows], axes, rank)
+        transfers[name] = share
+        if share > 0:
+            rest = rest - share * there
+            foretold.append((loadings, share * basis))
+            posterior = _Posterior.of(rest[some_rows], precision[some_rows], axes, rank)
 
     # The posterior mean of f at every gene that is in a table, and of an unknown gene (last), which has the constant's.
-    genes = pd.Index(sorted(set(names).union(loadings.index, *(table.genes for table in tables.values())) - {""}))
-    K_new = np.full((len(genes) + 1, len(names)), weights[-1])  # genes+1 x n
-    for weight, table in zip(weights, tables.values(), strict=False):
-        K_new[:-1] += weight * table.kernel(genes, names)
-    f = amplitude * (K_new * precision) @ dual  # genes+1 x K
-    basis = mixing @ (r * scale[:, None])  # K x G
-
-    # The template's part: L more components. An unknown gene has none of it.
-    f = np.hstack([f, loadings.reindex([*genes, ""], fill_value=0.0)])  # genes+1 x K+L
-    left_out = np.hstack([amplitude * left_out, loadings.loc[names]])  # n x K+L
-    basis = np.vstack([basis, template_basis])  # K+L x G
-    loo_pearson = row_correlations(left_out @ basis, R)  # n
-    expected = _expected(f, left_out, basis, R, loo_pearson)
+    if len(some_rows) < len(names):
+        axes = kernel.axes(names, precision)
+        posterior = _Posterior.of(rest, precision, axes, rank, posterior.noise)
+    f = kernel.at(genes, axes.landmarks) @ axes.dual(posterior.dual)  # genes+1 x K
+    at = genes.get_indexer(names)
+    left_out = np.hstack([posterior.left_out, *(loadings[at] for loadings, _ in foretold)])  # n x K+L
+    f = np.hstack([f, *(np.vstack([loadings, np.zeros(loadings.shape[1])]) for loadings, _ in foretold)])
+    basis = np.vstack([posterior.basis, *(basis for _, basis in foretold)])  # K+L x G
+    loo_pearson = row_correlations(left_out @ basis, residuals.to_numpy())  # n
     return FittedResponse(
-        weights=pd.Series(weights, index=[*tables, CONSTANT]),
-        coverage=pd.Series({name: table.known(names).mean() for name, table in tables.items()}),
-        template_weight=template_weight,
+        weights=pd.Series(kernel.weights, index=kernel.labels),
+        judged=judged,
+        transfers=pd.Series(transfers, dtype=np.float64),
         coefficients=pd.DataFrame(f[:-1].astype(np.float32), index=genes),
         unknown=pd.Series(f[-1]),
         basis=pd.DataFrame(basis, columns=residuals.columns),
         loo_pearson=pd.Series(loo_pearson, index=names),
-        expected=expected.set_axis([*genes, ""]),
+        expected=_expected(f, left_out, basis, residuals.to_numpy(), loo_pearson).set_axis([*genes, ""]),
     )
 
 
-def _fit_template(
-    template: tuple[pd.DataFrame, pd.DataFrame] | None, residuals: pd.DataFrame
-) -> tuple[pd.DataFrame, np.ndarray, float]:
-    """The template's loadings times its weight (all its genes and all perturbations x L), responses (L x G), weight.
+def _drawn(n: int, most: int) -> np.ndarray:
+    """All of n rows, or `most` of them drawn with a fixed seed, in order."""
+    return np.arange(n) if n <= most else np.sort(np.random.default_rng(0).choice(n, most, replace=False))
 
-    The weight is the least-squares multiple of the templates in the residuals (n x G), and not below 0.
-    """
-    if template is None:
-        return (
-            pd.DataFrame(np.zeros((len(residuals), 0)), index=residuals.index),
-            np.zeros((0, residuals.shape[1])),
-            0.0,
-        )
-    loadings = template[0].reindex(template[0].index.union(residuals.index), fill_value=0.0)
-    basis = template[1].reindex(columns=residuals.columns, fill_value=0.0).to_numpy(np.float64)
-    expected = loadings.loc[residuals.index].to_numpy(np.float64) @ basis  # n x G
-    square = (expected**2).sum()
-    weight = max(0.0, float((expected * residuals.to_numpy()).sum() / square)) if square > 0 else 0.0
-    return loadings * weight, basis, weight
+
+def _directions(r: np.ndarray, precision: np.ndarray) -> np.ndarray:
+    """z = r / |r| by row (n x G), centred over responses since a correlation does not see their mean, and weighed."""
+    centred = r - r.mean(axis=1, keepdims=True)
+    return centred * (precision / _lengths(centred))[:, None]
+
+
+def _lengths(rows: np.ndarray) -> np.ndarray:
+    return np.maximum(np.linalg.norm(rows, axis=1), 1e-12)
 
 
 def _own_responses(residuals: pd.DataFrame) -> FeatureTable:
     """How each gene responds in the training knock-outs (residuals, n x G), its own knock-out apart."""
     R = residuals.to_numpy()
-    _, axes = np.linalg.eigh(R @ R.T)
-    axes = axes[:, ::-1][:, :OWN_COMPONENTS]  # n x components
+    if len(R) > LANDMARKS:
+        axes, _, _ = randomized_svd(R, OWN_COMPONENTS, random_state=0)
+    else:
+        axes = np.linalg.eigh(R @ R.T)[1][:, ::-1][:, :OWN_COMPONENTS]  # n x components
     loadings = R.T @ axes  # G x components
     own = residuals.columns.get_indexer(residuals.index)
     rows = np.flatnonzero(own >= 0)
     loadings[own[rows]] -= axes[rows] * R[rows, own[rows]][:, None]
-    return FeatureTable.of(residuals.columns.astype(str), loadings)
+    return FeatureTable.of(residuals.columns.astype(str), loadings, powers=(1, 3))
 
 
-def _best_weights(kernels: np.ndarray, gram: np.ndarray, prior: float) -> np.ndarray:
-    """Weights (T+1,) of the kernels (T+1 x n x n) that maximise the leave-one-out Pearson correlation."""
+# ---------------------------------------------------------------------------------------------------------------------
+# Which tables enter, and with which weights
+# ---------------------------------------------------------------------------------------------------------------------
+
+JUDGED = ["coverage", "gain", "standard_error", "enters"]
+
+
+def judge(names: pd.Index, tables: dict[str, FeatureTable], precision: np.ndarray, gram: np.ndarray) -> pd.DataFrame:
+    """Which tables enter: tables x `JUDGED`. `precision` is (n,), `gram` the products of the weighed z (n x n).
+
+    Backwards from all tables: the one without which the correlation out of fold is least worse, or better, goes, until
+    each one adds more than a standard error. Tables enter at all where the constant alone predicts nothing, or
+    where together they are clearly better than it.
+    """
+    rows = _drawn(len(names), JUDGED_ROWS)
+    kernels = {
+        name: _training_kernels(names[rows], {name: table}, precision[rows])[:-1] for name, table in tables.items()
+    }
+    ones = np.outer(precision[rows], precision[rows])[None]
+    gram, n = gram[np.ix_(rows, rows)], len(rows)
+
+    def out_of_fold(kept: list[str]) -> np.ndarray:
+        return _out_of_fold(np.concatenate([*(kernels[name] for name in kept), ones]), gram)
+
+    def error(values: np.ndarray) -> float:
+        return float(values.std() / np.sqrt(n))
+
+    known = {name: float(table.known(names).mean()) for name, table in tables.items()}
+    table = pd.DataFrame({"coverage": known, "gain": 0.0, "standard_error": 0.0, "enters": 0.0}, columns=JUDGED)
+    if n < FEWEST_TO_JUDGE or not tables:
+        return table
+    kept = list(tables)
+    hits, doubtful = out_of_fold(kept), list(tables)
+    while doubtful:
+        without = {name: out_of_fold([other for other in kept if other != name]) for name in doubtful}
+        margin = {}
+        for name in doubtful:
+            gain = hits - without[name]
+            table.loc[name, ["gain", "standard_error"]] = gain.mean(), error(gain)
+            margin[name] = gain.mean() - ENTERS * error(gain)
+        worst = min(doubtful, key=lambda name: margin[name])
+        if margin[worst] > 0:
+            break
+        kept.remove(worst)
+        hits = without[worst]
+        doubtful = [name for name in doubtful if name != worst and margin[name] <= 0]
+    constant = out_of_fold([])
+    gain = hits - constant
+    if constant.mean() > CLEAR * error(constant) and gain.mean() <= CLEAR * error(gain):
+        kept = []
+    table.loc[kept, "enters"] = 1.0
+    return table
+
+
+def _training_kernels(names: pd.Index, tables: dict[str, FeatureTable], precision: np.ndarray) -> np.ndarray:
+    """The kernels of all tables, and last the constant one, between the training perturbations: T+1 x n x n."""
+    kernels = [kernel for table in tables.values() for kernel in table.kernels(names, names)]
+    return np.array([*kernels, np.ones((len(names), len(names)))]) * np.outer(precision, precision)
+
+
+def _out_of_fold(kernels: np.ndarray, gram: np.ndarray) -> np.ndarray:
+    """Correlations of held-out perturbations (n,), the weights of the kernels (T x n x n) learned in each fold.
+
+    The mean over `JUDGED_SPLITS` splits into `JUDGED_FOLDS`. The reference is the mean of the fold's training rows.
+    """
+    n = len(gram)
+    hits = np.zeros((JUDGED_SPLITS, n))
+    for split in range(JUDGED_SPLITS):
+        folds = np.random.default_rng(split).permutation(n) % JUDGED_FOLDS
+        for fold in range(JUDGED_FOLDS):
+            train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+            centred = gram - gram[train].mean(axis=0) - gram[:, train].mean(axis=1)[:, None]
+            centred += gram[np.ix_(train, train)].mean()
+            seen, unseen = centred[np.ix_(train, train)], centred[np.ix_(test, train)]
+            within = kernels[:, train][:, :, train]
+            weights = _best_weights(within, seen, most_steps=15)
+            kernel = np.tensordot(weights, within, 1) + np.eye(len(train))
+            mixture = np.linalg.solve(kernel, np.tensordot(weights, kernels[:, train][:, :, test], 1)).T
+            square = ((mixture @ seen) * mixture).sum(axis=1) * np.diag(centred)[test]
+            hits[split, test] = (mixture * unseen).sum(axis=1) / np.sqrt(np.maximum(square, 1e-18))
+    return hits.mean(axis=0)
+
+
+def _best_weights(kernels: np.ndarray, gram: np.ndarray, most_steps: int = 60) -> np.ndarray:
+    """Weights (T,) of the kernels (T x n x n) that maximise the leave-one-out Pearson correlation."""
     found = scipy.optimize.minimize(
         _loo_pearson,
         np.full(len(kernels), -1.0),
-        (kernels, gram, prior),
+        (kernels, gram),
         jac=True,
         method="L-BFGS-B",
         bounds=[(-7.0, 3.0)] * len(kernels),
-        options={"maxiter": 60},
+        options={"maxiter": most_steps},
     )
     return np.exp(found.x)
 
 
-def _loo_pearson(
-    log_weights: np.ndarray, kernels: np.ndarray, gram: np.ndarray, prior: float
-) -> tuple[float, np.ndarray]:
-    """Minus the mean leave-one-out correlation, and its gradient (T+1,), with unit noise and `gram` = z z' (n x n).
+def _loo_pearson(log_weights: np.ndarray, kernels: np.ndarray, gram: np.ndarray) -> tuple[float, np.ndarray]:
+    """Minus the mean leave-one-out correlation, and its gradient (T,), with unit noise and `gram` = z z' (n x n).
 
     With P = (sum_t w_t K_t + I)^-1 the left-out prediction of row i is a fixed mixture of the other rows,
     sum_j S_ij z_j with S_ij = -P_ij / P_ii (Rasmussen and Williams 2006, eq. 5.12), so all correlations come
@@ -322,44 +405,224 @@ def _loo_pearson(
     d_P = -d_S / P_ii[:, None]
     np.fill_diagonal(d_P, (d_S * P).sum(axis=1) / P_ii**2)
     d_kernel = -(P @ d_P @ P).T
-    gradient = np.einsum("tij,ij->t", kernels, d_kernel) * weights
-    spread = log_weights - log_weights.mean()
-    return -hit.mean() + prior * spread @ spread, -gradient + 2.0 * prior * spread
+    gradient = np.tensordot(kernels, d_kernel, 2) * weights
+    return -hit.mean(), -gradient
 
 
-def _response_components(gram: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The low-rank response basis, from `gram` = z z' (n x n).
+# ---------------------------------------------------------------------------------------------------------------------
+# The kernel, and the posterior mean
+# ---------------------------------------------------------------------------------------------------------------------
 
-    Returns what turns the rows z into components (K x n), each row's scores on them (n x K), and their variances (K,).
-    """
-    variance, axes = np.linalg.eigh(gram)
+
+@dataclass(frozen=True)
+class _Kernel:
+    """sum_t w_t K_t; the last weight is that of the constant."""
+
+    tables: dict[str, FeatureTable]
+    weights: np.ndarray
+
+    @property
+    def labels(self) -> list[str]:
+        """The name of each kernel: the table's, with the power where there are several."""
+        return [
+            name if power == table.powers[0] else f"{name}, power {power}"
+            for name, table in self.tables.items()
+            for power in table.powers
+        ] + [CONSTANT]
+
+    def between(self, left: Sequence[str], right: Sequence[str]) -> np.ndarray:
+        """Without the constant: left x right."""
+        total, weights = np.zeros((len(left), len(right))), iter(self.weights)
+        for table in self.tables.values():
+            for kernel in table.kernels(left, right):
+                total += next(weights) * kernel
+        return total
+
+    def diagonal(self, genes: Sequence[str]) -> np.ndarray:
+        """Of each gene with itself, without the constant: (genes,)."""
+        parts = [part for table in self.tables.values() for part in table.diagonals(genes)]
+        return sum((w * part for w, part in zip(self.weights, parts, strict=False)), np.zeros(len(genes)))
+
+    def at(self, genes: pd.Index, right: Sequence[str]) -> np.ndarray:
+        """With the constant, and a last row of an unknown gene: genes + 1 x right."""
+        return np.vstack([self.between(genes, right), np.zeros(len(right))]) + self.weights[-1]
+
+    def axes(self, names: pd.Index, precision: np.ndarray) -> _Axes:
+        """The principal axes of the weighed kernel between the perturbations `names`.
+
+        Exact for up to `LANDMARKS` of them; for more, what the landmarks span (Nystroem's approximation).
+        """
+        chosen = _drawn(len(names), LANDMARKS)
+        landmarks = names[chosen]
+        across = (self.between(names, landmarks) + self.weights[-1]) * precision[:, None]  # n x m
+        values, vectors = np.linalg.eigh(across[chosen] * precision[chosen])
+        if len(chosen) == len(names):
+            return _Axes(landmarks, np.maximum(values, 0.0), vectors, np.diag(precision))
+        kept = values > 1e-9 * values[-1]
+        root = vectors[:, kept] * (precision[chosen, None] / np.sqrt(values[kept]))  # m x axes
+        features = across @ root  # n x axes
+        square, turn = np.linalg.eigh(features.T @ features)
+        square = np.maximum(square, 1e-12 * square[-1])
+        return _Axes(landmarks, square, features @ (turn / np.sqrt(square)), root @ (turn * np.sqrt(square)))
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """Kernel = vectors diag(eigenvalues) vectors'; `eigenvalues` (m,), `vectors` n x m."""
+
+    landmarks: pd.Index
+    eigenvalues: np.ndarray
+    vectors: np.ndarray
+    back: np.ndarray
+
+    def dual(self, dual: np.ndarray) -> np.ndarray:
+        """What multiplies the kernel between new genes and landmarks (m x K), from the dual coefficients (n x K)."""
+        return self.back @ (dual if len(self.landmarks) == len(dual) else self.vectors.T @ dual)
+
+
+@dataclass(frozen=True)
+class _Posterior:
+    """`left_out` (n x K) @ `basis` (K x G): left-out predictions; `dual` n x K, both times the amplitude."""
+
+    dual: np.ndarray
+    left_out: np.ndarray
+    basis: np.ndarray
+    noise: tuple[float, float]  # rho, tau
+
+    @classmethod
+    def of(
+        cls,
+        r: np.ndarray,
+        precision: np.ndarray,
+        axes: _Axes,
+        rank: int,
+        noise: tuple[float, float] | None = None,
+    ) -> _Posterior:
+        """Sigma by its components; then rho and tau by leave-one-out, where they are not given."""
+        z = _directions(r, precision)
+        scores, variance, basis = _response_components(z, rank)  # n x K, K: l_k, K x G
+        lengths = np.linalg.norm(z, axis=1)  # n
+        noise = noise or _best_noise(axes, scores, variance, lengths)
+        dual, left_out = _solved(axes, scores, noise[0] + noise[1] * variance[0] / variance)
+        left_out = left_out / precision[:, None]
+        length = _lengths(r - r.mean(axis=1, keepdims=True))
+        amplitude = _amplitude(scores * (length / precision)[:, None], left_out, length)
+        return cls(amplitude * dual, amplitude * left_out, basis, noise)
+
+    def best_share(self, r: np.ndarray, foretold: np.ndarray, precision: np.ndarray, axes: _Axes, rank: int) -> float:
+        """How much of what is foretold (n x G) to use: the share with the best mean leave-one-out correlation.
+
+        With the kernel fixed a prediction is linear in the share, so two fits tell of all.
+        """
+        whole = _Posterior.of(r - foretold, precision, axes, rank)
+        without = self.left_out @ self.basis
+        step = foretold + whole.left_out @ whole.basis - without  # n x G
+        shares = np.linspace(0.0, 1.5, 31)
+        return float(max(shares, key=lambda share: row_correlations(without + share * step, r).mean()))
+
+
+def _response_components(z: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The low-rank response basis of z (n x G): scores (n x K), variances (K,), components (K x G)."""
+    if len(z) > LANDMARKS:
+        left, size, components = randomized_svd(z, rank, random_state=0)
+        return left * size, size**2, components
+    variance, axes = np.linalg.eigh(z @ z.T)
     variance, axes = variance[::-1], axes[:, ::-1]
-    rank = max(1, min(rank, len(gram) - 1, int((variance > 1e-9 * variance[0]).sum())))
+    rank = max(1, min(rank, len(z) - 1, int((variance > 1e-9 * variance[0]).sum())))
     root = np.sqrt(variance[:rank])
-    return (axes[:, :rank] / root).T, axes[:, :rank] * root, variance[:rank]
+    return axes[:, :rank] * root, variance[:rank], (axes[:, :rank] / root).T @ z
 
 
-def _best_noise(
-    kernel: np.ndarray, scores: np.ndarray, variance: np.ndarray, lengths: np.ndarray
+def _best_noise(axes: _Axes, scores: np.ndarray, variance: np.ndarray, lengths: np.ndarray) -> tuple[float, float]:
+    """(rho, tau) with the best leave-one-out correlation; `scores` n x K, `variance` (K,), `lengths` (n,) of rows."""
+    rotated, squared = axes.vectors.T @ scores, axes.vectors**2
+
+    def hit(noise: tuple[float, float]) -> float:
+        ratio = noise[0] + noise[1] * variance[0] / variance
+        _, left_out = _solved(axes, scores, ratio, rotated, squared)
+        return float(((left_out * scores).sum(axis=1) / (_lengths(left_out) * np.maximum(lengths, 1e-12))).mean())
+
+    return max(((rho, tau) for rho in (0.02, 0.1, 0.5, 2.0) for tau in 2.0 ** np.arange(-6, 6)), key=hit)
+
+
+def _solved(
+    axes: _Axes,
+    scores: np.ndarray,
+    noise: np.ndarray,
+    rotated: np.ndarray | None = None,
+    squared: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Dual coefficients and left-out scores (both n x K) at the (rho, tau) with the best leave-one-out correlation.
+    """Dual coefficients and left-out scores (both n x K) of the scores (n x K), each component with its noise (K,)."""
+    rotated = axes.vectors.T @ scores if rotated is None else rotated
+    squared = axes.vectors**2 if squared is None else squared
+    shrunk = axes.eigenvalues[:, None] / (
+        axes.eigenvalues[:, None] + noise
+    )  # m x K: what the kernel explains of each axis
+    dual = (scores - axes.vectors @ (rotated * shrunk)) / noise
+    return dual, scores - dual * noise / np.maximum(1.0 - squared @ shrunk, 1e-9)
 
-    `kernel` is n x n, `scores` n x K, `variance` (K,) and `lengths` (n,) the squared length of each row.
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What other screens foretell
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _sources(knowledge: GeneKnowledge, tables: dict[str, FeatureTable]) -> dict[str, Screen]:
+    """The screens that entered, and the template."""
+    sources = {name: screen for name, screen in knowledge.screens.items() if name in tables}
+    return sources | ({} if knowledge.template is None else {TEMPLATE: knowledge.template})
+
+
+def _foretold(knowledge: GeneKnowledge, tables: dict[str, FeatureTable]) -> list[pd.Index]:
+    return [screen.perturbations for screen in _sources(knowledge, tables).values()]
+
+
+def _foretelling(
+    screen: Screen, kernel: _Kernel, genes: pd.Index, training: pd.Index, responses: pd.Index, *, smooth: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the screen says of each gene: loadings (genes x L) and basis (L x G), 0 for a response that it lacks.
+
+    Its profiles are noisy, so each is the posterior mean of a Gaussian process with the learned kernel, which also
+    says something of a gene that is not in the screen. With many perturbations it is conditioned on landmarks, the
+    training ones first, and on the gene's own profile.
     """
-    values, vectors = np.linalg.eigh(kernel)
-    rotated, squared = vectors.T @ scores, vectors**2
-    best, highest = (scores, scores), -np.inf
-    for rho in (0.02, 0.1, 0.5, 2.0):
-        for tau in 2.0 ** np.arange(-6, 6):
-            noise = rho + tau * variance[0] / variance  # K
-            inverse = 1.0 / (np.maximum(values, 0.0)[:, None] + noise)  # n x K: of kernel + noise, in its own axes
-            dual = vectors @ (rotated * inverse)
-            left_out = scores - dual / (squared @ inverse)
-            size = np.maximum(np.linalg.norm(left_out, axis=1), 1e-12)
-            hits = (left_out * scores).sum(axis=1) / (size * np.sqrt(np.maximum(lengths, 1e-12)))
-            if hits.mean() > highest:
-                best, highest = (dual, left_out), hits.mean()
-    return best
+    columns = screen.responses.get_indexer(responses)
+    basis = np.where(columns >= 0, screen.basis[:, columns], 0.0).astype(np.float64)  # L x G
+    own = screen.perturbations.get_indexer(genes)
+    profiles = np.where(own[:, None] >= 0, screen.scores[own], 0.0).astype(np.float64)  # genes x L
+    if not smooth:
+        return profiles, basis
+    others = screen.perturbations.difference(training, sort=False)
+    first = screen.perturbations.intersection(training, sort=False)[:LANDMARKS]
+    landmarks = first.append(others[_drawn(len(others), LANDMARKS - len(first))]) if len(first) < LANDMARKS else first
+    noise = SMOOTHING * max(float(kernel.diagonal(screen.perturbations).mean()), 1e-12)
+    factor = scipy.linalg.cho_factor(kernel.between(landmarks, landmarks) + noise * np.eye(len(landmarks)))
+    across = kernel.between(genes, landmarks)  # genes x m
+    solved = scipy.linalg.cho_solve(factor, across.T).T  # genes x m
+    smoothed = solved @ screen.scores[screen.perturbations.get_indexer(landmarks)]
+    further = np.flatnonzero((own >= 0) & ~genes.isin(landmarks))
+    left = kernel.diagonal(genes[further]) - (solved[further] * across[further]).sum(axis=1)  # variance that is left
+    smoothed[further] += (left / (left + noise))[:, None] * (profiles[further] - smoothed[further])
+    return smoothed, basis
+
+
+def _factors(there: np.ndarray, rest: np.ndarray, precision: np.ndarray) -> np.ndarray:
+    """By response (G,), the factor from what is foretold to the residuals (both n x G), and not below 0.
+
+    Least squares over the training perturbations, which count alike, shrunken to the factor common to all responses.
+    """
+    scale = (precision / _lengths(rest - rest.mean(axis=1, keepdims=True)))[:, None]
+    there, rest = there * scale, rest * scale
+    product, square = (there * rest).sum(axis=0), (there**2).sum(axis=0)
+    if square.sum() <= 0:
+        return np.zeros(len(square))
+    common, shrink = product.sum() / square.sum(), SHRINKAGE * square.mean()
+    return np.maximum((product + shrink * common) / (square + shrink), 0.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How long and how sure a prediction is
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _amplitude(true: np.ndarray, predicted: np.ndarray, length: np.ndarray) -> float:

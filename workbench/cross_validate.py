@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def _prepare(
     pool = helpers.read_cells(challenge.train_path, rows[helpers.pool_rows(control, seed=0)])
     names = challenge.perturbations
     knowledge = training_knowledge(stats, pool, challenge.signatures, names)
-    knowledge = GeneKnowledge(knowledge.tables | _own_tables(features, names), knowledge.template)
+    knowledge = replace(knowledge, tables=knowledge.tables | _own_tables(features, names))
     drawn = draw_panels(challenge.genes, challenge.genes, None, *panels, seed=0)
     with open_matrix(challenge.train_path, [CRUNCH.perturbation]) as (matrix, _, genes, _):
         sigmas = [bandwidth(sigma, panel, matrix, genes) for panel in drawn]

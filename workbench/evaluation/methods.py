@@ -232,7 +232,7 @@ def model_methods(knowledge: GeneKnowledge, names: pd.Index, columns: pd.Index) 
     """
     alone = {name: GeneKnowledge({name: table}) for name, table in knowledge.tables.items()}
     if knowledge.template is not None:
-        alone["template"] = GeneKnowledge({}, knowledge.template)
+        alone["template"] = GeneKnowledge({}, template=knowledge.template)
     methods = [Method(CONSTANT, ResponseModel(own_response=False))]
     methods += [Method(f"{name} alone", ResponseModel(own_response=False), part) for name, part in alone.items()]
     if names.isin(columns).any():
