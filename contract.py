@@ -127,4 +127,5 @@ OBESITY_1 = Crunch(
 MAIN_FILE = "main.py"
 REQUIREMENTS_FILE = "requirements.txt"
 DATA_FOLDER, MODEL_FOLDER, PREDICTION_FOLDER = "data", "resources", "prediction"
-TRAVELLING = ("contract.py", "helpers.py", "knowledge.py", "response.py", "method.py")  # each imports those before it
+# Root files that go along; each imports those before it.
+TRAVELLING = ("contract.py", "helpers.py", "screens.py", "knowledge.py", "response.py", "method.py")

@@ -12,7 +12,8 @@
 From cells of some single-gene knock-outs, a crunch asks for cells of knock-outs that were never measured, and for the
 share of cells in each state. Expression is log2(1 + 1e5 * count / total count of the cell). Statistics and scores also
 take several files, zarr stores and any executor: screens outgrow one file and one machine. The next files are
-`knowledge.py` (what is known of a gene), `response.py` (the response model) and `method.py` (`train` and `infer`).
+`screens.py` (other screens), `knowledge.py` (what is known of a gene), `response.py` (the response model) and
+`method.py` (`train` and `infer`).
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ STANDARD = {
     "contract.py": "dataclasses",
     "helpers.py": "collections concurrent contextlib contextvars copy dataclasses functools itertools os pathlib "
     "shutil threading typing warnings weakref zlib",
+    "screens.py": "collections csv dataclasses gzip pathlib re typing warnings zlib",
     "knowledge.py": "collections dataclasses gzip pathlib re typing warnings",
     "response.py": "collections dataclasses warnings",
     "method.py": "collections copy dataclasses inspect pathlib typing warnings",
@@ -23,6 +24,7 @@ STANDARD = {
 OTHERS = {
     "contract.py": "",
     "helpers.py": "anndata h5py numpy pandas psutil scipy sklearn threadpoolctl tqdm zarr",
+    "screens.py": "anndata h5py numpy pandas scipy threadpoolctl",
     "knowledge.py": "anndata numpy pandas scipy",
     "response.py": "numpy pandas scipy sklearn",
     "method.py": "anndata h5py numpy pandas threadpoolctl",
