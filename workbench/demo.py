@@ -21,6 +21,7 @@ from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 from tqdm.auto import tqdm
 
+from contract import MODEL_FOLDER
 from contract import OBESITY_1 as CRUNCH
 from helpers import text_size, text_time
 from method import READ_PER_SECOND
@@ -135,7 +136,7 @@ def _check(folder: Path) -> None:
     problems = validate_prediction_folder(
         folder / "prediction", requested_perturbations(data, local=True), requested_genes(data)
     )
-    problems += validate_method_description(ROOT / "Method description.md")
+    problems += validate_method_description(ROOT / CRUNCH.description_file, resources=folder / MODEL_FOLDER)
     if problems:
         raise SystemExit("The submission breaks the platform's rules:\n" + "\n".join(problems))
 

@@ -1,5 +1,4 @@
-"""Public knowledge of genes, fetched at home: into `resources/`, from where it travels with the submission.
+"""Public knowledge of genes, fetched at home into `resources/`, with which it travels: `python -m workbench.sources`.
 
-python -m workbench.sources list                 what there is
-python -m workbench.sources get reactome string  fetch, convert, record
+Read in this order: `catalogue` (what there is) -> `fetch` -> `convert` -> `record` (credit) -> `steps` -> `__main__`.
 """

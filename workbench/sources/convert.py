@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import DataError, progress_bar, replacing
+from screens import Screen, read_screen, write_screen
 
 GENES_OF_A_SET = (5, 500)  # of the Gene Ontology: smaller and larger sets say little
 CONFIDENCE = 700  # of STRING: "high", of 999
@@ -119,9 +120,8 @@ def read_string(files: Sequence[Path]) -> pd.DataFrame:
 def write_sets(path: Path, sets: GeneSets) -> int:
     """A `.gmt.gz`, the same bytes for the same sets; returns the number of genes."""
     lines = ["\t".join([identifier, name, *genes]) for identifier, (name, genes) in sets.items()]
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed:
-            packed.write("\n".join([*lines, ""]).encode())
+    with replacing(path) as temporary:
+        temporary.write_bytes(gzip.compress("\n".join([*lines, ""]).encode(), mtime=0))
     return len({gene for _, genes in sets.values() for gene in genes})
 
 
@@ -159,9 +159,19 @@ def _not_empty(found: Sized, path: Path) -> Any:
     return found
 
 
+def _read_one_screen(files: Sequence[Path]) -> Screen:
+    return read_screen(files[0])
+
+
+def _write_one_screen(path: Path, screen: Screen) -> int:
+    write_screen(path, screen)
+    return len(screen.perturbations)
+
+
 # The form of a source -> how its files are read, and how what was read is written; the latter counts the genes.
 CONVERTERS: dict[str, tuple[Callable[[Sequence[Path]], Any], Callable[[Path, Any], int]]] = {
     "reactome": (read_reactome, write_sets),
     "go": (read_go, write_sets),
     "string": (read_string, write_edges),
+    "screen": (_read_one_screen, _write_one_screen),
 }

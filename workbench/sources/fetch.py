@@ -76,6 +76,8 @@ def _persist(address: str, part: Path, bar: tqdm) -> None:
                 raise UnreachableError(f"{address}: {why}") from None
         except (urllib.error.URLError, ConnectionError, TimeoutError, ssl.SSLError, HTTPException) as error:
             why = _in_words(error)
+            if isinstance(getattr(error, "reason", None), socket.gaierror):
+                raise UnreachableError(f"{address}: {why}") from None
         if not why:
             return
         if _length(part) > most:
@@ -159,5 +161,5 @@ def _in_words(error: Exception) -> str:
     if isinstance(reason, TimeoutError):
         return f"nothing came for {SILENCE:g} s"
     if isinstance(reason, socket.gaierror):
-        return "its host is not found: is there a network?"
+        return "its host is not found (is there a network?)"
     return str(getattr(reason, "strerror", "") or reason or type(reason).__name__)

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from contract import OBESITY_1 as CRUNCH
 from helpers import DataError, replacing
 from knowledge import FEATURES_FOLDER
+from screens import SCREENS_FOLDER
 
 RECORD_FILE = "sources.json"
-SCREENS_FOLDER = "screens"
 BY_HAND = "added by hand"
 NOTHING = "No external data are used: resources/features and resources/screens are empty."
 BEGIN, END = "<!-- external data -->", "<!-- end of external data -->"
@@ -62,7 +61,7 @@ def write_entry(resources: Path, entry: Entry) -> None:
 def used_files(resources: Path) -> list[str]:
     """The files that the model reads as external knowledge, as `features/NAME` or `screens/NAME`, sorted."""
     paths = [path for folder in (FEATURES_FOLDER, SCREENS_FOLDER) for path in (resources / folder).glob("*")]
-    notes = (".md", ".txt")
+    notes = (".md", ".txt", ".json")
     files = [path for path in paths if not path.name.startswith(".") and path.suffix.lower() not in notes]
     return sorted(path.relative_to(resources).as_posix() for path in files)
 
@@ -77,7 +76,7 @@ def description(resources: str | Path) -> str:
 def _sentence(file: str, entry: Entry | None) -> str:
     folder, _, name = file.partition("/")
     kind = "screen" if folder == SCREENS_FOLDER else "table"
-    if entry is None or entry.origin == [BY_HAND] and entry.name == name:
+    if entry is None or (entry.origin == [BY_HAND] and entry.name == name):
         what = f"The user's own {kind} {name} is used"
     else:
         what = f"The {kind} {name} is made of {entry.title}"
@@ -92,10 +91,13 @@ def uncredited(text: str, resources: str | Path) -> list[str]:
     """What a method description lacks, one line each: for every file its name, licence and citation must stand in it.
 
     Comments do not count, nor do line breaks. A text that says that no external data are used while there are some is
-    a problem too.
+    a problem too, and so is a record that cannot be read.
     """
     resources = Path(resources)
-    entries, files = read_record(resources), used_files(resources)
+    try:
+        entries, files = read_record(resources), used_files(resources)
+    except DataError as error:
+        return [str(error)]
     visible = " ".join(re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL).split())
     problems = []
     for file in files:
@@ -106,7 +108,9 @@ def uncredited(text: str, resources: str | Path) -> list[str]:
             sentence = _sentence(file, entries.get(file))
             problems.append(f"{CRUNCH.description_file}: does not credit {file}; add to its last section: {sentence}")
     if files and "no external data" in visible.lower():
-        problems.append(f"{CRUNCH.description_file}: says that no external data are used, but {files[0]} is; change it.")
+        problems.append(
+            f"{CRUNCH.description_file}: says that no external data are used, but {files[0]} is; change it."
+        )
     return problems
 
 
@@ -144,5 +148,7 @@ def _between_marks(text: str, sentences: str, path: Path) -> str:
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise DataError(f"{path}: the lines {BEGIN} and {END} are missing; put them around the sentences on external data")
+        raise DataError(
+            f"{path}: the lines {BEGIN} and {END} are missing; put them around the sentences on external data"
+        )
     return f"{before}{BEGIN}\n{sentences}\n{END}{after}"
