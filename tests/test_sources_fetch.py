@@ -92,7 +92,7 @@ def test_a_host_that_always_breaks_off_at_the_same_place_is_given_up(site, path)
     with pytest.raises(UnreachableError, match=r"/raw\.bin: it broke off after 0\.0 MB of 0\.7 MB$"):
         download(f"{site.address}/raw.bin", path, MD5)
     assert len(site.asked) == TRIES
-    assert names(path) == ["raw.bin.part"]
+    assert names(path) == ["raw.bin.part", "raw.bin.part.version"]
 
 
 def test_a_host_that_ignores_ranges_is_read_from_the_beginning(site, path):
