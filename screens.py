@@ -6,11 +6,8 @@ In: files of perturbations x responses as they are published (`read_screen`, `re
 
 from __future__ import annotations
 
-import csv
-import gzip
 import re
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +21,7 @@ import scipy.sparse as sp
 from anndata.io import read_elem, sparse_dataset
 from threadpoolctl import threadpool_limits
 
-from helpers import DataError, check_unique, dense, progress_bar, replacing, some
+from helpers import DataError, check_unique, dense, progress_bar, replacing, some, working_on
 
 SCREENS_FOLDER = "screens"  # of the model folder: the user's own screens
 COMPONENTS = 400  # of a screen, at most
@@ -69,7 +66,7 @@ PUBLISHED = re.compile(r"\d+_(?P<symbol>.+)_[^_]+_(?P<id>ENSG\d+|non-targeting)"
 
 @dataclass(frozen=True)
 class Screen:
-    """Effects of `perturbations` (P,) on `responses` (G,), both sorted gene symbols without repeats.
+    """Effects of `perturbations` (P,) on `responses` (G,), both gene symbols without repeats.
 
     `scores` (P x L, float32) and `basis` (L x G, float32; its rows are orthogonal and have length 1) multiply to the
     profiles, which are relative to the mean over the screen's perturbations. L is at most `COMPONENTS`, the largest
@@ -126,23 +123,24 @@ def read_screen(path: str | Path, wanted: Iterable[str] | None = None) -> Screen
     """A screen from a file of perturbations (rows) x responses (columns).
 
     `.h5ad`: perturbations in obs, responses in var, X dense or sparse; read by slabs. It may also be the small form of
-    `write_screen`. `.parquet`, `.csv`, `.tsv` (the latter also `.gz`): the first column names the perturbation.
+    `write_screen`. `.parquet`, `.csv`, `.tsv`, `.csv.gz`, `.tsv.gz`: the first column names the perturbation.
 
-    Names are the gene symbols. Rows of Replogle et al. 2022 (`10023_ZC3H18_P1P2_ENSG00000158545`) are taken apart;
-    Ensembl ids become symbols where the file has both; symbols in other case are matched to `wanted` (the perturbations
-    and targets of the challenge) with a warning. Controls are left out. Rows of one perturbation are averaged, each
-    weighing its `num_cells_filtered` where that is known, and columns of one response too. A response which is missing
-    or infinite in most rows is dropped; elsewhere such a value becomes the response's mean. Ranks become scores, see
-    `scores_of_ranks`. Each is said in a warning.
+    Names of perturbations and responses are gene symbols. Those of Replogle et al. 2022 are taken apart
+    (`10023_ZC3H18_P1P2_ENSG00000158545`), else they stand in the index or in one of `NAME_COLUMNS`. Ensembl ids become
+    symbols where the file has both. Symbols in other case are matched in upper case to `wanted`, the perturbations and
+    targets of the challenge. Rows without a name or of a control are left out. Rows of one perturbation are averaged,
+    each weighing its `num_cells_filtered` where that is known, and columns of one response too. A response which is
+    missing or infinite in most rows is dropped; elsewhere such a value becomes the response's mean. Ranks become
+    scores, see `scores_of_ranks`. A warning tells of other case, ids without a symbol, missing values and ranks.
 
     Raises DataError for a file that cannot be read, for text among the responses, fewer than 3 perturbations or 2
     responses, and where all perturbations have the same values.
     """
     path = Path(path)
     kind = _kind(path)
-    if kind in ("pkl", "pickle", "pt", "pth", "joblib"):
+    if kind.removesuffix(".gz") in ("pkl", "pickle", "pt", "pth", "joblib"):
         raise DataError(
-            f"{path}: a pickle may run any code: never unpickle a download; save it as csv, parquet or h5ad"
+            f"{path}: a pickle can run any code; never unpickle a download; save it as csv, parquet or h5ad"
         )
     if kind not in READERS:
         raise DataError(f"{path}: not a screen; use {', '.join('.' + name for name in READERS)}")
@@ -150,21 +148,23 @@ def read_screen(path: str | Path, wanted: Iterable[str] | None = None) -> Screen
         raise DataError(f"{path}: no such file")
     names = None if wanted is None else pd.Index(sorted(set(wanted)))
     try:
-        return READERS[kind](path, names)
+        with working_on(path.name), np.errstate(over="ignore"):  # what float32 cannot hold is infinite there
+            return READERS[kind](path, names)
     except ImportError as error:
         raise DataError(
             f"{path}: reading {kind} needs pyarrow; install it, or save the screen as csv or h5ad"
         ) from error
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zlib.error) as error:
-        if isinstance(error, DataError):
-            raise
+    except (DataError, MemoryError, Warning):
+        raise
+    except Exception as error:  # a damaged or foreign file breaks its reader in any way
         said = " ".join(str(error).split())
         raise DataError(f"{path}: cannot be read as {kind}, perhaps a broken download: {said}") from error
 
 
 def _kind(path: Path) -> str:
-    """The end of a file's name, without `.gz`."""
-    return path.name.lower().removesuffix(".gz").rpartition(".")[2]
+    """The end of a file's name: `csv`, `csv.gz`."""
+    name = path.name.lower()
+    return ".".join(name.split(".")[-2 if name.endswith(".gz") else -1 :])
 
 
 def _warn(message: str) -> None:
@@ -172,27 +172,17 @@ def _warn(message: str) -> None:
 
 
 def _read_text(path: Path, wanted: pd.Index | None) -> Screen:
-    separator = "\t" if _kind(path) == "tsv" else ","
-    packed = path.name.lower().endswith(".gz")
-    with gzip.open(path, "rt", encoding="utf-8-sig") if packed else path.open(encoding="utf-8-sig") as lines:
-        rows = csv.reader(lines, delimiter=separator)
-        header, first = next(rows, []), next(rows, [])
-    if len(first) == len(header) + 1:  # R leaves the first name out
-        header = ["", *header]
-    if len(header) < 2:
-        raise DataError(f"{path}: {len(header)} columns; a .csv is separated by commas, a .tsv by tabs")
-    table = pd.read_csv(
-        path,
-        sep=separator,
-        header=None,
-        skiprows=1,
-        names=range(len(header)),  # pandas would rename what stands twice
-        converters={0: str},  # a gene may be called NA
-        low_memory=False,  # looks at a whole column before it says what it holds
-        encoding="utf-8-sig",
-        compression="gzip" if packed else None,
-    )
-    return _of_table(table.set_index(0).set_axis(header[1:], axis=1), wanted, path)
+    form = {"sep": "\t" if "tsv" in _kind(path) else ",", "header": None, "encoding": "utf-8-sig"}
+    header, first = (pd.read_csv(path, skiprows=i, nrows=1, dtype=str, keep_default_na=False, **form) for i in (0, 1))
+    names = header.to_numpy()[0].tolist()
+    if first.shape[1] == len(names) + 1:  # R leaves the first name out
+        names = ["", *names]
+    if len(names) < 2:
+        raise DataError(f"{path}: only one column, {some(names)}; a .csv is separated by commas, a .tsv by tabs")
+    # Columns are numbered, since pandas would rename what stands twice; a gene may be called NA; low_memory=False looks
+    # at a whole column before it says what it holds.
+    table = pd.read_csv(path, skiprows=1, names=range(len(names)), converters={0: str}, low_memory=False, **form)
+    return _of_table(table.set_index(0).set_axis(names[1:], axis=1), wanted, path)
 
 
 def _read_parquet(path: Path, wanted: pd.Index | None) -> Screen:
@@ -251,7 +241,9 @@ READERS: dict[str, Callable[[Path, pd.Index | None], Screen]] = {
     "h5ad": _read_h5ad,
     "parquet": _read_parquet,
     "csv": _read_text,
+    "csv.gz": _read_text,
     "tsv": _read_text,
+    "tsv.gz": _read_text,
 }
 
 
@@ -263,7 +255,7 @@ READERS: dict[str, Callable[[Path, pd.Index | None], Screen]] = {
 def _names(frame: pd.DataFrame, wanted: pd.Index | None, fewest: int) -> tuple[np.ndarray, dict[str, str]]:
     """The name of each row of `obs` or `var`, "" where there is none, and symbols by Ensembl id.
 
-    Names stand in the index or in a column. What names most of `wanted` is taken, then what has most symbols.
+    Names stand in the index or in a column. What names most of `wanted` is taken, then what has fewest ids.
     """
     texts = {str(name): _texts(frame[name]) for name in frame if not pd.api.types.is_numeric_dtype(frame[name])}
     index = _texts(frame.index.to_series())
@@ -274,12 +266,12 @@ def _names(frame: pd.DataFrame, wanted: pd.Index | None, fewest: int) -> tuple[n
     known = set() if wanted is None else set(wanted.str.upper())
 
     def use(names: pd.Series) -> tuple[int, int]:
-        return names.str.upper().isin(known).sum(), (~_are_ids(names)).sum()
+        return names.str.upper().isin(known).sum(), -_are_ids(names).sum()
 
     names = max([*candidates, index], key=use).to_numpy(str)
-    symbol_of: dict[str, str] = {}
+    symbols, symbol_of = ~_are_ids(names) & (names != ""), dict[str, str]()
     for ids in (*texts.values(), index):
-        pairs = _are_ids(ids).to_numpy() & ~_are_ids(pd.Series(names)).to_numpy() & (names != "")
+        pairs = _are_ids(ids) & symbols
         symbol_of |= dict(zip(ids.to_numpy(str)[pairs], names[pairs], strict=True))
     return names, symbol_of
 
@@ -290,8 +282,8 @@ def _texts(values: pd.Series) -> pd.Series:
     return texts.where(texts != "nan", "").str.replace(f"^{ENSEMBL.pattern}$", r"\1", regex=True).reset_index(drop=True)
 
 
-def _are_ids(names: pd.Series) -> pd.Series:
-    return names.str.fullmatch(ENSEMBL.pattern)
+def _are_ids(names: Iterable[str]) -> np.ndarray:
+    return np.array([ENSEMBL.fullmatch(name) is not None for name in names], bool)
 
 
 def _perturbation(name: str) -> str:
@@ -373,7 +365,8 @@ def _screen(X: Any, obs: pd.DataFrame, var: pd.DataFrame, wanted: pd.Index | Non
     perturbations = pd.Index([_perturbation(symbol_of.get(name, name)) for name in row_names])
     responses = pd.Index([symbol_of.get(name, name) for name in column_names])
     for names, what in ((perturbations, "perturbations"), (responses, "responses")):
-        _tell_ids(names[names != ""].to_series(), what, path)
+        if len(ids := names[_are_ids(names)].unique()):
+            _warn(f"{path}: {len(ids)} {what} keep their Ensembl id ({some(ids, 3)}); a column gene_name gives symbols")
     perturbations, responses = _in_known_case(perturbations, responses, wanted, path)
 
     rows = np.flatnonzero(perturbations != "")
@@ -387,11 +380,13 @@ def _screen(X: Any, obs: pd.DataFrame, var: pd.DataFrame, wanted: pd.Index | Non
     kept, columns = ~np.isnan(means).all(axis=1), (not_finite <= len(rows) / 2) & (responses != "")
     if not_finite.any():
         left = "".join(
-            f"; {what} left out: {some(out)}"
+            f"{what} left out: {some(out)}; "
             for what, out in (("responses", responses[(responses != "") & ~columns]), ("perturbations", names[~kept]))
             if len(out)
         )
-        _warn(f"{path}: {not_finite.sum()} missing or infinite values count as the response's mean{left}")
+        _warn(
+            f"{path}: {not_finite.sum()} missing or infinite values; {left}elsewhere they count as the response's mean"
+        )
         names, means = names[kept], means[kept]
     means, responses = _one_per_name(means, np.where(columns, responses, ""))
     _check_enough(names, responses, path)
@@ -400,16 +395,6 @@ def _screen(X: Any, obs: pd.DataFrame, var: pd.DataFrame, wanted: pd.Index | Non
     means -= means.mean(axis=0, dtype=np.float64).astype(np.float32)
     scores, basis = _components(means)
     return Screen(pd.Index(names, dtype=object), responses, scores, basis)
-
-
-def _tell_ids(names: pd.Series, what: str, path: Path) -> None:
-    ids = names[_are_ids(names)]
-    if len(ids) == len(names) and what == "perturbations":
-        raise DataError(
-            f"{path}: the perturbations are Ensembl ids ({some(ids, 3)}); add a column gene_name of symbols"
-        )
-    if len(ids):
-        _warn(f"{path}: {len(ids)} {what} keep their Ensembl id, since the file has no symbol: {some(ids, 3)}")
 
 
 def _means(
@@ -426,7 +411,7 @@ def _means(
     n_columns = X.shape[1]
     means, not_finite = np.zeros((codes.max() + 1, n_columns), np.float32), np.zeros(n_columns, np.int64)
     lost: np.ndarray | None = None  # shares of rows without a finite value, as large as `means` where there are any
-    with progress_bar("reading a screen", total=len(rows), unit="row") as progress:
+    with progress_bar("reading perturbations", total=len(rows), unit="row") as progress:
         for part, values in _slabs(X, rows):
             slab = _as_scores(values) if ranks else values
             present, local = np.unique(codes[part], return_inverse=True)
@@ -450,9 +435,7 @@ def _slabs(X: Any, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     for start in range(0, X.shape[0], step):
         part = slice(*np.searchsorted(rows, (start, start + step)))
         if part.stop > part.start:
-            with np.errstate(over="ignore"):  # infinite in float32 is infinite
-                slab = np.asarray(dense(X[start : start + step]), np.float32)
-            yield part, slab[rows[part] - start]
+            yield part, np.asarray(dense(X[start : start + step]), np.float32)[rows[part] - start]
 
 
 def _one_per_name(values: np.ndarray, names: np.ndarray) -> tuple[np.ndarray, pd.Index]:
@@ -480,7 +463,7 @@ def _components(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         else:
             start = np.random.default_rng(0).standard_normal((values.shape[1], COMPONENTS + SPARE_COMPONENTS))
             axes = start.astype(np.float32)
-            for _ in progress_bar("finding its components", iterable=range(PASSES)):
+            for _ in progress_bar("finding components", iterable=range(PASSES)):
                 axes, _ = np.linalg.qr(values.T @ (values @ axes))
             left, lengths, turned = np.linalg.svd(values @ axes, full_matrices=False)
             basis = turned[:COMPONENTS] @ axes.T
@@ -503,7 +486,7 @@ def write_screen(path: str | Path, screen: Screen) -> None:
     path = Path(path)
     if path.suffix != ".h5ad":
         raise DataError(f"{path}: a screen is written as .h5ad")
-    scale = np.abs(screen.scores).max(axis=0)
+    scale = np.abs(screen.scores).max(axis=0)  # so that float16 holds the scores, whatever their unit
     with replacing(path) as temporary:
         ad.AnnData(
             obs=pd.DataFrame(index=screen.perturbations),

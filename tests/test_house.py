@@ -16,7 +16,7 @@ STANDARD = {
     "contract.py": "dataclasses",
     "helpers.py": "collections concurrent contextlib contextvars copy dataclasses functools itertools os pathlib "
     "shutil threading typing warnings weakref zlib",
-    "screens.py": "collections csv dataclasses gzip pathlib re typing warnings zlib",
+    "screens.py": "collections dataclasses pathlib re typing warnings",
     "knowledge.py": "collections dataclasses gzip pathlib re typing warnings",
     "response.py": "collections dataclasses warnings",
     "method.py": "collections copy dataclasses inspect pathlib typing warnings",
