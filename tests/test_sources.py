@@ -25,7 +25,7 @@ from contract import OBESITY_1 as CRUNCH
 from contract import TRAVELLING
 from knowledge import read_features
 from screens import read_screens
-from workbench import session
+from workbench import demo, session
 from workbench.sources import fetch, record, steps
 from workbench.sources.__main__ import main
 from workbench.sources.catalogue import SOURCES
@@ -518,6 +518,14 @@ def test_a_file_of_ones_own_must_be_named(project):
     assert lacks.endswith(
         "does not credit screens/mine.csv; add to its last section: The user's own screen mine.csv is used."
     )
+
+
+def test_the_demo_reminds_of_the_credit_and_goes_on(project):
+    assert demo.reminder(project) == ""
+    (project / "resources" / "features").mkdir()
+    own_table(project / "resources" / "features" / "mine.csv")
+    said = demo.reminder(project)
+    assert said.startswith("\nBefore you submit:\n  Method description.md: does not credit features/mine.csv; add")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -113,13 +113,12 @@ def check_copies(folder: str | Path = ".") -> None:
     from crunch.notebook import IPyNbNotAvailableError, NotebookEnvironment  # noqa: PLC0415 - installed by `install`
     from crunch_convert.notebook import extract_from_cells  # noqa: PLC0415
 
-    from workbench.sources.record import uncredited  # noqa: PLC0415
-
     try:
         cells = NotebookEnvironment.detect().extract_ipynb()["cells"]
     except IPyNbNotAvailableError:
         return
-    for file in extract_from_cells(cells, print=None).embedded_files:
+    files = extract_from_cells(cells, print=None).embedded_files
+    for file in files:
         path = Path(folder, file.path)
         if path.exists() and path.read_text(encoding="utf-8").strip() != file.content:
             raise Stop(
@@ -127,5 +126,8 @@ def check_copies(folder: str | Path = ".") -> None:
                 "would write over it. Nothing was sent. To send the file, delete that cell; to send the cell, copy its "
                 "text into the file and run all cells again."
             )
-        if file.path == CRUNCH.description_file and (missing := uncredited(file.content, Path(folder, MODEL_FOLDER))):
-            raise Stop(" ".join(missing))
+    from workbench.sources.record import uncredited  # noqa: PLC0415 - now that the files are those of this notebook
+
+    described = next((file.content for file in files if file.path == CRUNCH.description_file), "")
+    if missing := uncredited(described, Path(folder, MODEL_FOLDER)):
+        raise Stop(" ".join(missing))
