@@ -66,7 +66,7 @@ def test_reactome_becomes_a_gmt_by_identifier(tmp_path):
             r"holds 2 files that end in \.gmt, not one: a\.gmt, b\.",
         ),
         (zipped({"README.txt": "x"}), r"holds 0 files that end in \.gmt"),
-        (zipped({"a.gmt": ""}), "no gene is left"),
+        (zipped({"a.gmt": ""}), "nothing is left"),
         (zipped({"a.gmt": "one column\n"}), "does not have the form of this source"),
         (b"<html>Maintenance</html>", "does not have the form of this source .BadZipFile"),
         (zipped({"a.gmt": REACTOME_GMT})[:-40], "does not have the form of this source"),
@@ -111,7 +111,7 @@ def test_go_sets_have_5_to_500_genes(tmp_path):
         assert genes == n
         assert set(sets_of(path)) == {"GO:0005575", "GO:0005737", "GO:0005811"}
     for n in (4, 501):
-        with pytest.raises(DataError, match=r"goa_human\.gaf\.gz: no gene is left"):
+        with pytest.raises(DataError, match=r"goa_human\.gaf\.gz: nothing is left"):
             converted(tmp_path, "go", annotated(n), OBO.encode())
 
 
@@ -122,10 +122,11 @@ def test_go_sets_have_5_to_500_genes(tmp_path):
         (gaf(["UniProtKB\tP0"]), OBO, "goa_human.gaf.gz"),
         (b"<html>", OBO, "goa_human.gaf.gz"),
         (gaf([annotation("A", "GO:1")]), "a\n[Term]\nid: GO:1\n", "go-basic.obo"),
+        (gaf([annotation("A", "GO:1")]), "<html>sign in</html>", "go-basic.obo"),
     ],
 )
 def test_go_files_of_another_form_are_named(tmp_path, annotations, ontology, named):
-    with pytest.raises(DataError, match="does not have the form of this source") as error:
+    with pytest.raises(DataError, match="does not have the form of this source|nothing is left") as error:
         converted(tmp_path, "go", annotations, ontology.encode())
     assert str(error.value).startswith(str(tmp_path / named))
 

@@ -54,7 +54,7 @@ def read_go(files: Sequence[Path]) -> GeneSets:
             if "NOT" not in qualifier.split("|"):
                 members.setdefault(term, set()).add(gene)
     sets: dict[str, set[str]] = {}
-    for term, genes in members.items():
+    for term, genes in progress_bar("GO terms", iterable=members.items()):
         for ancestor in _ancestors(term, parents):
             sets.setdefault(ancestor, set()).update(genes)
     least, most = GENES_OF_A_SET
@@ -79,7 +79,7 @@ def _read_obo(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
             parents[term] = [value.split()[0] for value in values.get("is_a", [])]
             parents[term] += [other for relation, other, *_ in related if relation == "part_of"]
             parents.update({other: [term] for other in values.get("alt_id", [])})
-    return terms, parents
+    return _not_empty(terms, path), parents
 
 
 def _ancestors(term: str, parents: dict[str, list[str]]) -> set[str]:
@@ -121,7 +121,7 @@ def write_sets(path: Path, sets: GeneSets) -> int:
     """A `.gmt.gz`, the same bytes for the same sets; returns the number of genes."""
     lines = ["\t".join([identifier, name, *genes]) for identifier, (name, genes) in sets.items()]
     with replacing(path) as temporary:
-        temporary.write_bytes(gzip.compress("\n".join([*lines, ""]).encode(), mtime=0))
+        temporary.write_bytes(gzip.compress("\n".join([*lines, ""]).encode(), compresslevel=6, mtime=0))
     return len({gene for _, genes in sets.values() for gene in genes})
 
 
@@ -155,7 +155,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _not_empty(found: Sized, path: Path) -> Any:
     if not len(found):
-        raise DataError(f"{path}: no gene is left of it; fetch it again")
+        raise DataError(f"{path}: nothing is left of it; fetch it again")
     return found
 
 
