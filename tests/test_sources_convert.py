@@ -126,7 +126,7 @@ def test_go_sets_have_5_to_500_genes(tmp_path):
     ],
 )
 def test_go_files_of_another_form_are_named(tmp_path, annotations, ontology, named):
-    with pytest.raises(DataError, match="does not have the form of this source|nothing is left") as error:
+    with pytest.raises(DataError, match=r"does not have the form of this source|nothing is left") as error:
         converted(tmp_path, "go", annotations, ontology.encode())
     assert str(error.value).startswith(str(tmp_path / named))
 

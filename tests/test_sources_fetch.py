@@ -150,7 +150,7 @@ def test_a_silent_host_is_left_and_asked_again(site, path, fault):
     began = time.monotonic()
     download(f"{site.address}/raw.bin", path, MD5)
     assert path.read_bytes() == BODY
-    assert time.monotonic() - began > fetch.SILENCE
+    assert fetch.SILENCE < time.monotonic() - began < 10
     assert site.ranges_asked() == [None, None if fault == "silent" else "bytes=100000-"]
 
 
