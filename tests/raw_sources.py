@@ -67,6 +67,9 @@ name: part of
 namespace: external
 xref: BFO:0000050
 is_transitive: true
+
+[Typedef]
+id: regulates
 """
 
 
@@ -107,7 +110,7 @@ LINKS += [(b, a, score) for a, b, score in LINKS]  # each stands twice
 
 
 def string_info():
-    lines = [f'{string_id(gene)}\t{gene}\t505\tBinds 5\' ends and "boxes"; unclosed "quote' for gene in PROTEINS]
+    lines = [f'{string_id(gene)}\t{gene}\t505\t"Binds" 5\' ends and "boxes; unclosed' for gene in PROTEINS]
     return gzip.compress("\n".join(["#string_protein_id\tpreferred_name\tprotein_size\tannotation", *lines]).encode())
 
 

@@ -195,6 +195,7 @@ def test_a_screen_that_is_broken_off_is_named(tmp_path):
 def test_the_same_raw_files_give_the_same_bytes(tmp_path, name):
     first, _ = converted(tmp_path, name)
     before = first.read_bytes()
+    assert before[4:8] == b"\0\0\0\0", "no time of writing"
     again, _ = converted(tmp_path, name)
     assert again.read_bytes() == before
 

@@ -202,6 +202,8 @@ def test_exported_again_the_sign_in_stays_and_the_old_model_goes(own, tmp_path):
     (project / "resources" / "features").mkdir()
     (project / "resources" / "features" / "pathways.gmt").write_text("A\tx\tG1\tG2\n")
     (project / "resources" / MODEL_FILE).write_text("a model of demo data")
+    with pytest.raises(SystemExit, match=r"does not credit features/pathways\.gmt; add(.|\n)*describe --write$"):
+        export(out, root=project)
     write_description(project, project / "resources")
     exported = {path.relative_to(out).as_posix() for path in export(out, root=project)}
     assert exported == {*PUSHED, "resources/features/pathways.gmt"}
