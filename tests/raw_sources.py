@@ -110,7 +110,7 @@ LINKS += [(b, a, score) for a, b, score in LINKS]  # each stands twice
 
 
 def string_info():
-    lines = [f'{string_id(gene)}\t{gene}\t505\t"Binds" 5\' ends and "boxes; unclosed' for gene in PROTEINS]
+    lines = [f'{string_id(gene)}\t{gene}\t505\t"Binds boxes, unclosed' for gene in PROTEINS]
     return gzip.compress("\n".join(["#string_protein_id\tpreferred_name\tprotein_size\tannotation", *lines]).encode())
 
 

@@ -279,7 +279,7 @@ def own_screen(path, seed=2):
 
 def test_a_table_of_ones_own_is_checked_copied_and_recorded(project, capsys):
     own_table(project / "vectors.csv")
-    arguments = ["--licence", "CC0 1.0", "--citation", "Doe et al. 2025"]
+    arguments = ["--licence", "CC0 1.0", "--citation", "Doe et\n  al. 2025 "]
     assert main(["add", "vectors.csv", "--as", "table", *arguments]) == 0
     copied = project / "resources" / "features" / "vectors.csv"
     assert copied.read_bytes() == (project / "vectors.csv").read_bytes()

@@ -72,7 +72,7 @@ def _run(options: argparse.Namespace) -> None:
         print("Written:", ", ".join(map(str, record.write_description(Path(), options.folder))))
     else:
         print(record.description(options.folder))
-    if options.command in ("get", "add"):
+    if options.command in ("get", "add") and record.used_files(options.folder):
         print("Credit it in the method description: python -m workbench.sources describe --write")
 
 

@@ -97,7 +97,7 @@ def read_string(files: Sequence[Path]) -> pd.DataFrame:
     links, info = files
     with _reading(info):
         columns = ["#string_protein_id", "preferred_name"]
-        # No quotes: the annotations have single ones. No missing values: a gene may be called NA.
+        # No quotes: the annotations have unpaired ones. No missing values: a gene may be called NA.
         table = pd.read_csv(info, sep="\t", usecols=columns, quoting=csv.QUOTE_NONE, keep_default_na=False)
         symbols = table.set_index(columns[0])[columns[1]]
     strong = []

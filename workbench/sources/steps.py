@@ -115,12 +115,13 @@ def add(
     """Take a file that was fetched by hand, as a `screen` or a `table`.
 
     A raw file of the catalogue, known by its name or checksum, is converted as that source once all its files are
-    there. Any other file must be readable as a screen or as a feature table. Raises DataError for one that is not, for
-    pickles, and where another file has its place.
+    there. Any other file must be readable as a screen or as a feature table; `licence` and `citation` are what credits
+    it. Raises DataError for one that is not, for pickles, and where another file has its place.
     """
     if not file.is_file():
         raise DataError(f"{file}: no such file")
     _refuse_pickles(file)
+    licence, citation = (" ".join(text.split()) for text in (licence, citation))
     if not f"{file.name}{licence}{citation}".isascii():
         raise DataError(f"{file}: its name, licence and citation go into the method description, which is ASCII only")
     md5 = checksum(file)
