@@ -172,16 +172,15 @@ def _warn(message: str) -> None:
 
 
 def _read_text(path: Path, wanted: pd.Index | None) -> Screen:
-    form = {"sep": "\t" if "tsv" in _kind(path) else ",", "header": None, "encoding": "utf-8-sig"}
+    form = {"sep": "\t" if "tsv" in _kind(path) else ",", "header": None}
     header, first = (pd.read_csv(path, skiprows=i, nrows=1, dtype=str, keep_default_na=False, **form) for i in (0, 1))
     names = header.to_numpy()[0].tolist()
     if first.shape[1] == len(names) + 1:  # R leaves the first name out
         names = ["", *names]
     if len(names) < 2:
         raise DataError(f"{path}: only one column, {some(names)}; a .csv is separated by commas, a .tsv by tabs")
-    # Columns are numbered, since pandas would rename what stands twice; a gene may be called NA; low_memory=False looks
-    # at a whole column before it says what it holds.
-    table = pd.read_csv(path, skiprows=1, names=range(len(names)), converters={0: str}, low_memory=False, **form)
+    # pandas would rename columns that stand twice. A gene may be called NA. With low_memory a column may be half text.
+    table = pd.read_csv(path, skiprows=1, converters={0: str}, low_memory=False, **form)
     return _of_table(table.set_index(0).set_axis(names[1:], axis=1), wanted, path)
 
 
@@ -197,7 +196,7 @@ def _read_parquet(path: Path, wanted: pd.Index | None) -> Screen:
 def _of_table(table: pd.DataFrame, wanted: pd.Index | None, path: Path) -> Screen:
     """From a table in memory: columns of names and of numbers of cells describe its rows, the others are responses."""
     is_number = np.array([pd.api.types.is_numeric_dtype(dtype) for dtype in table.dtypes], bool)
-    names = table.columns.astype(str).str.strip()
+    names = table.columns.astype(str)
     about = np.where(is_number, names == CELLS_COLUMN, names.isin(NAME_COLUMNS))
     if (~is_number & ~about).any():
         raise DataError(f"{path}: columns that are not numbers: {some(names[~is_number & ~about])}; take them out")
@@ -346,7 +345,7 @@ def scores_of_ranks(values: Table) -> Table | None:
 
 def _are_ranks(numbers: np.ndarray) -> bool:
     n = numbers.shape[1]
-    left = n - (numbers != 0).sum(axis=1, keepdims=True)
+    left = n - (numbers > 0).sum(axis=1, keepdims=True)
     return bool((np.sort(numbers, axis=1) == np.maximum(np.arange(1, n + 1) - left, 0)).all())
 
 
@@ -377,7 +376,7 @@ def _screen(X: Any, obs: pd.DataFrame, var: pd.DataFrame, wanted: pd.Index | Non
     shares = (cells / np.bincount(codes, cells)[codes]).astype(np.float32)
     means, not_finite = _means(X, rows, codes, shares, path)
 
-    kept, columns = ~np.isnan(means).all(axis=1), (not_finite <= len(rows) / 2) & (responses != "")
+    kept, columns = ~np.isnan(means).all(axis=1), not_finite <= len(rows) / 2
     if not_finite.any():
         left = "".join(
             f"{what} left out: {some(out)}; "
@@ -487,6 +486,7 @@ def write_screen(path: str | Path, screen: Screen) -> None:
     if path.suffix != ".h5ad":
         raise DataError(f"{path}: a screen is written as .h5ad")
     scale = np.abs(screen.scores).max(axis=0)  # so that float16 holds the scores, whatever their unit
+    scale[scale == 0] = 1
     with replacing(path) as temporary:
         ad.AnnData(
             obs=pd.DataFrame(index=screen.perturbations),

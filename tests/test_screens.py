@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from anndata.io import write_elem
 from threadpoolctl import threadpool_limits
 
 import screens
@@ -46,7 +47,7 @@ def written(path, content):
     elif path.suffix == ".parquet":
         content.to_parquet(path)
     else:
-        content.to_csv(path, sep="\t" if "tsv" in path.name else ",")
+        content.to_csv(path, sep="\t" if "tsv" in path.name.lower() else ",")
     return path
 
 
@@ -98,6 +99,10 @@ def test_the_published_form_is_averaged_by_cells_and_controls_are_left_out(tmp_p
     published(X, genes, ["A", "B", "A", "C"], cells).write_h5ad(tmp_path / "nan.h5ad")
     expected.loc["ZC3H18"] = pd.Series((X[0] * 30 + X[2]) / 31).groupby(["A", "B", "A", "C"]).mean()
     same(read_screen(tmp_path / "nan.h5ad"), expected)
+    cells[0] = cells[1] = 0  # so does none
+    published(X, genes, ["A", "B", "A", "C"], cells).write_h5ad(tmp_path / "none.h5ad")
+    expected.loc["ZC3H18"] = pd.Series((X[0] + X[2]) / 2).groupby(["A", "B", "A", "C"]).mean()
+    same(read_screen(tmp_path / "none.h5ad"), expected)
 
 
 @pytest.mark.parametrize("form", ["dense", "float64", "int", "csr", "csc", "compressed"])
@@ -115,7 +120,7 @@ def test_every_kind_of_matrix_is_read(tmp_path, monkeypatch, form):
     "name", ["t.csv", "t.tsv", "t.csv.gz", "t.TSV.GZ", "t.parquet", "t.h5ad", "R.csv", "R.parquet"]
 )
 def test_every_format_gives_the_same_screen(tmp_path, name):
-    expected, path = frame(), tmp_path / name.lower()
+    expected, path = frame(), tmp_path / name
     written(path, expected.reset_index() if name == "R.parquet" else expected)
     if name == "R.csv":  # R leaves out the name of the first column
         path.write_text(path.read_text().removeprefix(","))
@@ -221,6 +226,14 @@ def test_ids_without_a_symbol_are_told_of_and_stay(tmp_path):
         same(read_screen(path, GENES), expected)
 
 
+def test_a_symbol_that_is_missing_names_nothing(tmp_path):
+    expected = frame(GENES, GENES)
+    var = pd.DataFrame({"gene_name": [*GENES[:4], None]}, index=ids(5))
+    ad.AnnData(expected.to_numpy(), obs=pd.DataFrame(index=ids(5)), var=var).write_h5ad(tmp_path / "s.h5ad")
+    with pytest.warns(UserWarning, match=r"s\.h5ad: 1 perturbations keep their Ensembl id \(ENSG00000000004\)"):
+        same(read_screen(tmp_path / "s.h5ad"), expected[GENES[:4]].set_axis([*GENES[:4], ids(5)[4]]))
+
+
 @pytest.mark.parametrize(
     ("obs", "wanted", "found"),
     [
@@ -321,7 +334,8 @@ def test_ranks_become_scores(dtype):
 @pytest.mark.parametrize(
     "row", [[0, 1, 1, 0], [0, 2, 3, 0], [2, 0, 0, 0], [1, 2, 3, 5], [0, -1, 1, 0], [0, 1.5, 1, 0], [0, 1, np.nan, 2]]
 )
-def test_one_row_that_is_no_ranking_makes_numbers_of_all(tmp_path, row):
+def test_one_row_that_is_no_ranking_makes_numbers_of_all(tmp_path, monkeypatch, row):
+    monkeypatch.setattr(screens, "SLAB_BYTES", 4 * 4 * 2)  # two rows
     table = pd.DataFrame([*RANKS[:4], row], GENES, RESPONSES)
     assert scores_of_ranks(table) is None
     if not np.isnan(row).any():
@@ -337,6 +351,8 @@ def test_a_file_of_ranks_says_so(tmp_path, monkeypatch, name):
         UserWarning, match=r"ranks \(1 is the strongest of k\) are turned into scores, \(k \+ 1 - rank\)"
     ):
         same(read_screen(written(tmp_path / name, table)), pd.DataFrame(SCORES, GENES, RESPONSES))
+    with pytest.raises(UserWarning, match="turned into scores"):  # where warnings are errors, they say what they are
+        read_screen(tmp_path / name)
 
 
 def test_components_are_exact_where_they_are_few_and_the_best_where_not():
@@ -415,11 +431,22 @@ def test_the_small_form_comes_back_within_a_thousandth(tmp_path, unit, shape):
     again = read_screen(tmp_path / "again.h5ad")
     np.testing.assert_array_equal(again.basis, small.basis)
     np.testing.assert_allclose(again.scores, small.scores, rtol=1e-6)
+    with h5py.File(tmp_path / "again.h5ad", "a") as file:
+        write_elem(file, "X", None)  # as newer versions of anndata say that there is none
+    np.testing.assert_array_equal(read_screen(tmp_path / "again.h5ad").scores, again.scores)
     adata = ad.read_h5ad(tmp_path / "small.h5ad")
     assert adata.X is None
     assert adata.obsm["components"].dtype == adata.varm["components"].dtype == np.float16
     if shape[0] > COMPONENTS:
         assert (tmp_path / "small.h5ad").stat().st_size < 2.2 * COMPONENTS * sum(shape)
+
+
+def test_a_component_may_be_empty(tmp_path):
+    scores = np.array([[1, 0], [2, 0], [-3, 0]], np.float32)
+    write_screen(
+        tmp_path / "s.h5ad", Screen(pd.Index(GENES[:3]), pd.Index(RESPONSES), scores, np.eye(4, dtype="f4")[:2])
+    )
+    np.testing.assert_allclose(read_screen(tmp_path / "s.h5ad").scores, scores, rtol=1e-3)
 
 
 def small_form(path, change):
@@ -490,6 +517,7 @@ GTF = (
         ("t.csv", "gene,x,y\nA,1,2\nB,2;5,3\nC,3,4\n", r"columns that are not numbers: x; take them out"),
         ("t.csv", "gene,x,y\nA,1,2\nB,2,3\n", r"only 2 perturbations besides controls \(A, B\); at least 3 are needed"),
         ("t.csv", "gene,x,y\nA,1,2\nB,2,3\nA,4,4\nNC,5,5\n", r"only 2 perturbations besides controls \(A, B\)"),
+        ("t.csv", "gene,x,y\nNC,1,2\nctrl,2,3\nNTC,4,4\n", r"only 0 perturbations besides controls \(\); at least 3"),
         ("t.csv", "gene,x\nA,1\nB,2\nC,3\n", r"only 1 responses with numbers \(x\); at least 2 are needed"),
         ("t.csv", "gene,x,x\nA,1,2\nB,2,3\nC,3,4\n", r"only 1 responses with numbers \(x\)"),
         ("t.csv", "gene,x,y\nA,1,\nB,2,\nC,3,\n", r"only 1 responses with numbers \(x\)"),
@@ -517,6 +545,9 @@ def test_h5ad_files_that_are_refused(tmp_path):
     path = tmp_path / "s.h5ad"
     ad.AnnData(obs=pd.DataFrame(index=GENES), var=pd.DataFrame(index=RESPONSES)).write_h5ad(path)
     with pytest.raises(DataError, match=r"s\.h5ad: neither X nor components"):
+        read_screen(path)
+    ad.AnnData(np.ones((5, 0), np.float32), obs=pd.DataFrame(index=GENES)).write_h5ad(path)
+    with pytest.raises(DataError, match=r"s\.h5ad: only 0 responses with numbers \(\); at least 2 are needed"):
         read_screen(path)
     whole = frame([f"P{i}" for i in range(99)], [f"R{i}" for i in range(999)])
     content = written(path, whole).read_bytes()
@@ -550,6 +581,20 @@ def test_parquet_says_what_it_needs(tmp_path, monkeypatch):
         DataError, match=r"t\.parquet: reading parquet needs pyarrow; install it, or save .* as csv or h5ad"
     ):
         read_screen(path)
+
+
+def test_text_at_the_end_of_a_long_file_is_one_error(tmp_path):
+    head = ",".join(["gene", *(f"x{i}" for i in range(100))])
+    path = written(tmp_path / "t.csv", f"{head}\n{('MED1' + ',1' * 100 + chr(10)) * 20_000}JAK2,a{',2' * 99}\n")
+    with pytest.raises(DataError, match=r"columns that are not numbers: x0; take them out"):
+        read_screen(path)
+
+
+def test_progress_names_the_file(tmp_path, capsys):
+    read_screen(written(tmp_path / "k562.csv", frame([f"P{i}" for i in range(450)], [f"R{i}" for i in range(450)])))
+    said = capsys.readouterr().err
+    assert "k562.csv: reading perturbations" in said
+    assert "k562.csv: finding components" in said
 
 
 def test_a_file_that_is_not_there(tmp_path):
