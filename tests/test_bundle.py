@@ -20,6 +20,7 @@ from contract import TRAVELLING
 from method import MODEL_FILE
 from workbench import bundle, session
 from workbench.hub import TOKEN, environment, serve, write_project
+from workbench.sources import record
 from workbench.validate import validate_prediction_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -185,6 +186,32 @@ def test_submitting_never_writes_a_copy_over_an_edit_without_a_word(tmp_path, ed
     else:
         assert "Stopped" not in said
         assert "this hub is offline and does not serve POST /v1/uploads" in said, "the client went on to send it"
+
+
+def test_external_data_that_the_description_does_not_credit_are_not_sent(tmp_path):
+    notebook, folder = bundle.bundle(), tmp_path / "colab"
+    (folder / "resources" / "features").mkdir(parents=True)
+    unpack(folder, cell_of(notebook, "unpack"))
+    (folder / "resources" / "features" / "mine.gmt").write_text("A\tx\tG1\tG2\n")
+    (cell,) = [cell for cell in notebook.cells if "file: Method description.md" in cell.source]
+    with serve(folder=folder) as hub:
+        write_project(folder)
+        said = submit(folder, notebook, hub)
+        assert "Stopped: Method description.md: does not credit features/mine.gmt" in said
+        assert not any(request.startswith("POST") for request in hub.requests)
+        cell.source = cell.source.replace(record.NOTHING, record.description(folder / "resources"))
+        assert "Stopped" not in submit(folder, notebook, hub)
+
+
+def test_the_sources_command_is_carried(carried, tmp_path):
+    """What cannot be fetched there is added by hand, there."""
+    unpack(tmp_path, cell_of(carried, "unpack"))
+    (tmp_path / "mine.gmt").write_text("A\tx\tG1\tG2\n")
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-m", "workbench.sources", "add", "mine.gmt", "--as", "table"]
+    done = subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "resources" / "features" / "mine.gmt").exists()
 
 
 def test_the_client_alone_would_write_its_copy_over_the_edit(tmp_path, carried):

@@ -20,6 +20,7 @@ from contract import TRAVELLING
 from method import MODEL_FILE, Predictor
 from workbench import submission
 from workbench.hub import PLATFORM, TOKEN, environment, serve, write_project
+from workbench.sources.record import write_description
 from workbench.submission import export
 from workbench.validate import validate_prediction_folder
 
@@ -201,6 +202,9 @@ def test_exported_again_the_sign_in_stays_and_the_old_model_goes(own, tmp_path):
     (project / "resources" / "features").mkdir()
     (project / "resources" / "features" / "pathways.gmt").write_text("A\tx\tG1\tG2\n")
     (project / "resources" / MODEL_FILE).write_text("a model of demo data")
+    with pytest.raises(SystemExit, match=r"does not credit features/pathways\.gmt; add(.|\n)*describe --write$"):
+        export(out, root=project)
+    write_description(project, project / "resources")
     exported = {path.relative_to(out).as_posix() for path in export(out, root=project)}
     assert exported == {*PUSHED, "resources/features/pathways.gmt"}
     assert not (out / "resources" / MODEL_FILE).exists()

@@ -7,6 +7,7 @@
     validate        the platform's rules for the predicted files and the method description
     submission      the folder to push from
     bundle          one notebook that carries everything, for Colab, Kaggle and the one-file upload
+    sources         public gene sets, graphs and screens: fetched, made small, credited
     hub             the hub on this machine that the real crunch client talks to
     results, bench  the pages RESULTS.md and BENCHMARKS.md
 

@@ -83,7 +83,7 @@ def bundled_files(notebook: NotebookNode) -> list[Path]:
     files: set[Path] = set()
     while wanted:
         place = ROOT / wanted.pop().replace(".", "/")
-        for path in (place.with_suffix(".py"), place / "__init__.py"):
+        for path in (place.with_suffix(".py"), place / "__init__.py", place / "__main__.py"):
             if path.is_file() and path not in files:
                 files.add(path)
                 wanted |= imported(path.read_text(encoding="utf-8"))

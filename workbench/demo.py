@@ -21,11 +21,13 @@ from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 from tqdm.auto import tqdm
 
+from contract import MODEL_FOLDER
 from contract import OBESITY_1 as CRUNCH
 from helpers import text_size, text_time
 from method import READ_PER_SECOND
 from workbench import hub, report
 from workbench.simulate import is_simulated, simulate
+from workbench.sources.record import uncredited
 from workbench.validate import (
     requested_genes,
     requested_perturbations,
@@ -67,7 +69,7 @@ def run(folder: Path) -> Path:
         f"The submission is valid.\n\n{report.printed(notebook, report.SUMMARY[-1])}\n\n"
         f"  {page.resolve().as_uri()}  <- open this in a browser\n"
         f"  {folder / 'prediction' / CRUNCH.prediction_file}\n"
-        f"  {folder / 'prediction' / CRUNCH.predicted_proportions_file}"
+        f"  {folder / 'prediction' / CRUNCH.predicted_proportions_file}{reminder(folder)}"
     )
     return page
 
@@ -135,9 +137,19 @@ def _check(folder: Path) -> None:
     problems = validate_prediction_folder(
         folder / "prediction", requested_perturbations(data, local=True), requested_genes(data)
     )
-    problems += validate_method_description(ROOT / "Method description.md")
+    problems += validate_method_description(_description())
     if problems:
         raise SystemExit("The submission breaks the platform's rules:\n" + "\n".join(problems))
+
+
+def _description() -> str:
+    return (ROOT / CRUNCH.description_file).read_text(encoding="utf-8")
+
+
+def reminder(folder: Path) -> str:
+    """What the method description must say of external data in `folder` before it is submitted; empty if nothing."""
+    missing = uncredited(_description(), folder / MODEL_FOLDER)
+    return "\n".join(["", "Before you submit:", *(f"  {line}" for line in missing)]) if missing else ""
 
 
 def main() -> None:

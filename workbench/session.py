@@ -1,7 +1,8 @@
-"""What the notebook does before its first and after its last step: install, sign in, look at its copies of the code.
+"""What the notebook does around the method: install, sign in, fetch public sources, look at its copies of the code.
 
-In: the packages of this machine, a clone token, the notebook that is open. Out: nothing, or one line that says what to
-do: then the cell fails without a traceback, and nothing below it runs. Only Python itself is needed to import this.
+In: the packages of this machine, a clone token, names of sources, the notebook that is open. Out: nothing, or one line
+that says what to do: then the cell fails without a traceback, and nothing below it runs. Only Python itself is needed
+to import this.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import importlib
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from contract import MODEL_FOLDER
 from contract import OBESITY_1 as CRUNCH
 
 NEEDED = Path(__file__).resolve().with_name("requirements.txt")  # written by the bundle alone
@@ -82,11 +85,30 @@ def sign_in(token: str) -> None:
         raise Stop("the data could not be fetched: the lines above say why. Run this cell again to go on.")
 
 
+def fetch(sources: Iterable[str], folder: str | Path = ".") -> None:
+    """Put public sources (`python -m workbench.sources list`) into `resources/`; nothing happens where none is named.
+
+    Says which sentences the method description needs for them. Raises Stop when one cannot be had.
+    """
+    names = [sources] if isinstance(sources, str) else list(sources)
+    if not names:
+        return
+    from helpers import DataError  # noqa: PLC0415 - `install` sees to what it needs
+    from workbench.sources import record, steps  # noqa: PLC0415
+
+    resources = Path(folder, MODEL_FOLDER)
+    try:
+        steps.get(names, resources, Path(folder, steps.CACHE))
+        print("Section 6 must credit them, between its two marks:\n" + record.description(resources))
+    except DataError as error:
+        raise Stop(str(error)) from None
+
+
 def check_copies(folder: str | Path = ".") -> None:
     """Compare the files that the open notebook embeds with those in `folder`: submitting writes the embedded ones.
 
     Only the notebooks that the client can read from within (Colab, Kaggle) are looked at: elsewhere it sends nothing.
-    Raises Stop where a file differs from its copy.
+    Raises Stop where a file differs from its copy, and where the method description does not credit external data.
     """
     from crunch.notebook import IPyNbNotAvailableError, NotebookEnvironment  # noqa: PLC0415 - installed by `install`
     from crunch_convert.notebook import extract_from_cells  # noqa: PLC0415
@@ -95,7 +117,8 @@ def check_copies(folder: str | Path = ".") -> None:
         cells = NotebookEnvironment.detect().extract_ipynb()["cells"]
     except IPyNbNotAvailableError:
         return
-    for file in extract_from_cells(cells, print=None).embedded_files:
+    files = extract_from_cells(cells, print=None).embedded_files
+    for file in files:
         path = Path(folder, file.path)
         if path.exists() and path.read_text(encoding="utf-8").strip() != file.content:
             raise Stop(
@@ -103,3 +126,8 @@ def check_copies(folder: str | Path = ".") -> None:
                 "would write over it. Nothing was sent. To send the file, delete that cell; to send the cell, copy its "
                 "text into the file and run all cells again."
             )
+    from workbench.sources.record import uncredited  # noqa: PLC0415 - now that the files are those of this notebook
+
+    described = next((file.content for file in files if file.path == CRUNCH.description_file), "")
+    if missing := uncredited(described, Path(folder, MODEL_FOLDER)):
+        raise Stop(" ".join(missing))

@@ -22,6 +22,7 @@ from contract import DATA_FOLDER, MAIN_FILE, MODEL_FOLDER, REQUIREMENTS_FILE, TR
 from contract import OBESITY_1 as CRUNCH
 from method import EXPECTED_FILE, MODEL_FILE
 from workbench.imports import COME_ALONG, imported, requirement_lines, third_party
+from workbench.sources.record import uncredited
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT_FOLDER = ".crunchdao"  # what `crunch setup` wrote: kept when the folder is made again
@@ -43,8 +44,9 @@ def export(out: Path, root: Path = ROOT) -> list[Path]:
     """Write the submission of the project in `root` into the folder `out`; returns its files, sorted.
 
     The folder is made beside `out` and renamed; the project that `crunch setup` wrote into an older one is kept.
-    Raises SystemExit, with one line, for a notebook that the converter refuses or warns of, for a method description
-    that is not the notebook's, and where `out` is a folder of something else.
+    Raises SystemExit, with what to do, for a notebook that the converter refuses or warns of, for a method description
+    that is not the notebook's or does not credit what lies in `resources/`, and where `out` is a folder of something
+    else.
     """
     if out.exists() and any(out.iterdir()) and not (out / MAIN_FILE).exists():
         raise SystemExit(f"{out} holds no {MAIN_FILE}: it is no exported submission. Choose another folder with --out.")
@@ -76,6 +78,9 @@ def _convert(root: Path) -> FlattenNotebook:
     described = {file.path: file.content for file in converted.embedded_files}.get(CRUNCH.description_file, "")
     if described != (root / CRUNCH.description_file).read_text(encoding="utf-8").strip():
         raise SystemExit(f"{CRUNCH.description_file} is not the text of the notebook's cell: change the other one too.")
+    missing = uncredited(described, root / MODEL_FOLDER)
+    if missing:
+        raise SystemExit("\n".join([*missing, "This writes it: python -m workbench.sources describe --write"]))
     return converted
 
 

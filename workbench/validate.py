@@ -1,8 +1,9 @@
 """Says whether a submission keeps the platform's rules, before the platform does.
 
 In: a prediction folder (`prediction.h5ad`, `predict_program_proportion.csv`), the perturbations and genes asked for,
-and `Method description.md`. Out: a list of problems, one sentence each; an empty list means valid.
-The matrix is read by slabs, so 25 GB of prediction take little memory. Of the project only `contract.py` is needed.
+and `Method description.md`, beside which `resources/` may lie. Out: a list of problems, one sentence each; an empty
+list means valid. The matrix is read by slabs, so 25 GB of prediction take little memory. Predicted files are checked
+with `contract.py` alone.
 
     python -m workbench.validate PREDICTION_FOLDER DATA_FOLDER ["Method description.md"]
 """
@@ -76,11 +77,14 @@ def validate_submission(
     )
 
 
-def validate_method_description(path_or_text: str | Path, *, submission: str | Path | None = None) -> list[str]:
+def validate_method_description(
+    path_or_text: str | Path, *, submission: str | Path | None = None, resources: str | Path | None = None
+) -> list[str]:
     """Problems of the method description: a `Path` (or one line that ends in `.md`) is a file, else the text itself.
 
     A file must be called `Method description.md` and lie directly in `submission`; without `submission` it only must
-    not lie in a folder that the platform treats apart (`resources/`, `data/`, `prediction/`).
+    not lie in a folder that the platform treats apart (`resources/`, `data/`, `prediction/`). It must credit the
+    tables and screens in `resources`; without it, in the folder of that name beside the file.
     """
     name, problems = CRUNCH.description_file, []
     if isinstance(path_or_text, Path) or ("\n" not in path_or_text and path_or_text.endswith(".md")):
@@ -94,7 +98,7 @@ def validate_method_description(path_or_text: str | Path, *, submission: str | P
         )
         if path.name != name or not at_top:
             problems.append(f"{name}: found as {path_or_text}; put it at the top level of the submission.")
-        content = path.read_bytes()
+        content, resources = path.read_bytes(), resources or path.parent / MODEL_FOLDER
     else:
         content = path_or_text.encode()
 
@@ -115,7 +119,13 @@ def validate_method_description(path_or_text: str | Path, *, submission: str | P
         problems.append(
             f"{name}: {len(sentences)} sentences or lines, {CRUNCH.description_sentences} are needed; describe more."
         )
-    return problems
+    return problems + (_uncredited(text, resources) if resources else [])
+
+
+def _uncredited(text: str, resources: str | Path) -> list[str]:
+    from workbench.sources.record import uncredited  # noqa: PLC0415 - the runner loads this file with contract.py alone
+
+    return uncredited(text, resources)
 
 
 def _check_prediction(path: Path, perturbations: Sequence[str], genes: Sequence[str], cells: int) -> list[str]:
