@@ -53,12 +53,12 @@ class FeatureTable:
         """By power, the kernel of each gene of `left` with each of `right`: len(left) x len(right), float64."""
         product = self.rows(left) @ self.rows(right).T
         product = product.toarray() if sp.issparse(product) else product
-        return [product if power == 1 else product**power for power in self.powers]
+        return [_to_power(product, power) for power in self.powers]
 
     def diagonals(self, genes: Sequence[str]) -> list[np.ndarray]:
         """By power, the kernel of each of `genes` with itself: (genes,), float64."""
         square = _squares(self.rows(genes))
-        return [square**power for power in self.powers]
+        return [_to_power(square, power) for power in self.powers]
 
     def known(self, genes: Sequence[str]) -> np.ndarray:
         """Which genes have a row."""
@@ -80,6 +80,14 @@ class FeatureTable:
         kept = (length > 0) & (wanted > 0)
         scale = sp.diags_array(wanted[kept] / length[kept]).tocsr()
         return cls(names[kept], scale @ matrix[kept], powers)
+
+
+def _to_power(values: np.ndarray, power: int) -> np.ndarray:
+    """Repeated products, which are many times faster than `**`."""
+    result = values
+    for _ in range(power - 1):
+        result = result * values
+    return result
 
 
 def _squares(rows: Any) -> np.ndarray:

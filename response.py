@@ -34,9 +34,10 @@ FEWEST = 3  # perturbations to learn from
 
 TUNING_ROWS = 800  # training perturbations, at most, on which weights, transfers and noise are tuned
 LANDMARKS = 2500  # with more rows than these a kernel is of low rank
-JUDGED_ROWS = 300  # training perturbations, at most, on which it is judged which tables enter
+JUDGED_ROWS = 200  # training perturbations, at most, on which it is judged which tables enter
 JUDGED_FOLDS, JUDGED_SPLITS = 5, 2
 FEWEST_TO_JUDGE = 10
+JUDGED_SHARE = 0.5  # of the least-squares factor of a screen's profiles, while it is judged
 ENTERS, CLEAR = 1.0, 1.64  # standard errors: of what a table must add, and of what counts as clear
 
 SMOOTHING = 4.0  # noise of a screen's profile, in units of its mean variance
@@ -210,7 +211,8 @@ def fit_response(
     # Which tables enter, and w_t, by leave-one-out; the constant comes last.
     some_rows = _drawn(len(names), TUNING_ROWS)
     z = _directions(residuals.to_numpy()[some_rows], precision[some_rows])
-    judged = judge(names[some_rows], tables, precision[some_rows], z @ z.T)
+    profiles = {name: _profiles(screen, residuals.iloc[some_rows]) for name, screen in knowledge.screens.items()}
+    judged = judge(names[some_rows], tables, precision[some_rows], z, profiles)
     tables = {name: table for name, table in tables.items() if judged.loc[name, "enters"]}
     kernels = _training_kernels(names[some_rows], tables, precision[some_rows])
     kernel = _Kernel(tables, _best_weights(kernels, z @ z.T))
@@ -293,8 +295,17 @@ def _own_responses(residuals: pd.DataFrame) -> FeatureTable:
 JUDGED = ["coverage", "gain", "standard_error", "enters"]
 
 
-def judge(names: pd.Index, tables: dict[str, FeatureTable], precision: np.ndarray, gram: np.ndarray) -> pd.DataFrame:
-    """Which tables enter: tables x `JUDGED`. `precision` is (n,), `gram` the products of the weighed z (n x n).
+def judge(
+    names: pd.Index,
+    tables: dict[str, FeatureTable],
+    precision: np.ndarray,
+    z: np.ndarray,
+    profiles: dict[str, np.ndarray],
+) -> pd.DataFrame:
+    """Which tables enter: tables x `JUDGED`.
+
+    `precision` is (n,), `z` n x G, and `profiles`, by the name of a screen among the tables, what it measured of the
+    training perturbations (n x G, in units of z).
 
     Backwards from all tables: the one without which the correlation out of fold is least worse, or better, goes, until
     each one adds more than a standard error. Tables enter at all where the constant alone predicts nothing, or
@@ -304,11 +315,13 @@ def judge(names: pd.Index, tables: dict[str, FeatureTable], precision: np.ndarra
     kernels = {
         name: _training_kernels(names[rows], {name: table}, precision[rows])[:-1] for name, table in tables.items()
     }
-    ones = np.outer(precision[rows], precision[rows])[None]
-    gram, n = gram[np.ix_(rows, rows)], len(rows)
+    ones, n = np.outer(precision[rows], precision[rows])[None], len(rows)
+    stacked = np.vstack([z[rows], *(profile[rows] for profile in profiles.values())])
+    gram = (stacked @ stacked.T).reshape(len(profiles) + 1, n, len(profiles) + 1, n)
 
     def out_of_fold(kept: list[str]) -> np.ndarray:
-        return _out_of_fold(np.concatenate([*(kernels[name] for name in kept), ones]), gram)
+        blocks = [0, *(1 + list(profiles).index(name) for name in kept if name in profiles)]
+        return _out_of_fold(np.concatenate([*(kernels[name] for name in kept), ones]), gram[blocks][:, :, blocks])
 
     def error(values: np.ndarray) -> float:
         return float(values.std() / np.sqrt(n))
@@ -349,23 +362,32 @@ def _training_kernels(names: pd.Index, tables: dict[str, FeatureTable], precisio
 def _out_of_fold(kernels: np.ndarray, gram: np.ndarray) -> np.ndarray:
     """Correlations of held-out perturbations (n,), the weights of the kernels (T x n x n) learned in each fold.
 
-    The mean over `JUDGED_SPLITS` splits into `JUDGED_FOLDS`. The reference is the mean of the fold's training rows.
+    The mean over `JUDGED_SPLITS` splits into `JUDGED_FOLDS`. `gram` (S+1 x n x S+1 x n) are the products of z, and of
+    the profiles in S screens, which are subtracted times a part of their least-squares factor, and added afterwards.
+    The reference is the mean of the fold's training rows.
     """
-    n = len(gram)
+    n_blocks, n = gram.shape[:2]
     hits = np.zeros((JUDGED_SPLITS, n))
     for split in range(JUDGED_SPLITS):
         folds = np.random.default_rng(split).permutation(n) % JUDGED_FOLDS
         for fold in range(JUDGED_FOLDS):
             train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-            centred = gram - gram[train].mean(axis=0) - gram[:, train].mean(axis=1)[:, None]
-            centred += gram[np.ix_(train, train)].mean()
-            seen, unseen = centred[np.ix_(train, train)], centred[np.ix_(test, train)]
+            centred = gram - gram[:, train].mean(axis=1, keepdims=True)
+            centred -= centred[..., train].mean(axis=3, keepdims=True)
             within = kernels[:, train][:, :, train]
-            weights = _best_weights(within, seen, most_steps=15)
+            weights = _best_weights(within, centred[0, train][:, 0, train], most_steps=15)
             kernel = np.tensordot(weights, within, 1) + np.eye(len(train))
             mixture = np.linalg.solve(kernel, np.tensordot(weights, kernels[:, train][:, :, test], 1)).T
-            square = ((mixture @ seen) * mixture).sum(axis=1) * np.diag(centred)[test]
-            hits[split, test] = (mixture * unseen).sum(axis=1) / np.sqrt(np.maximum(square, 1e-18))
+            parts = np.zeros((len(test), n_blocks, n))  # a held-out prediction is a mixture of all rows of `gram`
+            parts[:, 0, train] = mixture
+            for block in range(1, n_blocks):
+                product, square = (np.trace(centred[block, train][:, other, train]) for other in (0, block))
+                factor = JUDGED_SHARE / (n_blocks - 1) * max(product, 0.0) / max(square, 1e-12)
+                parts[:, block, train] = -factor * mixture
+                parts[np.arange(len(test)), block, test] = factor
+            products = np.tensordot(parts, centred, 2)  # test x S+1 x n
+            square = (products * parts).sum(axis=(1, 2)) * np.diag(centred[0, :, 0])[test]
+            hits[split, test] = products[np.arange(len(test)), 0, test] / np.sqrt(np.maximum(square, 1e-18))
     return hits.mean(axis=0)
 
 
@@ -604,6 +626,17 @@ def _foretelling(
     left = kernel.diagonal(genes[further]) - (solved[further] * across[further]).sum(axis=1)  # variance that is left
     smoothed[further] += (left / (left + noise))[:, None] * (profiles[further] - smoothed[further])
     return smoothed, basis
+
+
+def _profiles(screen: Screen, residuals: pd.DataFrame) -> np.ndarray:
+    """What the screen measured of the training perturbations (n x G), divided as the residuals are for z; else 0."""
+    rows = screen.perturbations.get_indexer(residuals.index)
+    columns = screen.responses.get_indexer(residuals.columns)
+    values = np.where(rows[:, None] >= 0, screen.scores[rows], 0.0) @ np.where(
+        columns >= 0, screen.basis[:, columns], 0.0
+    )
+    r = residuals.to_numpy()
+    return values / _lengths(r - r.mean(axis=1, keepdims=True))[:, None]
 
 
 def _factors(there: np.ndarray, rest: np.ndarray, precision: np.ndarray) -> np.ndarray:
