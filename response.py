@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import scipy.linalg
 import scipy.optimize
+import scipy.sparse as sp
 from sklearn.base import BaseEstimator
 from sklearn.utils.extmath import randomized_svd
 from sklearn.utils.validation import check_is_fitted
@@ -202,6 +203,11 @@ def fit_response(
     """
     names = residuals.index
     tables = knowledge.tables | {name: screen_table(screen) for name, screen in knowledge.screens.items()}
+    sources = dict(knowledge.screens)  # what foretells responses
+    if knowledge.template is not None:
+        sources[TEMPLATE] = knowledge.template
+        genes = knowledge.template.perturbations
+        tables[TEMPLATE] = FeatureTable(genes, sp.csr_matrix((len(genes), 1)), powers=())  # no kernel
     if own_response:
         tables[OWN_RESPONSE] = _own_responses(residuals)
     tables = {name: table for name, table in tables.items() if table.known(names).any()}
@@ -210,23 +216,21 @@ def fit_response(
 
     # Which tables enter, and w_t, by leave-one-out; the constant comes last.
     some_rows = _drawn(len(names), TUNING_ROWS)
-    z = _directions(residuals.to_numpy()[some_rows], precision[some_rows])
-    profiles = {name: _profiles(screen, residuals.iloc[some_rows]) for name, screen in knowledge.screens.items()}
-    judged = judge(names[some_rows], tables, precision[some_rows], z, profiles)
+    profiles = {name: _profiles(sources[name], residuals.iloc[some_rows]) for name in sources if name in tables}
+    judged = judge(residuals.iloc[some_rows], n_cells[some_rows], precision[some_rows], tables, profiles)
     tables = {name: table for name, table in tables.items() if judged.loc[name, "enters"]}
     kernels = _training_kernels(names[some_rows], tables, precision[some_rows])
+    z = _directions(residuals.to_numpy()[some_rows], precision[some_rows])
     kernel = _Kernel(tables, _best_weights(kernels, z @ z.T))
     axes = kernel.axes(names[some_rows], precision[some_rows])
-    genes = pd.Index(
-        sorted({*names}.union(*(table.genes for table in tables.values()), *_foretold(knowledge, tables)) - {""})
-    )
+    genes = pd.Index(sorted({*names}.union(*(table.genes for table in tables.values())) - {""}))
 
     # What each screen that entered foretells, then the template; the share of each by leave-one-out.
     rest, transfers = residuals.to_numpy(), dict[str, float]()  # rest: n x G
     foretold: list[tuple[np.ndarray, np.ndarray]] = []  # loadings (genes + 1) x L, basis L x G
     posterior = _Posterior.of(rest[some_rows], precision[some_rows], axes, rank)
-    for name, screen in _sources(knowledge, tables).items():
-        loadings, basis = _foretelling(screen, kernel, genes, names, residuals.columns, smooth=name != TEMPLATE)
+    for name in [name for name in sources if name in tables]:
+        loadings, basis = _foretelling(sources[name], kernel, genes, names, residuals.columns, smooth=name != TEMPLATE)
         at = genes.get_indexer(names)
         basis *= _factors(loadings[at] @ basis, rest, precision)
         there = loadings[at] @ basis  # n x G
@@ -296,32 +300,33 @@ JUDGED = ["coverage", "gain", "standard_error", "enters"]
 
 
 def judge(
-    names: pd.Index,
-    tables: dict[str, FeatureTable],
+    residuals: pd.DataFrame,
+    n_cells: np.ndarray,
     precision: np.ndarray,
-    z: np.ndarray,
+    tables: dict[str, FeatureTable],
     profiles: dict[str, np.ndarray],
 ) -> pd.DataFrame:
     """Which tables enter: tables x `JUDGED`.
 
-    `precision` is (n,), `z` n x G, and `profiles`, by the name of a screen among the tables, what it measured of the
-    training perturbations (n x G, in units of z).
+    `residuals` are n x G, `n_cells` and `precision` (n,), and `profiles`, by the name of a screen among the tables,
+    what it measured of the training perturbations (n x G, 0 where it did not).
 
     Backwards from all tables: the one without which the correlation out of fold is least worse, or better, goes, until
     each one adds more than a standard error. Tables enter at all where the constant alone predicts nothing, or
     where together they are clearly better than it.
     """
-    rows = _drawn(len(names), JUDGED_ROWS)
-    kernels = {
-        name: _training_kernels(names[rows], {name: table}, precision[rows])[:-1] for name, table in tables.items()
-    }
-    ones, n = np.outer(precision[rows], precision[rows])[None], len(rows)
-    stacked = np.vstack([z[rows], *(profile[rows] for profile in profiles.values())])
+    rows = _drawn(len(residuals), JUDGED_ROWS)
+    names, cells, precise = residuals.index, n_cells[rows], precision[rows]
+    kernels = {name: _training_kernels(names[rows], {name: table}, precise)[:-1] for name, table in tables.items()}
+    ones, n = np.outer(precise, precise)[None], len(rows)
+    stacked = np.vstack([residuals.to_numpy()[rows], *(profile[rows] for profile in profiles.values())])
+    stacked -= stacked.mean(axis=1, keepdims=True)
     gram = (stacked @ stacked.T).reshape(len(profiles) + 1, n, len(profiles) + 1, n)
 
     def out_of_fold(kept: list[str]) -> np.ndarray:
         blocks = [0, *(1 + list(profiles).index(name) for name in kept if name in profiles)]
-        return _out_of_fold(np.concatenate([*(kernels[name] for name in kept), ones]), gram[blocks][:, :, blocks])
+        chosen = np.concatenate([*(kernels[name] for name in kept), ones])
+        return _out_of_fold(chosen, gram[blocks][:, :, blocks], cells, precise)
 
     def error(values: np.ndarray) -> float:
         return float(values.std() / np.sqrt(n))
@@ -359,12 +364,12 @@ def _training_kernels(names: pd.Index, tables: dict[str, FeatureTable], precisio
     return np.array([*kernels, np.ones((len(names), len(names)))]) * np.outer(precision, precision)
 
 
-def _out_of_fold(kernels: np.ndarray, gram: np.ndarray) -> np.ndarray:
+def _out_of_fold(kernels: np.ndarray, gram: np.ndarray, n_cells: np.ndarray, precision: np.ndarray) -> np.ndarray:
     """Correlations of held-out perturbations (n,), the weights of the kernels (T x n x n) learned in each fold.
 
-    The mean over `JUDGED_SPLITS` splits into `JUDGED_FOLDS`. `gram` (S+1 x n x S+1 x n) are the products of z, and of
-    the profiles in S screens, which are subtracted times a part of their least-squares factor, and added afterwards.
-    The reference is the mean of the fold's training rows.
+    The mean over `JUDGED_SPLITS` splits into `JUDGED_FOLDS`. `gram` (S+1 x n x S+1 x n) are the products of the
+    residuals, and of the profiles in S screens, which are subtracted times a part of their least-squares factor, and
+    added afterwards. The reference is the mean over the cells of the fold's training rows.
     """
     n_blocks, n = gram.shape[:2]
     hits = np.zeros((JUDGED_SPLITS, n))
@@ -372,8 +377,11 @@ def _out_of_fold(kernels: np.ndarray, gram: np.ndarray) -> np.ndarray:
         folds = np.random.default_rng(split).permutation(n) % JUDGED_FOLDS
         for fold in range(JUDGED_FOLDS):
             train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-            centred = gram - gram[:, train].mean(axis=1, keepdims=True)
-            centred -= centred[..., train].mean(axis=3, keepdims=True)
+            shares = n_cells[train] / n_cells[train].sum()
+            centred = gram - np.tensordot(gram[:, train], shares, (1, 0))[:, None]
+            centred -= (centred[..., train] @ shares)[..., None]
+            scale = precision / np.sqrt(np.maximum(np.diag(centred[0, :, 0]), 1e-24))
+            centred *= scale[:, None, None] * scale
             within = kernels[:, train][:, :, train]
             weights = _best_weights(within, centred[0, train][:, 0, train], most_steps=15)
             kernel = np.tensordot(weights, within, 1) + np.eye(len(train))
@@ -587,16 +595,6 @@ def _solved(
 # ---------------------------------------------------------------------------------------------------------------------
 # What other screens foretell
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def _sources(knowledge: GeneKnowledge, tables: dict[str, FeatureTable]) -> dict[str, Screen]:
-    """The screens that entered, and the template."""
-    sources = {name: screen for name, screen in knowledge.screens.items() if name in tables}
-    return sources | ({} if knowledge.template is None else {TEMPLATE: knowledge.template})
-
-
-def _foretold(knowledge: GeneKnowledge, tables: dict[str, FeatureTable]) -> list[pd.Index]:
-    return [screen.perturbations for screen in _sources(knowledge, tables).values()]
 
 
 def _foretelling(
