@@ -68,6 +68,7 @@ from helpers import (
 )
 from knowledge import FEATURES_FOLDER, GeneKnowledge, read_features, training_knowledge
 from response import ResponseModel
+from screens import SCREENS_FOLDER, read_screens
 
 MODEL_FILE = "model.h5"
 EXPECTED_FILE = "expected.csv"
@@ -303,7 +304,7 @@ class Predictor:
         return self.expression, self.proportions, self.cells
 
     def describe(self) -> str:
-        """The parts with their parameters: `ResponseModel(prior=0.1, ...), MedianProportions(), ...`."""
+        """The parts with their parameters: `ResponseModel(rank=120, ...), MedianProportions(), ...`."""
         return ", ".join(_describe(part) for part in self.parts())
 
 
@@ -503,12 +504,18 @@ def _read_values(dataset: h5py.Dataset) -> tuple[np.ndarray, Any]:
 
 
 def fit_predictor(
-    challenge: Challenge, predictor: Predictor | None = None, *, features: str | Path | None = None, seed: int = 0
+    challenge: Challenge,
+    predictor: Predictor | None = None,
+    *,
+    features: str | Path | None = None,
+    screens: str | Path | None = None,
+    seed: int = 0,
 ) -> Predictor:
     """Fit a method (default: `Predictor.default()`) to the training cells of a challenge folder; returns a fitted copy.
 
-    `features` is a folder of the user's own feature tables (`knowledge.read_features`); `seed` draws the control cells
-    from which the base is herded and co-expression is computed.
+    `features` is a folder of the user's own feature tables (`knowledge.read_features`), `screens` one of other screens
+    (`screens.read_screens`); `seed` draws the control cells from which the base is herded and co-expression is
+    computed.
     """
     predictor = copy.deepcopy(predictor) if predictor is not None else Predictor.default()
     size, n_perturbations = challenge.train_path.stat().st_size, len(challenge.perturbations)
@@ -526,11 +533,12 @@ def fit_predictor(
             stacklevel=2,
         )
     own = read_features(features, names) if features is not None and Path(features).is_dir() else {}
+    elsewhere = read_screens(screens, names) if screens is not None and Path(screens).is_dir() else {}
     stats = perturbation_stats(challenge.train_path)
     pool = read_cells(challenge.train_path, pool_rows(challenge.obs, seed))
     with threadpool_limits(1):
         knowledge = training_knowledge(stats, pool, challenge.signatures, names)
-    knowledge = replace(knowledge, tables=knowledge.tables | own)
+    knowledge = replace(knowledge, tables=knowledge.tables | own, screens=elsewhere)
     predictor.fit(stats, challenge.proportions, pool, knowledge)
     _say_what_is_known(challenge, knowledge, predictor.expression)
     return predictor
@@ -540,14 +548,23 @@ READ_PER_SECOND = 1e9  # bytes of a training file, of which the layer of counts 
 
 
 def _say_what_is_known(challenge: Challenge, knowledge: GeneKnowledge, model: Any) -> None:
-    """One line per feature table: how many training and predicted knock-outs it knows, and its learned weight."""
-    weights = getattr(model, "weights_", {})
-    for name, table in knowledge.tables.items():
+    """One line per table and screen: whose knock-outs it knows, what it adds out of fold, and its learned weight."""
+    weights, transfers, judged = (getattr(model, name, None) for name in ("weights_", "transfers_", "judged_"))
+    known = {name: table.genes for name, table in knowledge.tables.items()}
+    known |= {name: screen.perturbations for name, screen in knowledge.screens.items()}
+    for name, genes in known.items():
         training, predicted = (
-            f"{table.known(names).sum()} of {len(names)}" for names in (challenge.perturbations, challenge.targets)
+            f"{names.isin(genes).sum()} of {len(names)}" for names in (challenge.perturbations, challenge.targets)
         )
-        weight = f"; weight {weights[name]:.2g}" if name in weights else ""
-        print(f"  {name}: knows {training} training and {predicted} predicted knock-outs{weight}")
+        line = f"  {name}: knows {training} training and {predicted} predicted knock-outs"
+        if judged is not None and name in judged.index:
+            line += f"; adds {judged.loc[name, 'gain']:+.3f} ± {judged.loc[name, 'standard_error']:.3f} out of fold"
+            if not judged.loc[name, "enters"]:
+                line += "; left out"
+            elif weights is not None and name in weights:
+                line += f"; weight {weights[name]:.2g}"
+                line += f"; transfer {transfers[name]:.2f}" if transfers is not None and name in transfers else ""
+        print(line)
 
 
 def train(
@@ -559,13 +576,15 @@ def train(
 ) -> Predictor:
     """Fit a method (default: `Predictor.default()`) on the data folder and save it into the model folder.
 
-    Uses the feature tables in the model folder's `features/`, where there are any. Beside the model it writes
-    `expected.csv`, where the method has a `predict_scale`: for each target, how large an error and which Pearson
-    correlation it expects. A model folder that cannot be written to costs a warning, not the fitted model, which is
-    returned.
+    Uses the feature tables in the model folder's `features/` and the screens in its `screens/`, where there are any.
+    Beside the model it writes `expected.csv`, where the method has a `predict_scale`: for each target, how large an
+    error and which Pearson correlation it expects. A model folder that cannot be written to costs a warning, not the
+    fitted model, which is returned.
     """
     challenge, folder = load_challenge(data_directory_path), Path(model_directory_path)
-    fitted = fit_predictor(challenge, predictor, features=folder / FEATURES_FOLDER, seed=seed)
+    fitted = fit_predictor(
+        challenge, predictor, features=folder / FEATURES_FOLDER, screens=folder / SCREENS_FOLDER, seed=seed
+    )
     with threadpool_limits(1):
         expected = checked_scale(fitted.expression, challenge.targets)
     path = folder / MODEL_FILE
