@@ -435,6 +435,29 @@ def growth(folder: Path, size: str) -> list[dict]:
     return rows
 
 
+def fits(size: str) -> list[dict]:
+    """A lab's screen of growing size, up to 10,000 perturbations x 8,000 responses; `value` is the held-out Pearson.
+
+    The same 2,400 perturbations with all of them as landmarks, which is exact, and with half of them.
+    """
+    sizes = [("exact", 600, 2000, 0)]
+    if size != "quick":
+        sizes += [("exact", 600, 8000, 0), ("exact", 1200, 8000, 0), ("exact", 2400, 8000, 0)]
+        sizes += [("by 1,200 landmarks", 2400, 8000, 1200), ("by landmarks", 4800, 8000, 0)]
+        sizes += [("by landmarks", 10_000, 8000, 0)]
+    rows = []
+    for variant, n, responses, landmarks in sizes:
+        command = [sys.executable, "-m", "workbench.fit_bench", str(n), str(responses)]
+        command += [str(landmarks)] if landmarks else []
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+        if done.returncode:
+            raise SystemExit(f"fit, {n} perturbations failed:\n{done.stderr}")
+        result = json.loads(done.stdout.splitlines()[-1])
+        print(f"fit        {n:6,} x {responses:,} {variant:20} {result['seconds']:8.1f} s", flush=True)
+        rows.append({"job": "fit", "variant": variant, "cells": n, "genes": responses, "perturbations": n, **result})
+    return rows
+
+
 def _simulated(folder: Path, size: Size) -> None:
     if not _train_file(folder).exists():
         real = size.genes == SIZES["full"].genes
@@ -455,6 +478,7 @@ def run(size: str, folder: Path) -> pd.DataFrame:
     for job in JOBS:
         rows += run_job(job, folder, size, variants_at(job, size))
     rows += compact_loss(folder)
+    rows += fits(size)
     if size != "quick":  # start-up would hide it
         rows += growth(folder, size)
     first = ["job", "variant", "cells", "genes", "perturbations", "seconds", "peak_gb", "ratio"]
@@ -477,7 +501,8 @@ def page(table: pd.DataFrame, command: str) -> str:
         "",
         f"Made by `{command}` on a shared machine: {machine()}.",
         "Best of the repeats; `ratio` is to the first row of each job, in the same run; `value` is the",
-        "largest change of a score, or the log-log slope of the time.",
+        "largest change of a score, the log-log slope of the time or, of a fit (perturbations x responses, five",
+        "tables and another screen), the Pearson correlation of held-out perturbations.",
         "",
         "| job | variant | cells x genes | seconds | peak GB | read GB | written GB | file GB | ratio | value |",
         "|---|---|---|---|---|---|---|---|---|---|",
