@@ -42,7 +42,6 @@ JUDGED_SHARE = 0.5  # of the least-squares factor of a screen's profiles, while 
 ENTERS, CLEAR = 1.0, 1.64  # standard errors: of what a table must add, and of what counts as clear
 
 SMOOTHING = 4.0  # noise of a screen's profile, in units of its mean variance
-SHRINKAGE = 0.2  # of the transfer factor of each response to the common one
 
 
 class ResponseModel(BaseEstimator):
@@ -640,15 +639,21 @@ def _profiles(screen: Screen, residuals: pd.DataFrame) -> np.ndarray:
 def _factors(there: np.ndarray, rest: np.ndarray, precision: np.ndarray) -> np.ndarray:
     """By response (G,), the factor from what is foretold to the residuals (both n x G), and not below 0.
 
-    Least squares over the training perturbations, which count alike, shrunken to the factor common to all responses.
+    Least squares over the training perturbations, which count alike, shrunken to the factor common to all responses by
+    empirical Bayes: as far as the factors differ by no more than their own errors.
     """
     scale = (precision / _lengths(rest - rest.mean(axis=1, keepdims=True)))[:, None]
     there, rest = there * scale, rest * scale
-    product, square = (there * rest).sum(axis=0), (there**2).sum(axis=0)
-    if square.sum() <= 0:
+    product, square, total = (there * rest).sum(axis=0), (there**2).sum(axis=0), (rest**2).sum(axis=0)
+    known = square > 1e-12 * square.max(initial=0.0)
+    if not known.any():
         return np.zeros(len(square))
-    common, shrink = product.sum() / square.sum(), SHRINKAGE * square.mean()
-    return np.maximum((product + shrink * common) / (square + shrink), 0.0)
+    common = product.sum() / square.sum()
+    own = np.where(known, product / np.where(known, square, 1.0), common)
+    noise = np.maximum(total - own * product, 0.0) / max(len(rest) - 1, 1)  # G: variance of the residuals
+    spread = ((own - common) ** 2 * square - noise)[known].sum() / square.sum()  # variance of the factors
+    shrink = noise / max(spread, 1e-12)
+    return np.maximum((product + shrink * common) / np.maximum(square + shrink, 1e-300), 0.0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
