@@ -21,7 +21,6 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-import threading
 import warnings
 import zlib
 from collections import deque
@@ -51,6 +50,11 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from contract import OBESITY_1 as CRUNCH
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 
 class DataError(ValueError):
@@ -1278,21 +1282,124 @@ def _write_labels(path: Path, genes_of_cells: pd.Index, genes: pd.Index) -> None
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it when all went well and removed when not.
 
-    What a killed run left behind is removed by the next one. Raises DataError when the disk is full or read-only.
+    What a killed run left behind is removed by the next one. Raises DataError for a folder of that name, and when the
+    disk is full or read-only.
     """
-    temporary = path.with_name(f".{path.name}.{threading.get_ident()}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for stale in path.parent.glob(f".{path.name}.*.partial"):
-            if not psutil.pid_exists(int(stale.name.split(".")[-2])):
-                stale.unlink(missing_ok=True)
+    with replacing_all([path]) as (temporary,):
         yield temporary
-        temporary.replace(path)
+
+
+@contextmanager
+def replacing_all(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """As `replacing`, for files that belong together: none is renamed before all are written."""
+    done: list[Path] = []
+    try:
+        with ExitStack() as stack:
+            if folders := [path for path in paths if path.is_dir()]:
+                raise IsADirectoryError(f"{some(folders)} is a folder; name a file")
+            temporaries = [stack.enter_context(_temporary(path)) for path in paths]
+            yield temporaries
+            for temporary, path in zip(temporaries, paths, strict=True):
+                temporary.replace(path)
+                done.append(path)
     except (OSError, RuntimeError) as error:  # closing a file on a full disk, h5py raises a RuntimeError
-        raise DataError(f"{path}: could not be written ({error}); what was there before is untouched") from error
+        left = [path for path in paths if path not in done]
+        raise DataError(f"{some(left)}: could not be written ({error}); an older file is as it was") from error
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A new name beside `path`, which a lock file says is in use; what is there under that name at the end goes.
+
+    The system frees the lock when its process ends, however it ends. So an unlocked name is a leftover, which goes too.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock, file = _new_lock(path)
+    try:
+        _remove_leftovers(path, lock.stat().st_mtime)
+        yield lock.with_suffix(".partial")
     finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        _remove(lock.with_suffix(".partial"))
+        file.close()
+        _remove(lock)
+
+
+TOKEN_BYTES = 8
+STALE = 24 * 3600.0  # seconds: where there are no locks, what has not changed for so long is a leftover
+
+
+def _new_lock(path: Path) -> tuple[Path, BinaryIO]:
+    """A lock file beside `path`, `.NAME.TOKEN.lock`, and the open file that holds the lock."""
+    while True:
+        lock = path.with_name(f".{path.name}.{os.urandom(TOKEN_BYTES).hex()}.lock")
+        file = lock.open("xb")
+        if _locked(file) is not False and _still_there(file, lock):
+            return lock, file
+        file.close()  # another run took it for a leftover before it was locked
+
+
+def _remove_leftovers(path: Path, now: float) -> None:
+    """Remove the temporary files of `path` whose process has ended. `now` is the time by the clock of their disk."""
+    for lock in path.parent.iterdir():
+        token = lock.name.removeprefix(f".{path.name}.").removesuffix(".lock")
+        if lock.name != f".{path.name}.{token}.lock" or len(token) != 2 * TOKEN_BYTES:
+            continue
+        with suppress(OSError):  # another run removes it as well, or it is another user's
+            with lock.open("r+b") as file:
+                locked = _locked(file)
+                if locked:  # removed while it is ours: its maker may be about to lock it
+                    _remove(lock.with_suffix(".partial"))
+                    _remove(lock)
+            if locked is None and now - _changed(lock) > STALE:
+                _remove(lock.with_suffix(".partial"))
+                _remove(lock)
+
+
+def _changed(lock: Path) -> float:
+    """When a temporary file or its lock was last changed."""
+    return max(path.stat().st_mtime for path in (lock, lock.with_suffix(".partial")) if path.exists())
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _locked(file: BinaryIO) -> bool | None:
+    """Lock an open file until it is closed: False where another has it, None where files cannot be locked."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network disks
+        return None
+    return True
+
+
+def _still_there(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def only_one(path: Path) -> Iterator[None]:
+    """Inside, no other process or thread is inside for the same file or folder. Raises DataError where one is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        with ExitStack() as stack:
+            file = stack.enter_context(lock.open("ab"))
+            if _locked(file) is False:
+                raise DataError(f"{path}: another run is writing it; wait until it has ended, or name another place")
+            if not _still_there(file, lock):  # the run before removed it after we had opened it
+                continue
+            stack.callback(_remove, lock)  # before the file is closed, which frees the lock
+            yield
+            return
 
 
 def write_array(group: h5py.Group, name: str, values: np.ndarray) -> None:
@@ -1343,11 +1450,13 @@ def row_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def mmd(truth: np.ndarray, prediction: np.ndarray, sigma: float = CRUNCH.sigma) -> float:
     """Squared maximum mean discrepancy (biased) of the first n = min(true, predicted) cells; lower is better.
 
-    `truth` and `prediction` are cells x genes. mean(K_xx) + mean(K_yy) - 2 mean(K_xy), with `scorer_kernel`.
+    `truth` and `prediction` are cells x genes. mean(K_xx) + mean(K_yy) - 2 mean(K_xy), with `scorer_kernel`. Raises
+    DataError without cells, and for a bandwidth that is not positive.
     """
     n = min(len(truth), len(prediction))
     if n == 0:
-        raise ValueError("mmd needs at least one true and one predicted cell")
+        raise DataError("mmd needs at least one true and one predicted cell")
+    _check_width(sigma)
     centre = np.asarray(prediction[:n], float).mean(axis=0)
     x, y = (np.asarray(cells[:n], float) - centre for cells in (truth, prediction))
     return _mean_kernel(x, x, sigma) + _mean_kernel(y, y, sigma) - 2.0 * _mean_kernel(x, y, sigma)
@@ -1358,15 +1467,28 @@ def _mean_kernel(a: np.ndarray, b: np.ndarray, sigma: float) -> float:
 
 
 def cell_scores(
-    truth: np.ndarray, prediction: np.ndarray, reference: np.ndarray, sigma: float = CRUNCH.sigma
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    sigma: float = CRUNCH.sigma,
+    name: str = "a perturbation",
 ) -> dict[str, float]:
     """`pearson_delta` and `mmd` of one perturbation (cells x genes), as `score` has them.
 
     A prediction that equals the reference to float32 rounding has no Pearson delta but that of the rounding: it is 0.
+    It is 0 as well where all genes differ from the reference by the same. Raises DataError, which begins with `name`,
+    for cells that are NaN or infinite, and where there are none.
     """
+    for values, what in ((truth, "true cells"), (prediction, "predicted cells"), (reference, "reference")):
+        if len(values) == 0:
+            raise DataError(f"{name}: there are no {what}")
+        _check_finite(values, f"{name}: the {what} hold NaN or infinite values, so it has no score")
     is_reference = np.abs(prediction.mean(axis=0) - reference).max() < REFERENCE_TOLERANCE
     pearson = 0.0 if is_reference else pearson_delta(truth, prediction, reference)
-    return {"pearson_delta": pearson, "mmd": mmd(truth, prediction, sigma)}
+    found = {"pearson_delta": 0.0 if np.isnan(pearson) else pearson, "mmd": mmd(truth, prediction, sigma)}
+    if bad := [metric for metric, value in found.items() if not np.isfinite(value)]:
+        raise DataError(f"{name}: {some(bad)} is not finite: the cells hold values too large to square")
+    return found
 
 
 def l1_distance(truth: pd.DataFrame, prediction: pd.DataFrame) -> float:
@@ -1378,13 +1500,16 @@ def l1_by_perturbation(truth: pd.DataFrame, prediction: pd.DataFrame) -> pd.Seri
     """0.75 (|d pre_adipo| + |d adipo| + |d other|) + 0.25 |d (lipo / adipo)| of each perturbation of `truth`.
 
     Both tables hold one row per perturbation, named by a column `gene` or by the index; they are matched by name.
-    Raises DataError when a perturbation of `truth` is missing or repeated in `prediction`.
+    Raises DataError when a perturbation of `truth` is missing or repeated in `prediction`, and for shares that are
+    missing or infinite.
     """
     truth, prediction = (
         table.set_index(CRUNCH.perturbation) if CRUNCH.perturbation in table else table for table in (truth, prediction)
     )
     for table, where in ((truth, "true proportions"), (prediction, "predicted proportions")):
         check_unique(table.index, where)
+        if bad := list(table.index[~np.isfinite(table[CRUNCH.states].astype(float)).all(axis=1)]):
+            raise DataError(f"{where}: values are missing or infinite for {some(bad)}")
     if missing := list(truth.index.difference(prediction.index)):
         raise DataError(f"predicted proportions: no row for {some(missing)}")
     prediction = prediction.loc[truth.index]
@@ -1414,14 +1539,19 @@ def score(
     of any other scale) or a number. `executor` is as in `perturbation_stats`; the files are read once.
 
     Returns a tidy table with columns `perturbation, metric, panel, n_genes, sigma, sigma_rule, value`. A prediction
-    that equals the reference to float32 rounding has no Pearson delta but that of the rounding; it counts as 0.
+    that equals the reference to float32 rounding has no Pearson delta but that of the rounding; it counts as 0. Every
+    perturbation of the true cells has every score: DataError where one is missing in another file, or is not finite.
     """
     true, predicted = (_Shard.of(Path(path), [CRUNCH.perturbation]) for path in (truth_h5ad, prediction_h5ad))
     panels = draw_panels(true.genes, predicted.genes, genes, n_panels, panel_size, seed)
-    reference = pd.Series(_read_uns(Path(truth_h5ad), CRUNCH.perturbed_centroid), index=true.genes)
+    reference = _reference(Path(truth_h5ad), true.genes)
     perturbations = list(true.obs[CRUNCH.perturbation].cat.categories)
     if missing := sorted(set(perturbations) - set(predicted.obs[CRUNCH.perturbation].cat.categories)):
         raise DataError(f"{predicted.name}: no cells for the scored perturbations {some(missing)}")
+    truth, shares = (read_proportions(Path(path)) for path in (truth_proportions_csv, proportions_csv))
+    for table, path in ((truth, truth_proportions_csv), (shares, proportions_csv)):
+        if missing := sorted(set(perturbations) - set(table.index)):
+            raise DataError(f"{path}: no row for the scored perturbations {some(missing)}")
     with _open_rows(true.source) as X:
         widths = [bandwidth(sigma, panel, X, true.genes) for panel in panels]
     cells = [shard.obs.reset_index().groupby(CRUNCH.perturbation, observed=True).indices for shard in (true, predicted)]
@@ -1434,7 +1564,8 @@ def score(
     tasks = []
     for first in range(0, len(perturbations), SCORED_TOGETHER):
         names = perturbations[first : first + SCORED_TOGETHER]
-        tasks.append((true.source, predicted.source, [(cells[0][name], cells[1][name]) for name in names], settings))
+        where = [(name, cells[0][name], cells[1][name]) for name in names]
+        tasks.append((true.source, predicted.source, where, settings))
     rows = []
     with progress_bar("scoring", total=len(perturbations), unit="perturbation") as progress:
         scored = (values for part in _map_ahead(executor, _score_task, tasks) for values in part)
@@ -1443,7 +1574,6 @@ def score(
                 for metric, value in pair.items():
                     rows.append((perturbation, metric, i, len(panel), width, rule, value))
             progress.update()
-    truth, shares = (read_proportions(Path(path)) for path in (truth_proportions_csv, proportions_csv))
     distances = l1_by_perturbation(truth.loc[truth.index.isin(perturbations)], shares)
     rows += [(perturbation, "l1_distance", 0, 0, np.nan, "", value) for perturbation, value in distances.items()]
     return pd.DataFrame(rows, columns=["perturbation", "metric", "panel", "n_genes", "sigma", "sigma_rule", "value"])
@@ -1459,27 +1589,32 @@ class _PanelTask:
     sigma: float
 
 
-def _score_task(task: tuple[Path, Path, list[tuple[np.ndarray, np.ndarray]], list[_PanelTask]]) -> list[list]:
-    """Pearson delta and MMD of some perturbations (rows of the truth, rows of the prediction) on every panel."""
+def _score_task(task: tuple[Path, Path, list[tuple[str, np.ndarray, np.ndarray]], list[_PanelTask]]) -> list[list]:
+    """Pearson delta and MMD of some perturbations (name, rows of the truth, of the prediction) on every panel."""
     truth, prediction, perturbations, panels = task
     scores: list[list] = []
     # The products are small: more threads would wait for each other.
     with _open_rows(truth) as true, _open_rows(prediction) as predicted, threadpool_limits(1):
-        for true_rows, predicted_rows in perturbations:
+        for name, true_rows, predicted_rows in perturbations:
             true_cells, predicted_cells = _cells_at(true, true_rows), _cells_at(predicted, predicted_rows)
+            for cells, path in ((true_cells, truth), (predicted_cells, prediction)):
+                _check_finite(cells, f"{path}: X holds NaN or infinite values in the cells of {name}; replace them")
             scores.append([])
             for panel in panels:
                 x = true_cells[:, panel.true_columns].astype(np.float64)
                 y = predicted_cells[:, panel.predicted_columns].astype(np.float64)
-                scores[-1].append(cell_scores(x, y, panel.reference, panel.sigma))
+                scores[-1].append(cell_scores(x, y, panel.reference, panel.sigma, f"{prediction}: {name}"))
     return scores
 
 
 def summarise_scores(table: pd.DataFrame) -> pd.DataFrame:
     """One row per metric of the table of `score`: mean over perturbations and panels, and how the panels differ.
 
-    `spread` is the standard deviation of the panels' means (0 for one panel), `perturbations` their number.
+    `spread` is the standard deviation of the panels' means (0 for one panel), `perturbations` their number. Raises
+    DataError for values that are missing or infinite: a mean would leave them out.
     """
+    if bad := list(table.loc[~np.isfinite(table["value"]), "perturbation"].unique()):
+        raise DataError(f"the table of scores holds NaN or infinite values for {some(bad)}")
     by_panel = table.groupby(["metric", "panel"])["value"].mean().groupby("metric")
     return pd.DataFrame(
         {
@@ -1493,16 +1628,25 @@ def summarise_scores(table: pd.DataFrame) -> pd.DataFrame:
 def draw_panels(
     true_genes: pd.Index, predicted_genes: pd.Index, genes: Sequence[str] | None, n_panels: int, size: int, seed: int
 ) -> list[pd.Index]:
-    """The gene panels to score on: `genes`, or random ones of the shared genes, or all of them."""
+    """The gene panels to score on: `genes`, or random ones of the shared genes, or all of them.
+
+    Raises DataError for genes that are not in both, and for panels of fewer than two genes, which have no correlation.
+    """
     shared = true_genes[true_genes.isin(predicted_genes)]
     if genes is not None:
         panel = pd.Index(genes)
         check_unique(panel, "genes")
         if missing := list(panel[~panel.isin(shared)]):
             raise DataError(f"genes: not in both the prediction and the truth: {some(missing)}")
+        if len(panel) < 2:
+            raise DataError(f"genes: a panel of {len(panel)}; scores need at least two genes")
         return [panel]
-    if shared.empty:
-        raise DataError("the prediction and the truth have no gene in common")
+    if n_panels < 1 or size < 2:
+        raise DataError(f"n_panels is {n_panels} and panel_size {size}; scores need a panel of at least two genes")
+    if len(shared) < 2:
+        raise DataError(
+            f"the prediction and the truth have {len(shared) or 'no'} gene in common; scores need at least two"
+        )
     if len(shared) <= size:
         return [shared]
     generators = np.random.default_rng(seed).spawn(n_panels)
@@ -1513,15 +1657,33 @@ def draw_panels(
 def bandwidth(rule: float | str, panel: pd.Index, X: _Matrix, genes: pd.Index) -> tuple[float, str]:
     """The middle bandwidth of MMD on a panel, and the rule it follows: "scaled", "calibrated" or "given".
 
-    `rule` is one of the first two, or a number; `X` (cells x `genes`) are the true cells.
+    `rule` is one of the first two, or a positive number; `X` (cells x `genes`) are the true cells. Raises DataError
+    for any other rule, and where the true cells give no bandwidth: one cell, equal cells, NaN.
     """
     if rule == "scaled":
         return CRUNCH.sigma * len(panel) / CRUNCH.sigma_genes, "scaled"
     if rule != "calibrated":
-        return float(rule), "given"
+        return _check_width(rule), "given"
     rows = np.unique(np.linspace(0, X.shape[0] - 1, 500).astype(int))
     cells = _cells_at(X, rows)[:, genes.get_indexer(panel)].astype(np.float64)
-    return float(squared_distances(cells, cells).sum() / (len(rows) * (len(rows) - 1))), "calibrated"
+    width = float(squared_distances(cells, cells).sum() / max(len(rows) * (len(rows) - 1), 1))
+    if not (np.isfinite(width) and width > 0):
+        raise DataError(
+            f"sigma 'calibrated': the mean squared distance between true cells is {width:g}, which is no bandwidth: "
+            f"look at the {X.shape[0]} true cells, or choose 'scaled'"
+        )
+    return width, "calibrated"
+
+
+def _check_width(sigma: float | str) -> float:
+    """The bandwidth as a number. Raises DataError unless it is positive and finite."""
+    try:
+        width = float(sigma)
+    except (TypeError, ValueError):
+        width = np.nan
+    if not (np.isfinite(width) and width > 0):
+        raise DataError(f"sigma is {sigma}: it must be 'scaled', 'calibrated' or a positive number")
+    return width
 
 
 def _cells_at(X: _Matrix, rows: np.ndarray) -> np.ndarray:
@@ -1536,11 +1698,19 @@ def dense(rows: Any) -> np.ndarray:
     return rows.toarray() if sp.issparse(rows) else rows
 
 
-def _read_uns(path: Path, key: str) -> np.ndarray:
+def _reference(path: Path, genes: pd.Index) -> pd.Series:
+    """The perturbed centroid in `uns` of the truth: what Pearson delta counts from, by gene."""
+    key = CRUNCH.perturbed_centroid
     with _open_store(path) as file:
         if f"uns/{key}" not in file:
             raise DataError(f"{path}: uns has no '{key}': the reference of Pearson delta")
-        return file[f"uns/{key}"][:]
+        stored = file[f"uns/{key}"]
+        if getattr(stored, "shape", None) != (len(genes),) or stored.dtype.kind not in "iuf":
+            raise DataError(f"{path}: uns['{key}'] must hold one number for each of the {len(genes)} genes of var")
+        values = stored[:]
+    if not np.isfinite(values).all():
+        raise DataError(f"{path}: uns['{key}'] is NaN or infinite for {some(genes[~np.isfinite(values)])}")
+    return pd.Series(values, index=genes)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1564,9 +1734,18 @@ def local_split(
     `held_out` names the perturbations, or is the share of them to draw. `max_cells` keeps the first cells of each
     perturbation, `n_genes` draws that many genes. Writes `local_train.h5ad`, `local_test_eval.h5ad` (with
     `uns["control_centroid_train"]` and `uns["perturbed_centroid_train"]` of the training part) and
-    `local_test_perturbated_genes.txt`. Returns the held-out perturbations, sorted.
+    `local_test_perturbated_genes.txt`: all of them or none. Returns the held-out perturbations, sorted.
+
+    Raises DataError where no perturbation, or no cell or gene, would be left on either side, and for a `source` that is
+    one of the files to write.
     """
     source, folder = Path(source), Path(folder)
+    for number, name in ((max_cells, "max_cells"), (n_genes, "n_genes")):
+        if number is not None and number < 1:
+            raise DataError(f"{name} is {number}: it must be at least 1")
+    files = [folder / name for name in ("local_train.h5ad", "local_test_eval.h5ad", "local_test_perturbated_genes.txt")]
+    if source.resolve() in [file.resolve() for file in files]:
+        raise DataError(f"{source}: it would be overwritten; choose another folder than {folder}")
     obs, genes = read_labels(source, [CRUNCH.perturbation])
     generator = np.random.default_rng(seed)
     test = _held_out(obs, held_out, generator, source)
@@ -1582,11 +1761,10 @@ def local_split(
     _require_control(stats.mean)
     test_part.uns[CRUNCH.control_centroid] = stats.mean.loc[CRUNCH.control].to_numpy()
     test_part.uns[CRUNCH.perturbed_centroid] = stats.perturbed_centroid().to_numpy()
-    for part, name in ((train_part, "local_train.h5ad"), (test_part, "local_test_eval.h5ad")):
-        with replacing(folder / name) as temporary:
-            part.write_h5ad(temporary)
-    with replacing(folder / "local_test_perturbated_genes.txt") as temporary:
-        temporary.write_text("\n".join(test) + "\n")
+    with replacing_all(files) as (train_file, test_file, names_file):
+        train_part.write_h5ad(train_file)
+        test_part.write_h5ad(test_file)
+        names_file.write_text("\n".join(test) + "\n", encoding="utf-8")
     return test
 
 
@@ -1594,14 +1772,24 @@ def _held_out(
     obs: pd.DataFrame, held_out: Sequence[str] | float, generator: np.random.Generator, source: Path
 ) -> pd.Index:
     perturbations = pd.Index(obs[CRUNCH.perturbation].cat.categories).drop(CRUNCH.control, errors="ignore")
-    if isinstance(held_out, float | int):
-        number = max(1, round(held_out * len(perturbations)))
-        if not 0 < held_out < 1 or number >= len(perturbations):
-            raise ValueError(f"held_out is {held_out}: a share between 0 and 1 that leaves perturbations to train on")
+    if isinstance(held_out, float | int | np.number):
+        if not 0 < held_out < 1 or (number := max(1, round(held_out * len(perturbations)))) >= len(perturbations):
+            raise DataError(
+                f"held_out is {held_out}: a share between 0 and 1 that leaves some of the {len(perturbations)} "
+                "perturbations to train on"
+            )
         return pd.Index(np.sort(generator.choice(perturbations, number, replace=False)))
-    if unknown := sorted(set(held_out) - set(perturbations)):
+    names = {held_out} if isinstance(held_out, str) else set(held_out)
+    if CRUNCH.control in names:
+        raise DataError(f"{source}: the control, {CRUNCH.control}, cannot be held out")
+    if unknown := sorted(names - set(perturbations), key=str):
         raise DataError(f"{source}: no cells of the perturbations to hold out: {some(unknown)}")
-    return pd.Index(sorted(set(held_out)))
+    if not names or len(names) == len(perturbations):
+        raise DataError(
+            f"held_out names {len(names)} of the {len(perturbations)} perturbations of {source}; name at least one, "
+            "and leave at least one to train on"
+        )
+    return pd.Index(sorted(names))
 
 
 def _subset(source: Path, rows: np.ndarray, columns: np.ndarray) -> ad.AnnData:

@@ -267,7 +267,7 @@ def test_killed_run_leaves_the_old_file_and_the_next_run_cleans_up(tmp_path, mea
     process.kill()
     process.communicate()
     assert path.read_text() == "old and good"
-    assert len(names(tmp_path)) == 2, "the kill must have left a part, or the test shows nothing"
+    assert len(names(tmp_path)) == 3, "the kill must have left a part and its lock, or the test shows nothing"
     helpers.write_prediction(path, means, predictor.cells)
     assert names(tmp_path) == ["prediction.h5ad"]
     assert ad.read_h5ad(path).n_obs == 900
