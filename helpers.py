@@ -25,7 +25,7 @@ import warnings
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -924,16 +924,19 @@ class ScaledCells(_HerdedCells):
             mean = self.control_.to_numpy() + self.amplitude * (mean - self.control_.to_numpy())
         wanted = np.maximum(mean, 0.0) * n_cells  # sum of each gene
         factor = np.divide(wanted, stored.total, out=np.full(len(wanted), np.inf), where=stored.total > 0)
-        left = np.where(stored.draw < factor[stored.column], stored.value, 0.0)  # without the single counts that go
-        total = np.bincount(stored.column, left, len(wanted))
-        all_gone = ((total <= 0) & (stored.total > 0))[stored.column]
-        left[all_gone] = stored.value[all_gone]
+        left = stored.value * (stored.draw < factor.take(stored.column))  # without the single counts that go
+        total = _added_up(left, stored.column, len(wanted))
+        if len(all_gone := np.flatnonzero((total <= 0) & (stored.total > 0))):
+            places, _ = stored.of_genes(all_gone)
+            left[places] = stored.value[places]
         total = np.where(total > 0, total, stored.total)
-        values = left * np.divide(wanted, total, out=np.zeros(len(wanted)), where=total > 0)[stored.column]
-        too_high = stored.column[values > stored.highest]
-        for gene in np.union1d(too_high, np.flatnonzero((total <= 0) & (wanted > 0))):
-            cells = stored.of_gene(gene)
-            values[cells] = _fill(values[cells], wanted[gene], stored.highest, stored.single)
+        scale = np.divide(wanted, total, out=np.zeros(len(wanted)), where=total > 0)
+        values = np.multiply(left, scale.take(stored.column), out=left)
+        to_fill = (total <= 0) & (wanted > 0)
+        to_fill[stored.column[np.flatnonzero(values > stored.highest)]] = True
+        if len(genes := np.flatnonzero(to_fill)):
+            places, first = stored.of_genes(genes)
+            values[places] = _fill(values[places], first, wanted[genes], stored.highest, stored.single)
         return values.astype(np.float32)
 
     def sample(self, target: str, mean: np.ndarray, n_cells: int) -> np.ndarray:
@@ -950,17 +953,32 @@ class ScaledCells(_HerdedCells):
         return kept
 
 
-def _fill(values: np.ndarray, total: float, highest: float, single: float) -> np.ndarray:
-    """Values of one gene that sum to `total`: none above `highest`, while there is room; empty cells get a count."""
+def _added_up(values: np.ndarray, columns: np.ndarray, n_genes: int) -> np.ndarray:
+    """The sum of the values of each gene, in their order; twice as fast as `np.bincount`."""
+    return sp.csr_matrix((values, columns, [0, len(values)]), shape=(1, n_genes)).toarray()[0]
+
+
+def _fill(values: np.ndarray, first: np.ndarray, total: np.ndarray, highest: float, single: float) -> np.ndarray:
+    """Values of genes that sum to the gene's `total`: none above `highest`, while there is room; empty cells get a count.
+
+    `values` holds one gene after the other, and `first` says where each begins.
+    """
+    gene = np.repeat(np.arange(len(first)), np.diff(first, append=len(values)))
+
+    def added_up(numbers: np.ndarray) -> np.ndarray:
+        return np.add.reduceat(np.insert(numbers, first, 0.0), first + np.arange(len(first)))
+
     values = np.minimum(values, highest)
-    missing, empty = total - values.sum(), np.flatnonzero(values == 0)
-    more = empty[: int(np.ceil(missing / single - 1e-6))]
-    if len(more):
-        values[more] = min(missing / len(more), single)
-    missing, room = total - values.sum(), highest - values
-    if room.sum() >= missing > 1e-6 * total:
-        return values + room * (missing / room.sum())
-    return values * (total / values.sum())
+    missing, empty = total - added_up(values), np.append(0, np.cumsum(values == 0))
+    n_empty = empty[np.append(first[1:], len(values))] - empty[first]
+    n_more = np.minimum(np.ceil(missing / single - 1e-6), n_empty)
+    more = np.flatnonzero((values == 0) & (empty[1:] - empty[first][gene] <= n_more[gene]))
+    values[more] = np.minimum(missing[gene[more]] / n_more[gene[more]], single)
+    held, room = added_up(values), highest - values
+    missing, all_room = total - held, added_up(room)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        fits = (all_room >= missing) & (missing > 1e-6 * total)
+        return np.where(fits[gene], values + room * (missing / all_room)[gene], values * (total / held)[gene])
 
 
 ROOM = 0.1  # share of the cells in which a gene may be written at least, so that a silent one can rise
@@ -994,7 +1012,7 @@ class _StoredBase:
         # A gene of few cells may stand in further ones, those of its lowest draws.
         rank = np.where(base > 0, -1.0, uniform).argsort(axis=0, kind="stable").argsort(axis=0, kind="stable")
         pattern = (base > 0) | (rank < np.ceil(ROOM * len(base)))
-        place, column = np.flatnonzero(pattern), np.nonzero(pattern)[1]
+        place, column = np.flatnonzero(pattern), np.nonzero(pattern)[1].astype(np.int32)
         draw = np.where(base <= single[:, None] * 1.001, uniform, -1.0).ravel()[place]
         finite = single[np.isfinite(single)]
         return cls(
@@ -1010,9 +1028,11 @@ class _StoredBase:
             single=float(np.median(finite)) if len(finite) else 1.0,
         )
 
-    def of_gene(self, gene: int) -> np.ndarray:
-        """Where the values of a gene are."""
-        return self.by_gene[self.starts[gene] : self.starts[gene + 1]]
+    def of_genes(self, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the values of some genes are, gene by gene, and where in this list each gene begins."""
+        n_values = self.starts[genes + 1] - self.starts[genes]
+        first = np.cumsum(n_values) - n_values
+        return self.by_gene[np.arange(n_values.sum()) + np.repeat(self.starts[genes] - first, n_values)], first
 
 
 class RecentredCells(_HerdedCells):
@@ -1094,7 +1114,7 @@ def scorer_kernel(distances: np.ndarray, sigma: float) -> np.ndarray:
 # 6. The two predicted files
 # ---------------------------------------------------------------------------------------------------------------------
 
-SLAB_BYTES = 64_000_000
+SLAB_BYTES = 32_000_000
 
 
 def write_prediction(
@@ -1125,7 +1145,10 @@ def write_prediction(
     per_target = n_cells * means.shape[1] if pattern is None else int(pattern.sum())  # values
     size = len(means) * per_target * 4
     mode, form = _choose(mode, form, path.parent, size if pattern is None else int(size * (1 + INDEX_SHARE)))
-    per_slab = max(1, SLAB_BYTES // max(1, per_target * 4)) if mode == "disk" else max(1, len(means))
+
+    def values_of(i: int) -> np.ndarray:
+        return _target_values(generator, means.index[i], mean_values[i], n_cells, pattern, form)
+
     with replacing(path) as temporary:
         _write_labels(temporary, means.index.repeat(n_cells), means.columns)
         with (
@@ -1133,15 +1156,7 @@ def write_prediction(
             progress_bar(f"writing {path.name}", total=size, unit="B", unit_scale=True) as progress,
         ):
             stored = _create_matrix(file, pattern, len(means), (n_cells, means.shape[1]), form)
-            slab = np.empty((min(per_slab, len(means)), per_target), np.float32)
-            for first in range(0, len(means), per_slab):
-                targets = means.index[first : first + per_slab]
-                for i, target in enumerate(targets):
-                    slab[i] = _target_values(generator, target, mean_values[first + i], n_cells, pattern, form)
-                values = slab[: len(targets)].reshape(-1, *stored.shape[1:])
-                start = first * per_target // max(1, int(np.prod(stored.shape[1:])))
-                stored.write_direct(values, np.s_[:], np.s_[start : start + len(values)])
-                progress.update(values.nbytes)
+            _write_values(stored, values_of, len(means), 2 if mode == "disk" else len(means), progress)
     return mode, form, "dense" if pattern is None else "sparse"
 
 
@@ -1215,6 +1230,42 @@ def _create_matrix(
     for target in range(1, n_targets):
         indices.id.write_direct_chunk((target * len(columns),), packed, mask)
     return X.create_dataset("data", total, np.float32, **(chunk if compact else {}), **compact)
+
+
+def _write_values(
+    stored: h5py.Dataset, values_of: Callable[[int], np.ndarray], n_targets: int, most: int, progress: tqdm
+) -> None:
+    """Write the values of target 0, 1, ... into `stored`: a thread writes a slab while this one makes the next.
+
+    `values_of(i)` gives the values of a target, flat. At most `most` slabs are in memory; written ones are filled again.
+    """
+    rows, per_target = len(stored) // n_targets, stored.size // n_targets
+    per_slab = min(n_targets, max(1, SLAB_BYTES // max(1, 4 * per_target)))
+    waiting: deque[Future[np.ndarray]] = deque()
+
+    def write(first: int, slab: np.ndarray) -> np.ndarray:
+        values = slab[: n_targets - first].reshape(-1, *stored.shape[1:])
+        stored.write_direct(values, np.s_[:], np.s_[first * rows : first * rows + len(values)])
+        return slab
+
+    def written() -> np.ndarray:
+        slab = waiting.popleft().result()
+        progress.update(min(slab.nbytes, progress.total - progress.n))
+        return slab
+
+    with ThreadPoolExecutor(1) as writer:
+        try:
+            for first in range(0, n_targets, per_slab):
+                again = waiting and (waiting[0].done() or len(waiting) == most)
+                slab = written() if again else np.empty((per_slab, per_target), np.float32)
+                for i in range(first, min(first + per_slab, n_targets)):
+                    slab[i - first] = values_of(i)
+                waiting.append(writer.submit(write, first, slab))
+            while waiting:
+                written()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def in_steps(cells: np.ndarray, step: float = 1 / 64) -> np.ndarray:
