@@ -305,8 +305,8 @@ def perturbation_stats(
     interface of `concurrent.futures` (default: threads, one per core). They are added in file order, so that the result
     is the same to the last bit whichever executor does the work.
 
-    Raises DataError for NaN, infinite or negative values, a CSC file, missing columns, duplicated or other genes;
-    RuntimeError when a worker dies.
+    Raises DataError for NaN, infinite or negative values, values above log2(1 + scale) (counts, say), a damaged or a
+    CSC matrix, missing columns, duplicated or other genes; RuntimeError when a worker dies.
     """
     columns = [CRUNCH.perturbation, *(CRUNCH.states if by_state else [])]
     shards = [_Shard.of(part, columns) for part in (source if isinstance(source, list | tuple) else [source])]
@@ -323,10 +323,9 @@ def perturbation_stats(
             for total, part in zip(totals, sums, strict=True):
                 total[present] += part
             progress.update(len(task.codes))
-    if not np.isfinite(totals[1]).all():
-        infinite = genes[~np.isfinite(totals[1]).all(axis=0)]
-        raise DataError(f"{shards[0].name}: X holds infinite values in the genes {some(infinite)}")
     n_cells = np.bincount(codes[codes >= 0], minlength=len(groups))
+    if len(repeated := genes[(totals[2] > n_cells[:, None]).any(axis=0)]):
+        raise DataError(f"{shards[0].name}: X holds genes twice in one cell, {some(repeated)}: {DAMAGED}")
     if by_state:
         _add_lipo_to_adipo(groups, n_cells, *totals)
     tables = [pd.DataFrame(total, index=groups, columns=genes) for total in totals]
@@ -381,36 +380,75 @@ def _task_sums(task: _Task) -> tuple[np.ndarray, list[np.ndarray]]:
     with _open_rows(task.source) as matrix:
         for rows in task.slabs:
             start, stop = rows.start - task.first, rows.stop - task.first
-            slab = sp.csr_matrix(matrix[slice(start, stop) if in_memory else rows], dtype=np.float64)
-            if task.columns is not None:
-                slab = sp.csr_matrix((slab.data, task.columns[slab.indices], slab.indptr), shape=slab.shape)
-            where = f"{task.name}, cells {rows.start} to {rows.stop}"
-            found, parts = _slab_sums(slab, task.codes[start:stop], where)
+            values, columns, indptr = matrix.slab(slice(start, stop) if in_memory else rows)
+            lowest = _check_values(values, f"{task.name}, cells {rows.start} to {rows.stop}")
+            columns = columns if task.columns is None else task.columns[columns]
+            codes, slab = task.codes[start:stop], (values, columns, indptr)
+            found, parts = _slab_sums(slab, codes, task.n_genes, all_detected=lowest > 0)
             for total, part in zip(totals, parts, strict=True):
-                total[np.searchsorted(present, found)] += part
+                for place, sums in zip(np.searchsorted(present, found), part, strict=True):
+                    total[place] += sums
     return present, totals
 
 
-def _slab_sums(slab: sp.csr_matrix, codes: np.ndarray, where: str) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The groups present in a slab (cells x genes, float64), and their sums, squares and detected values by gene.
+def _check_values(values: np.ndarray, where: str) -> float:
+    """The lowest of the values of a slab. Raises DataError for values that cannot be expression."""
+    lowest, highest = values.min(initial=np.inf), values.max(initial=0.0)
+    most = np.log2(1 + CRUNCH.scale)
+    if lowest >= 0 and highest <= most * (1 + 1e-6):  # float32 may round it up; NaN is neither
+        return lowest
+    scale = f"log2(1 + {CRUNCH.scale:g} * count / total)"
+    if not np.isfinite(highest):
+        raise DataError(f"{where}: X holds infinite values or NaN; expected {scale}")
+    if lowest < 0:
+        raise DataError(f"{where}: X holds negative values, down to {lowest:g}; expected {scale}")
+    raise DataError(
+        f"{where}: X holds values up to {highest:g}, more than log2(1 + scale) = {most:.1f} allows: these look like "
+        f"counts or CPM; normalise to {scale}"
+    )
+
+
+def _slab_sums(
+    slab: tuple[np.ndarray, np.ndarray, np.ndarray], codes: np.ndarray, n_genes: int, *, all_detected: bool
+) -> tuple[np.ndarray, Iterator[np.ndarray]]:
+    """The groups present in a slab (values, columns, indptr); in turn their sums, squares and detected values by gene.
 
     Cells of a group are brought together and read as ONE long CSR row, whose `toarray()` adds up the values of the
     same gene: several times as fast as a product with an indicator matrix.
     """
+    values, columns, indptr = slab
     if (codes < 0).any() or (np.diff(codes) < 0).any():
         order = np.argsort(codes, kind="stable")[(codes < 0).sum() :]
-        slab, codes = slab[order], codes[order]
-    lowest = slab.data.min(initial=np.inf)
-    if not lowest >= 0:  # NaN is not >= 0 either
-        raise DataError(f"{where}: X holds negative values or NaN; expected log2(1 + {CRUNCH.scale:g} * count / total)")
+        cells, codes = sp.csr_matrix(slab, shape=(len(codes), n_genes))[order], codes[order]
+        values, columns, indptr = cells.data, cells.indices, cells.indptr
     first = np.flatnonzero(np.diff(codes, prepend=-1))
-    bounds, shape = slab.indptr[np.append(first, len(codes))], (len(first), slab.shape[1])
+    bounds, shape = indptr[np.append(first, len(codes))], (len(first), n_genes)
+    groups = sp.csr_matrix((values, columns, bounds), shape=shape)
+    squares = np.multiply(values, values, out=_SCRATCH.array("squares", values.size, np.float64))
+    detected = _SCRATCH.array("ones", values.size, np.int32) if all_detected else (values > 0).astype(np.int32)
 
-    def added_up(values: np.ndarray) -> np.ndarray:
-        return sp.csr_matrix((values, slab.indices, bounds), shape=shape).toarray()
+    def added_up(numbers: np.ndarray, name: str) -> np.ndarray:
+        groups.data = numbers
+        return groups.toarray(out=_SCRATCH.array(name, shape[0] * shape[1], numbers.dtype).reshape(shape))
 
-    detected = (slab.data > 0).astype(np.int32)
-    return codes[first], [added_up(slab.data), added_up(slab.data * slab.data), added_up(detected)]
+    return codes[first], map(added_up, (values, squares, detected), ("sums", "sums", "counts"))
+
+
+class _Scratch(threading.local):
+    """Arrays of each thread that serve slab after slab: to clear the pages of new ones takes longer than the sums."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, np.ndarray] = {}
+
+    def array(self, name: str, size: int, dtype: np.dtype | type) -> np.ndarray:
+        """A flat array: what was last written under this name, or 1."""
+        kept = self.arrays.get(name)
+        if kept is None or len(kept) < size or kept.dtype != dtype:
+            kept = self.arrays[name] = np.ones(size + size // 8, dtype)
+        return kept[:size]
+
+
+_SCRATCH = _Scratch()
 
 
 def _runs(indptr: np.ndarray, n_values: int) -> list[slice]:
@@ -505,45 +543,87 @@ class _Shard:
 
 
 class _Matrix:
-    """Rows of a matrix on disk or in memory by slice: `matrix[a:b]` is CSR or dense; `indptr` counts its values."""
+    """Rows of a matrix on disk or in memory by slice: `matrix[a:b]` is CSR or dense; `indptr` counts its values.
 
-    def __init__(self, matrix: Any, file: BinaryIO | None = None) -> None:
-        self.sparse_file = not hasattr(matrix, "shape")
+    Whatever is read of a sparse matrix is checked, since scipy does not: one wrong column number ends the process.
+    """
+
+    def __init__(self, matrix: Any, name: str, file: BinaryIO | None = None) -> None:
+        self.name, self.sparse_file = name, not hasattr(matrix, "shape")
         if self.sparse_file:
             self.shape = tuple(int(n) for n in matrix.attrs["shape"])
             self.indptr = matrix["indptr"][:].astype(np.int64)
             self.data = _flat_reader(matrix["data"], file) or partial(_slice, matrix["data"])
             self.indices = _flat_reader(matrix["indices"], file) or _repeating_reader(matrix["indices"])
+            self._check_indptr(matrix["data"].shape, matrix["indices"].shape)
         else:
             self.matrix, self.shape = matrix, matrix.shape
             self.indptr = matrix.indptr if sp.issparse(matrix) else np.arange(self.shape[0] + 1) * self.shape[1]
             self.flat = _flat_reader(matrix, file)
+            if sp.issparse(matrix):
+                self._check_indptr(matrix.data.shape, matrix.indices.shape)
 
     def __getitem__(self, rows: slice) -> sp.csr_matrix | np.ndarray:
-        if not self.sparse_file:
-            if self.flat is None:
-                return self.matrix[rows]
-            return self.flat(self.indptr[rows.start], self.indptr[rows.stop]).reshape(-1, self.shape[1])
-        start, stop = self.indptr[rows.start], self.indptr[rows.stop]
-        indptr = self.indptr[rows.start : rows.stop + 1] - start
-        shape = (rows.stop - rows.start, self.shape[1])
-        return sp.csr_matrix((self.data(start, stop), self.indices(start, stop), indptr), shape=shape)
+        if self.sparse_file:
+            return sp.csr_matrix(self._parts(rows, _fresh), shape=(rows.stop - rows.start, self.shape[1]))
+        start, stop = int(self.indptr[rows.start]), int(self.indptr[rows.stop])
+        if self.flat is not None:
+            return self.flat(start, stop).reshape(-1, self.shape[1])
+        if sp.issparse(self.matrix):
+            self._check_columns(self.matrix.indices[start:stop], rows)
+        return self.matrix[rows]
+
+    def slab(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The rows as CSR: values (float64), column numbers and indptr. This thread's next slab may overwrite them."""
+        if self.sparse_file:
+            values, columns, indptr = self._parts(rows, _SCRATCH.array)
+        else:
+            cells = sp.csr_matrix(self[rows])
+            values, columns, indptr = cells.data, cells.indices, cells.indptr
+        if values.dtype != np.float64:
+            read, values = values, _SCRATCH.array("float64", values.size, np.float64)
+            values[:] = read
+        return values, columns, indptr
+
+    def _parts(self, rows: slice, make: Callable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        start, stop = int(self.indptr[rows.start]), int(self.indptr[rows.stop])
+        columns = self.indices(start, stop, make)
+        self._check_columns(columns, rows)
+        return self.data(start, stop, make), columns, self.indptr[rows.start : rows.stop + 1] - start
+
+    def _check_indptr(self, *lengths: tuple[int, ...]) -> None:
+        indptr = self.indptr
+        ends = len(indptr) == self.shape[0] + 1 and indptr[0] == 0 and {(indptr[-1],)} == set(lengths)
+        if not ends or (np.diff(indptr) < 0).any():
+            raise DataError(f"{self.name}: X/indptr does not rise from 0 to the number of values: {DAMAGED}")
+
+    def _check_columns(self, columns: np.ndarray, rows: slice) -> None:
+        if columns.min(initial=0) < 0 or columns.max(initial=0) >= self.shape[1]:
+            where = f"{self.name}, cells {rows.start} to {rows.stop}"
+            raise DataError(f"{where}: X/indices holds numbers outside 0 to {self.shape[1] - 1}: {DAMAGED}")
 
 
-def _slice(dataset: Any, start: int, stop: int) -> np.ndarray:
+DAMAGED = "it is damaged; download or write it again"
+
+
+def _fresh(name: str, size: int, dtype: np.dtype) -> np.ndarray:
+    return np.empty(size, dtype)
+
+
+def _slice(dataset: Any, start: int, stop: int, make: Callable) -> np.ndarray:
     return dataset[start:stop]
 
 
-def _repeating_reader(dataset: Any) -> Callable[[int, int], np.ndarray]:
+def _repeating_reader(dataset: Any) -> Callable[..., np.ndarray]:
     """What reads column numbers start to stop. A sparse prediction repeats one chunk: it is unpacked once."""
     if not isinstance(dataset, h5py.Dataset) or dataset.chunks is None:
         return partial(_slice, dataset)
     size, kept = dataset.chunks[0], dict[bytes, np.ndarray]()
 
-    def read(start: int, stop: int) -> np.ndarray:
+    def read(start: int, stop: int, make: Callable) -> np.ndarray:
         if start % size or stop - start != size:
             return dataset[start:stop]
-        _, packed = dataset.id.read_direct_chunk((int(start),))
+        _, packed = dataset.id.read_direct_chunk((start,))
         if packed not in kept:
             kept.clear()
             kept[packed] = dataset[start:stop]
@@ -552,7 +632,7 @@ def _repeating_reader(dataset: Any) -> Callable[[int, int], np.ndarray]:
     return read
 
 
-def _flat_reader(dataset: Any, file: BinaryIO | None) -> Callable[[int, int], np.ndarray] | None:
+def _flat_reader(dataset: Any, file: BinaryIO | None) -> Callable[..., np.ndarray] | None:
     """What reads values start to stop of a dataset that lies in its file as it is, else None.
 
     The challenge's do (contiguous and uncompressed). Their bytes are read from the file itself: h5py lets one thread
@@ -562,11 +642,11 @@ def _flat_reader(dataset: Any, file: BinaryIO | None) -> Callable[[int, int], np
     offset = dataset.id.get_offset() if plain else None
     if file is None or offset is None or not hasattr(os, "preadv"):
         return None
-    descriptor, dtype = file.fileno(), dataset.dtype
+    descriptor, dtype, name = file.fileno(), dataset.dtype, dataset.name
 
-    def read(start: int, stop: int) -> np.ndarray:
-        values = np.empty(int(stop) - int(start), dtype)
-        view, position = values.data.cast("B"), offset + int(start) * dtype.itemsize
+    def read(start: int, stop: int, make: Callable = _fresh) -> np.ndarray:
+        values = make(name, stop - start, dtype)
+        view, position = values.view(np.uint8), offset + start * dtype.itemsize
         while len(view):  # the system may give less than was asked for
             n = os.preadv(descriptor, [view], position)
             if n == 0:
@@ -581,7 +661,7 @@ def _flat_reader(dataset: Any, file: BinaryIO | None) -> Callable[[int, int], np
 def _open_rows(source: Path | sp.csr_matrix | np.ndarray) -> Iterator[_Matrix]:
     """X of a file or a matrix in memory, by rows."""
     if not isinstance(source, Path):
-        yield _Matrix(source)
+        yield _Matrix(source, "the AnnData")
         return
     with _open_store(source) as store, ExitStack() as stack:
         X = store["X"]
@@ -590,7 +670,7 @@ def _open_rows(source: Path | sp.csr_matrix | np.ndarray) -> Iterator[_Matrix]:
                 f"{source}: X is stored by genes ({X.attrs['encoding-type']}), so cells cannot be read by slabs; "
                 "write it again once with `adata.X = adata.X.tocsr()`"
             )
-        yield _Matrix(X, stack.enter_context(source.open("rb", buffering=0)) if source.is_file() else None)
+        yield _Matrix(X, str(source), stack.enter_context(source.open("rb", buffering=0)) if source.is_file() else None)
 
 
 @contextmanager
@@ -959,9 +1039,9 @@ def _added_up(values: np.ndarray, columns: np.ndarray, n_genes: int) -> np.ndarr
 
 
 def _fill(values: np.ndarray, first: np.ndarray, total: np.ndarray, highest: float, single: float) -> np.ndarray:
-    """Values of genes that sum to the gene's `total`: none above `highest`, while there is room; empty cells get a count.
+    """Values of genes that sum to each gene's `total`: none above `highest`, while there is room.
 
-    `values` holds one gene after the other, and `first` says where each begins.
+    Empty cells get a count. `values` holds one gene after the other, and `first` says where each begins.
     """
     gene = np.repeat(np.arange(len(first)), np.diff(first, append=len(values)))
 
@@ -1114,7 +1194,7 @@ def scorer_kernel(distances: np.ndarray, sigma: float) -> np.ndarray:
 # 6. The two predicted files
 # ---------------------------------------------------------------------------------------------------------------------
 
-SLAB_BYTES = 32_000_000
+SLAB_BYTES = 32_000_000  # of values that are made, or written, at a time
 
 
 def write_prediction(
@@ -1129,13 +1209,14 @@ def write_prediction(
 ) -> tuple[str, str, str]:
     """Write `prediction.h5ad`: float32, targets in the order of `means`, `cells_per_perturbation` rows each.
 
-    `means` is targets x genes, in the order wanted in the file; `cells` a fitted generator. `mode` is "ram" (all values
-    are made first), "disk" (slabs of 64 MB go straight into the file) or "auto" (by the memory available); both give
-    the same file. `form` is "plain", "compact" (values in steps of 1/64, shuffled and compressed by lzf: about 40 % of
-    the size, several times as slow; the mean of the cells stays exact to the step) or "auto" (plain, unless only the
-    compact form fits the free disk). `layout` is "dense", "sparse" (CSR, for a generator whose zeros are the same for
-    all knock-outs) or "auto" (the smaller). The file is written beside under a temporary name and renamed at the end,
-    so that an interrupted run leaves an older file as it was.
+    `means` is targets x genes, in the order wanted in the file; `cells` a fitted generator, which makes cells while a
+    thread writes those before. `mode` is "disk" (at most two slabs of 32 MB are in memory), "ram" (as many as wait for
+    the disk, all of them at most) or "auto" (by the memory available); both give the same file. `form` is "plain",
+    "compact" (values in steps of 1/64, shuffled and compressed by lzf: about 40 % of the size, several times as slow;
+    the mean of the cells stays exact to the step) or "auto" (plain, unless only the compact form fits the free disk).
+    `layout` is "dense", "sparse" (CSR, for a generator whose zeros are the same for all knock-outs) or "auto" (the
+    smaller). The file is written beside under a temporary name and renamed at the end, so that an interrupted run
+    leaves an older file as it was.
 
     Returns mode, form and layout used. Raises DataError when the disk is too small or cannot be written to.
     """
@@ -1237,9 +1318,9 @@ def _write_values(
 ) -> None:
     """Write the values of target 0, 1, ... into `stored`: a thread writes a slab while this one makes the next.
 
-    `values_of(i)` gives the values of a target, flat. At most `most` slabs are in memory; written ones are filled again.
+    `values_of(i)` gives the values of a target, flat. At most `most` slabs are in memory; written, they serve again.
     """
-    rows, per_target = len(stored) // n_targets, stored.size // n_targets
+    rows, per_target = len(stored) // max(1, n_targets), stored.size // max(1, n_targets)
     per_slab = min(n_targets, max(1, SLAB_BYTES // max(1, 4 * per_target)))
     waiting: deque[Future[np.ndarray]] = deque()
 
@@ -1305,7 +1386,7 @@ def _choose(mode: str, form: str, folder: Path, size: int) -> tuple[str, str]:
         )
     if mode == "auto":
         mode = "ram" if size < available / 4 else "disk"
-        how = "made in memory, then written" if mode == "ram" else "written slab by slab"
+        how = "made in memory while it is written" if mode == "ram" else "written slab by slab"
         why = f"{'less' if mode == 'ram' else 'more'} than a quarter of the {text_size(available)} of free memory"
         seconds = size / (WRITTEN_PER_SECOND if form == "plain" else WRITTEN_PER_SECOND / 10)
         print(
