@@ -646,7 +646,7 @@ def _flat_reader(dataset: Any, file: BinaryIO | None) -> Callable[..., np.ndarra
 
     def read(start: int, stop: int, make: Callable = _fresh) -> np.ndarray:
         values = make(name, stop - start, dtype)
-        view, position = values.view(np.uint8), offset + start * dtype.itemsize
+        view, position = values.data.cast("B"), offset + start * dtype.itemsize
         while len(view):  # the system may give less than was asked for
             n = os.preadv(descriptor, [view], position)
             if n == 0:

@@ -109,6 +109,19 @@ def test_disk_mode_holds_two_slabs_and_not_the_prediction(wide, tmp_path, peak_m
     assert peak["disk"] < 32e6
 
 
+def test_slabs_serve_again_where_the_disk_is_fast(wide, tmp_path, peak_memory, monkeypatch):
+    monkeypatch.setattr(helpers, "SLAB_BYTES", 4_000_000)
+    sample = helpers.RecentredCells.sample
+
+    def slow(self, *arguments):
+        time.sleep(0.01)
+        return sample(self, *arguments)
+
+    monkeypatch.setattr(helpers.RecentredCells, "sample", slow)
+    targets = [f"T{i}" for i in range(60)]
+    assert peak_memory(lambda: wide.write(tmp_path / "p", tmp_path / "s", targets, wide.genes, mode="ram")) < 48e6
+
+
 @pytest.mark.parametrize(("mode", "ahead"), [("disk", 2), ("ram", 5)])
 def test_cells_are_made_while_the_disk_is_busy(wide, tmp_path, monkeypatch, writes, mode, ahead):
     """Ten slabs; the first is written once so many others as may be in memory are made, and no more."""

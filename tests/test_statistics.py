@@ -267,8 +267,8 @@ def test_counts_are_refused_and_the_highest_expression_is_not(tiny):
         helpers.perturbation_stats(tiny)
 
 
-def damage(path, name, change, chunks=None):
-    """Rewrite X/indptr, X/indices or X/data of a file."""
+def rewrite(path, name, change=lambda values: values, chunks=None):
+    """Change X/indptr, X/indices or X/data of a file, in which it lies in one piece without `chunks`."""
     with h5py.File(path, "r+") as file:
         values = file["X"][name][:]
         del file["X"][name]
@@ -291,6 +291,7 @@ DAMAGES = {
     "begins": ("indptr", changed(0, 1), r"X/indptr does not rise"),
     "beyond": ("indptr", changed(-1, 10**6), r"X/indptr does not rise"),
     "short": ("indptr", lambda values: values[:-1], r"X/indptr does not rise"),
+    "long": ("indptr", lambda values: np.insert(values, 20, values[20]), r"X/indptr does not rise"),
     "cut data": ("data", lambda values: values[:-5], r"X/indptr does not rise"),
     "cut indices": ("indices", lambda values: values[:-5], r"X/indptr does not rise"),
 }
@@ -301,7 +302,7 @@ DAMAGES = {
 def test_damaged_csr_is_refused(tiny, tmp_path, kind, chunks):
     path, (name, change, message) = tmp_path / "cells.h5ad", DAMAGES[kind]
     tiny.write_h5ad(path)
-    damage(path, name, change, chunks)
+    rewrite(path, name, change, chunks)
     with pytest.raises(DataError, match=rf"cells\.h5ad.*{message}.*download or write it again"):
         helpers.perturbation_stats(path)
     if kind != "zeros":
@@ -334,16 +335,17 @@ def test_stored_zeros_are_not_detected(tiny, tmp_path):
     assert_equal_by_hand(stats, tiny.X.toarray(), tiny.obs["gene"].astype(str).to_list())
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
-def test_a_slab_leaves_nothing_for_the_next(tmp_path, monkeypatch, dtype):
+def test_a_slab_leaves_nothing_for_the_next(tmp_path, monkeypatch):
     """Slabs of 1 to 70 cells, of files of other types and widths in turn, on threads that serve several of them."""
     rng, sources, expected = np.random.default_rng(0), [], []
-    for i, (cells, genes) in enumerate([(300, 40), (80, 90), (500, 7)]):
+    for i, (cells, genes, dtype) in enumerate([(300, 40, np.float32), (80, 90, np.float64), (500, 7, np.int32)]):
         X = rng.integers(0, 9, (cells, genes)) * (rng.random((cells, genes)) < 0.4)
         gene = np.sort(rng.choice(["A", "B", "NC"], cells))
         obs = pd.DataFrame({"gene": pd.Categorical(gene)}, index=np.arange(cells).astype(str))
         sources.append(tmp_path / f"{i}.h5ad")
         ad.AnnData(sp.csr_matrix(X.astype(dtype)), obs=obs).write_h5ad(sources[-1])
+        rewrite(sources[-1], "data")
+        rewrite(sources[-1], "indices")
         expected.append((X.astype(float), gene))
     monkeypatch.setattr(helpers, "TASK_VALUES", 1500)
     with ThreadPoolExecutor(2) as executor:
