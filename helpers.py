@@ -320,8 +320,7 @@ def perturbation_stats(
     tasks = [task for shard, part in zip(shards, parts, strict=True) for task in shard.tasks(part, genes)]
     with progress_bar("reading cells", total=len(obs), unit="cell") as progress:
         for task, (present, sums) in zip(tasks, _map_ahead(executor, _task_sums, tasks), strict=True):
-            for total, part in zip(totals, sums, strict=True):
-                total[present] += part
+            _add_rows(totals, present, sums)
             progress.update(len(task.codes))
     n_cells = np.bincount(codes[codes >= 0], minlength=len(groups))
     if len(repeated := genes[(totals[2] > n_cells[:, None]).any(axis=0)]):
@@ -385,10 +384,15 @@ def _task_sums(task: _Task) -> tuple[np.ndarray, list[np.ndarray]]:
             columns = columns if task.columns is None else task.columns[columns]
             codes, slab = task.codes[start:stop], (values, columns, indptr)
             found, parts = _slab_sums(slab, codes, task.n_genes, all_detected=lowest > 0)
-            for total, part in zip(totals, parts, strict=True):
-                for place, sums in zip(np.searchsorted(present, found), part, strict=True):
-                    total[place] += sums
+            _add_rows(totals, np.searchsorted(present, found), parts)
     return present, totals
+
+
+def _add_rows(totals: list[np.ndarray], places: np.ndarray, parts: Iterable[np.ndarray]) -> None:
+    """Add the rows of each part to those of its total at `places`, without a copy of them."""
+    for total, part in zip(totals, parts, strict=True):
+        for place, row in zip(places, part, strict=True):
+            total[place] += row
 
 
 def _check_values(values: np.ndarray, where: str) -> float:
@@ -413,7 +417,8 @@ def _slab_sums(
 ) -> tuple[np.ndarray, Iterator[np.ndarray]]:
     """The groups present in a slab (values, columns, indptr); in turn their sums, squares and detected values by gene.
 
-    Cells of a group are brought together and read as ONE long CSR row, whose `toarray()` adds up the values of the
+    Each of the three overwrites the one before, and the second the slab's values: what is new leaves no room in the
+    processor's cache. Cells of a group are brought together and read as ONE long CSR row, whose `toarray()` adds up the values of the
     same gene: several times as fast as a product with an indicator matrix.
     """
     values, columns, indptr = slab
@@ -424,14 +429,19 @@ def _slab_sums(
     first = np.flatnonzero(np.diff(codes, prepend=-1))
     bounds, shape = indptr[np.append(first, len(codes))], (len(first), n_genes)
     groups = sp.csr_matrix((values, columns, bounds), shape=shape)
-    squares = np.multiply(values, values, out=_SCRATCH.array("squares", values.size, np.float64))
     detected = _SCRATCH.array("ones", values.size, np.int32) if all_detected else (values > 0).astype(np.int32)
 
-    def added_up(numbers: np.ndarray, name: str) -> np.ndarray:
+    def added_up(numbers: np.ndarray) -> np.ndarray:
         groups.data = numbers
-        return groups.toarray(out=_SCRATCH.array(name, shape[0] * shape[1], numbers.dtype).reshape(shape))
+        out = _SCRATCH.array(f"sums of {numbers.dtype.char}", shape[0] * n_genes, numbers.dtype)
+        return groups.toarray(out=out.reshape(shape))
 
-    return codes[first], map(added_up, (values, squares, detected), ("sums", "sums", "counts"))
+    def sums() -> Iterator[np.ndarray]:
+        yield added_up(values)
+        yield added_up(np.multiply(values, values, out=values))
+        yield added_up(detected)
+
+    return codes[first], sums()
 
 
 class _Scratch(threading.local):
@@ -574,13 +584,16 @@ class _Matrix:
         return self.matrix[rows]
 
     def slab(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The rows as CSR: values (float64), column numbers and indptr. This thread's next slab may overwrite them."""
+        """The rows as CSR: values (float64, not the source's own), column numbers and indptr.
+
+        This thread's next slab overwrites them.
+        """
         if self.sparse_file:
             values, columns, indptr = self._parts(rows, _SCRATCH.array)
         else:
             cells = sp.csr_matrix(self[rows])
             values, columns, indptr = cells.data, cells.indices, cells.indptr
-        if values.dtype != np.float64:
+        if values.dtype != np.float64 or not self.sparse_file:
             read, values = values, _SCRATCH.array("float64", values.size, np.float64)
             values[:] = read
         return values, columns, indptr
