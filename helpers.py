@@ -417,9 +417,9 @@ def _slab_sums(
 ) -> tuple[np.ndarray, Iterator[np.ndarray]]:
     """The groups present in a slab (values, columns, indptr); in turn their sums, squares and detected values by gene.
 
-    Each of the three overwrites the one before, and the second the slab's values: what is new leaves no room in the
-    processor's cache. Cells of a group are brought together and read as ONE long CSR row, whose `toarray()` adds up the values of the
-    same gene: several times as fast as a product with an indicator matrix.
+    Cells of a group are brought together and read as ONE long CSR row, whose `toarray()` adds up the values of the
+    same gene: several times as fast as a product with an indicator matrix. Each of the three overwrites the one before,
+    and the second the slab's values, so that all stay in the processor's cache.
     """
     values, columns, indptr = slab
     if (codes < 0).any() or (np.diff(codes) < 0).any():
