@@ -21,11 +21,12 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import threading
 import warnings
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -310,8 +311,8 @@ def perturbation_stats(
     interface of `concurrent.futures` (default: threads, one per core). They are added in file order, so that the result
     is the same to the last bit whichever executor does the work.
 
-    Raises DataError for NaN, infinite or negative values, a CSC file, missing columns, duplicated or other genes;
-    RuntimeError when a worker dies.
+    Raises DataError for NaN, infinite or negative values, values above log2(1 + scale) (counts, say), a damaged or a
+    CSC matrix, missing columns, duplicated or other genes; RuntimeError when a worker dies.
     """
     columns = [CRUNCH.perturbation, *(CRUNCH.states if by_state else [])]
     shards = [_Shard.of(part, columns) for part in (source if isinstance(source, list | tuple) else [source])]
@@ -325,13 +326,11 @@ def perturbation_stats(
     tasks = [task for shard, part in zip(shards, parts, strict=True) for task in shard.tasks(part, genes)]
     with progress_bar("reading cells", total=len(obs), unit="cell") as progress:
         for task, (present, sums) in zip(tasks, _map_ahead(executor, _task_sums, tasks), strict=True):
-            for total, part in zip(totals, sums, strict=True):
-                total[present] += part
+            _add_rows(totals, present, sums)
             progress.update(len(task.codes))
-    if not np.isfinite(totals[1]).all():
-        infinite = genes[~np.isfinite(totals[1]).all(axis=0)]
-        raise DataError(f"{shards[0].name}: X holds infinite values in the genes {some(infinite)}")
     n_cells = np.bincount(codes[codes >= 0], minlength=len(groups))
+    if len(repeated := genes[(totals[2] > n_cells[:, None]).any(axis=0)]):
+        raise DataError(f"{shards[0].name}: X holds genes twice in one cell, {some(repeated)}: {DAMAGED}")
     if by_state:
         _add_lipo_to_adipo(groups, n_cells, *totals)
     tables = [pd.DataFrame(total, index=groups, columns=genes) for total in totals]
@@ -386,36 +385,86 @@ def _task_sums(task: _Task) -> tuple[np.ndarray, list[np.ndarray]]:
     with _open_rows(task.source) as matrix:
         for rows in task.slabs:
             start, stop = rows.start - task.first, rows.stop - task.first
-            slab = sp.csr_matrix(matrix[slice(start, stop) if in_memory else rows], dtype=np.float64)
-            if task.columns is not None:
-                slab = sp.csr_matrix((slab.data, task.columns[slab.indices], slab.indptr), shape=slab.shape)
-            where = f"{task.name}, cells {rows.start} to {rows.stop}"
-            found, parts = _slab_sums(slab, task.codes[start:stop], where)
-            for total, part in zip(totals, parts, strict=True):
-                total[np.searchsorted(present, found)] += part
+            values, columns, indptr = matrix.slab(slice(start, stop) if in_memory else rows)
+            lowest = _check_values(values, f"{task.name}, cells {rows.start} to {rows.stop}")
+            columns = columns if task.columns is None else task.columns[columns]
+            codes, slab = task.codes[start:stop], (values, columns, indptr)
+            found, parts = _slab_sums(slab, codes, task.n_genes, all_detected=lowest > 0)
+            _add_rows(totals, np.searchsorted(present, found), parts)
     return present, totals
 
 
-def _slab_sums(slab: sp.csr_matrix, codes: np.ndarray, where: str) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The groups present in a slab (cells x genes, float64), and their sums, squares and detected values by gene.
+def _add_rows(totals: list[np.ndarray], places: np.ndarray, parts: Iterable[np.ndarray]) -> None:
+    """Add the rows of each part to those of its total at `places`, without a copy of them."""
+    for total, part in zip(totals, parts, strict=True):
+        for place, row in zip(places, part, strict=True):
+            total[place] += row
+
+
+def _check_values(values: np.ndarray, where: str) -> float:
+    """The lowest of the values of a slab. Raises DataError for values that cannot be expression."""
+    lowest, highest = values.min(initial=np.inf), values.max(initial=0.0)
+    most = np.log2(1 + CRUNCH.scale)
+    if lowest >= 0 and highest <= most * (1 + 1e-6):  # float32 may round it up; NaN is neither
+        return lowest
+    scale = f"log2(1 + {CRUNCH.scale:g} * count / total)"
+    if not np.isfinite(highest):
+        raise DataError(f"{where}: X holds infinite values or NaN; expected {scale}")
+    if lowest < 0:
+        raise DataError(f"{where}: X holds negative values, down to {lowest:g}; expected {scale}")
+    raise DataError(
+        f"{where}: X holds values up to {highest:g}, more than log2(1 + scale) = {most:.1f} allows: these look like "
+        f"counts or CPM; normalise to {scale}"
+    )
+
+
+def _slab_sums(
+    slab: tuple[np.ndarray, np.ndarray, np.ndarray], codes: np.ndarray, n_genes: int, *, all_detected: bool
+) -> tuple[np.ndarray, Iterator[np.ndarray]]:
+    """The groups present in a slab (values, columns, indptr); in turn their sums, squares and detected values by gene.
 
     Cells of a group are brought together and read as ONE long CSR row, whose `toarray()` adds up the values of the
-    same gene: several times as fast as a product with an indicator matrix.
+    same gene: several times as fast as a product with an indicator matrix. Each of the three overwrites the one before,
+    and the second the slab's values, so that all stay in the processor's cache.
     """
+    values, columns, indptr = slab
     if (codes < 0).any() or (np.diff(codes) < 0).any():
         order = np.argsort(codes, kind="stable")[(codes < 0).sum() :]
-        slab, codes = slab[order], codes[order]
-    lowest = slab.data.min(initial=np.inf)
-    if not lowest >= 0:  # NaN is not >= 0 either
-        raise DataError(f"{where}: X holds negative values or NaN; expected log2(1 + {CRUNCH.scale:g} * count / total)")
+        cells, codes = sp.csr_matrix(slab, shape=(len(codes), n_genes))[order], codes[order]
+        values, columns, indptr = cells.data, cells.indices, cells.indptr
     first = np.flatnonzero(np.diff(codes, prepend=-1))
-    bounds, shape = slab.indptr[np.append(first, len(codes))], (len(first), slab.shape[1])
+    bounds, shape = indptr[np.append(first, len(codes))], (len(first), n_genes)
+    groups = sp.csr_matrix((values, columns, bounds), shape=shape)
+    detected = _SCRATCH.array("ones", values.size, np.int32) if all_detected else (values > 0).astype(np.int32)
 
-    def added_up(values: np.ndarray) -> np.ndarray:
-        return sp.csr_matrix((values, slab.indices, bounds), shape=shape).toarray()
+    def added_up(numbers: np.ndarray) -> np.ndarray:
+        groups.data = numbers
+        out = _SCRATCH.array(f"sums of {numbers.dtype.char}", shape[0] * n_genes, numbers.dtype)
+        return groups.toarray(out=out.reshape(shape))
 
-    detected = (slab.data > 0).astype(np.int32)
-    return codes[first], [added_up(slab.data), added_up(slab.data * slab.data), added_up(detected)]
+    def sums() -> Iterator[np.ndarray]:
+        yield added_up(values)
+        yield added_up(np.multiply(values, values, out=values))
+        yield added_up(detected)
+
+    return codes[first], sums()
+
+
+class _Scratch(threading.local):
+    """Arrays of each thread that serve slab after slab: to clear the pages of new ones takes longer than the sums."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, np.ndarray] = {}
+
+    def array(self, name: str, size: int, dtype: np.dtype | type) -> np.ndarray:
+        """A flat array: what was last written under this name, or 1."""
+        kept = self.arrays.get(name)
+        if kept is None or len(kept) < size or kept.dtype != dtype:
+            kept = self.arrays[name] = np.ones(size + size // 8, dtype)
+        return kept[:size]
+
+
+_SCRATCH = _Scratch()
 
 
 def _runs(indptr: np.ndarray, n_values: int) -> list[slice]:
@@ -510,45 +559,90 @@ class _Shard:
 
 
 class _Matrix:
-    """Rows of a matrix on disk or in memory by slice: `matrix[a:b]` is CSR or dense; `indptr` counts its values."""
+    """Rows of a matrix on disk or in memory by slice: `matrix[a:b]` is CSR or dense; `indptr` counts its values.
 
-    def __init__(self, matrix: Any, file: BinaryIO | None = None) -> None:
-        self.sparse_file = not hasattr(matrix, "shape")
+    Whatever is read of a sparse matrix is checked, since scipy does not: one wrong column number ends the process.
+    """
+
+    def __init__(self, matrix: Any, name: str, file: BinaryIO | None = None) -> None:
+        self.name, self.sparse_file = name, not hasattr(matrix, "shape")
         if self.sparse_file:
             self.shape = tuple(int(n) for n in matrix.attrs["shape"])
             self.indptr = matrix["indptr"][:].astype(np.int64)
             self.data = _flat_reader(matrix["data"], file) or partial(_slice, matrix["data"])
             self.indices = _flat_reader(matrix["indices"], file) or _repeating_reader(matrix["indices"])
+            self._check_indptr(matrix["data"].shape, matrix["indices"].shape)
         else:
             self.matrix, self.shape = matrix, matrix.shape
             self.indptr = matrix.indptr if sp.issparse(matrix) else np.arange(self.shape[0] + 1) * self.shape[1]
             self.flat = _flat_reader(matrix, file)
+            if sp.issparse(matrix):
+                self._check_indptr(matrix.data.shape, matrix.indices.shape)
 
     def __getitem__(self, rows: slice) -> sp.csr_matrix | np.ndarray:
-        if not self.sparse_file:
-            if self.flat is None:
-                return self.matrix[rows]
-            return self.flat(self.indptr[rows.start], self.indptr[rows.stop]).reshape(-1, self.shape[1])
-        start, stop = self.indptr[rows.start], self.indptr[rows.stop]
-        indptr = self.indptr[rows.start : rows.stop + 1] - start
-        shape = (rows.stop - rows.start, self.shape[1])
-        return sp.csr_matrix((self.data(start, stop), self.indices(start, stop), indptr), shape=shape)
+        if self.sparse_file:
+            return sp.csr_matrix(self._parts(rows, _fresh), shape=(rows.stop - rows.start, self.shape[1]))
+        start, stop = int(self.indptr[rows.start]), int(self.indptr[rows.stop])
+        if self.flat is not None:
+            return self.flat(start, stop).reshape(-1, self.shape[1])
+        if sp.issparse(self.matrix):
+            self._check_columns(self.matrix.indices[start:stop], rows)
+        return self.matrix[rows]
+
+    def slab(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The rows as CSR: values (float64, not the source's own), column numbers and indptr.
+
+        This thread's next slab overwrites them.
+        """
+        if self.sparse_file:
+            values, columns, indptr = self._parts(rows, _SCRATCH.array)
+        else:
+            cells = sp.csr_matrix(self[rows])
+            values, columns, indptr = cells.data, cells.indices, cells.indptr
+        if values.dtype != np.float64 or not self.sparse_file:
+            read, values = values, _SCRATCH.array("float64", values.size, np.float64)
+            values[:] = read
+        return values, columns, indptr
+
+    def _parts(self, rows: slice, make: Callable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        start, stop = int(self.indptr[rows.start]), int(self.indptr[rows.stop])
+        columns = self.indices(start, stop, make)
+        self._check_columns(columns, rows)
+        return self.data(start, stop, make), columns, self.indptr[rows.start : rows.stop + 1] - start
+
+    def _check_indptr(self, *lengths: tuple[int, ...]) -> None:
+        indptr = self.indptr
+        ends = len(indptr) == self.shape[0] + 1 and indptr[0] == 0 and {(indptr[-1],)} == set(lengths)
+        if not ends or (np.diff(indptr) < 0).any():
+            raise DataError(f"{self.name}: X/indptr does not rise from 0 to the number of values: {DAMAGED}")
+
+    def _check_columns(self, columns: np.ndarray, rows: slice) -> None:
+        if columns.min(initial=0) < 0 or columns.max(initial=0) >= self.shape[1]:
+            where = f"{self.name}, cells {rows.start} to {rows.stop}"
+            raise DataError(f"{where}: X/indices holds numbers outside 0 to {self.shape[1] - 1}: {DAMAGED}")
 
 
-def _slice(dataset: Any, start: int, stop: int) -> np.ndarray:
+DAMAGED = "it is damaged; download or write it again"
+
+
+def _fresh(name: str, size: int, dtype: np.dtype) -> np.ndarray:
+    return np.empty(size, dtype)
+
+
+def _slice(dataset: Any, start: int, stop: int, make: Callable) -> np.ndarray:
     return dataset[start:stop]
 
 
-def _repeating_reader(dataset: Any) -> Callable[[int, int], np.ndarray]:
+def _repeating_reader(dataset: Any) -> Callable[..., np.ndarray]:
     """What reads column numbers start to stop. A sparse prediction repeats one chunk: it is unpacked once."""
     if not isinstance(dataset, h5py.Dataset) or dataset.chunks is None:
         return partial(_slice, dataset)
     size, kept = dataset.chunks[0], dict[bytes, np.ndarray]()
 
-    def read(start: int, stop: int) -> np.ndarray:
+    def read(start: int, stop: int, make: Callable) -> np.ndarray:
         if start % size or stop - start != size:
             return dataset[start:stop]
-        _, packed = dataset.id.read_direct_chunk((int(start),))
+        _, packed = dataset.id.read_direct_chunk((start,))
         if packed not in kept:
             kept.clear()
             kept[packed] = dataset[start:stop]
@@ -557,7 +651,7 @@ def _repeating_reader(dataset: Any) -> Callable[[int, int], np.ndarray]:
     return read
 
 
-def _flat_reader(dataset: Any, file: BinaryIO | None) -> Callable[[int, int], np.ndarray] | None:
+def _flat_reader(dataset: Any, file: BinaryIO | None) -> Callable[..., np.ndarray] | None:
     """What reads values start to stop of a dataset that lies in its file as it is, else None.
 
     The challenge's do (contiguous and uncompressed). Their bytes are read from the file itself: h5py lets one thread
@@ -567,11 +661,11 @@ def _flat_reader(dataset: Any, file: BinaryIO | None) -> Callable[[int, int], np
     offset = dataset.id.get_offset() if plain else None
     if file is None or offset is None or not hasattr(os, "preadv"):
         return None
-    descriptor, dtype = file.fileno(), dataset.dtype
+    descriptor, dtype, name = file.fileno(), dataset.dtype, dataset.name
 
-    def read(start: int, stop: int) -> np.ndarray:
-        values = np.empty(int(stop) - int(start), dtype)
-        view, position = values.data.cast("B"), offset + int(start) * dtype.itemsize
+    def read(start: int, stop: int, make: Callable = _fresh) -> np.ndarray:
+        values = make(name, stop - start, dtype)
+        view, position = values.data.cast("B"), offset + start * dtype.itemsize
         while len(view):  # the system may give less than was asked for
             n = os.preadv(descriptor, [view], position)
             if n == 0:
@@ -586,7 +680,7 @@ def _flat_reader(dataset: Any, file: BinaryIO | None) -> Callable[[int, int], np
 def _open_rows(source: Path | sp.csr_matrix | np.ndarray) -> Iterator[_Matrix]:
     """X of a file or a matrix in memory, by rows."""
     if not isinstance(source, Path):
-        yield _Matrix(source)
+        yield _Matrix(source, "the AnnData")
         return
     with _open_store(source) as store, ExitStack() as stack:
         X = store["X"]
@@ -595,7 +689,7 @@ def _open_rows(source: Path | sp.csr_matrix | np.ndarray) -> Iterator[_Matrix]:
                 f"{source}: X is stored by genes ({X.attrs['encoding-type']}), so cells cannot be read by slabs; "
                 "write it again once with `adata.X = adata.X.tocsr()`"
             )
-        yield _Matrix(X, stack.enter_context(source.open("rb", buffering=0)) if source.is_file() else None)
+        yield _Matrix(X, str(source), stack.enter_context(source.open("rb", buffering=0)) if source.is_file() else None)
 
 
 @contextmanager
@@ -929,16 +1023,19 @@ class ScaledCells(_HerdedCells):
             mean = self.control_.to_numpy() + self.amplitude * (mean - self.control_.to_numpy())
         wanted = np.maximum(mean, 0.0) * n_cells  # sum of each gene
         factor = np.divide(wanted, stored.total, out=np.full(len(wanted), np.inf), where=stored.total > 0)
-        left = np.where(stored.draw < factor[stored.column], stored.value, 0.0)  # without the single counts that go
-        total = np.bincount(stored.column, left, len(wanted))
-        all_gone = ((total <= 0) & (stored.total > 0))[stored.column]
-        left[all_gone] = stored.value[all_gone]
+        left = stored.value * (stored.draw < factor.take(stored.column))  # without the single counts that go
+        total = _added_up(left, stored.column, len(wanted))
+        if len(all_gone := np.flatnonzero((total <= 0) & (stored.total > 0))):
+            places, _ = stored.of_genes(all_gone)
+            left[places] = stored.value[places]
         total = np.where(total > 0, total, stored.total)
-        values = left * np.divide(wanted, total, out=np.zeros(len(wanted)), where=total > 0)[stored.column]
-        too_high = stored.column[values > stored.highest]
-        for gene in np.union1d(too_high, np.flatnonzero((total <= 0) & (wanted > 0))):
-            cells = stored.of_gene(gene)
-            values[cells] = _fill(values[cells], wanted[gene], stored.highest, stored.single)
+        scale = np.divide(wanted, total, out=np.zeros(len(wanted)), where=total > 0)
+        values = np.multiply(left, scale.take(stored.column), out=left)
+        to_fill = (total <= 0) & (wanted > 0)
+        to_fill[stored.column[np.flatnonzero(values > stored.highest)]] = True
+        if len(genes := np.flatnonzero(to_fill)):
+            places, first = stored.of_genes(genes)
+            values[places] = _fill(values[places], first, wanted[genes], stored.highest, stored.single)
         return values.astype(np.float32)
 
     def sample(self, target: str, mean: np.ndarray, n_cells: int) -> np.ndarray:
@@ -955,17 +1052,32 @@ class ScaledCells(_HerdedCells):
         return kept
 
 
-def _fill(values: np.ndarray, total: float, highest: float, single: float) -> np.ndarray:
-    """Values of one gene that sum to `total`: none above `highest`, while there is room; empty cells get a count."""
+def _added_up(values: np.ndarray, columns: np.ndarray, n_genes: int) -> np.ndarray:
+    """The sum of the values of each gene, in their order; twice as fast as `np.bincount`."""
+    return sp.csr_matrix((values, columns, [0, len(values)]), shape=(1, n_genes)).toarray()[0]
+
+
+def _fill(values: np.ndarray, first: np.ndarray, total: np.ndarray, highest: float, single: float) -> np.ndarray:
+    """Values of genes that sum to each gene's `total`: none above `highest`, while there is room.
+
+    Empty cells get a count. `values` holds one gene after the other, and `first` says where each begins.
+    """
+    gene = np.repeat(np.arange(len(first)), np.diff(first, append=len(values)))
+
+    def added_up(numbers: np.ndarray) -> np.ndarray:
+        return np.add.reduceat(np.insert(numbers, first, 0.0), first + np.arange(len(first)))
+
     values = np.minimum(values, highest)
-    missing, empty = total - values.sum(), np.flatnonzero(values == 0)
-    more = empty[: int(np.ceil(missing / single - 1e-6))]
-    if len(more):
-        values[more] = min(missing / len(more), single)
-    missing, room = total - values.sum(), highest - values
-    if room.sum() >= missing > 1e-6 * total:
-        return values + room * (missing / room.sum())
-    return values * (total / values.sum())
+    missing, empty = total - added_up(values), np.append(0, np.cumsum(values == 0))
+    n_empty = empty[np.append(first[1:], len(values))] - empty[first]
+    n_more = np.minimum(np.ceil(missing / single - 1e-6), n_empty)
+    more = np.flatnonzero((values == 0) & (empty[1:] - empty[first][gene] <= n_more[gene]))
+    values[more] = np.minimum(missing[gene[more]] / n_more[gene[more]], single)
+    held, room = added_up(values), highest - values
+    missing, all_room = total - held, added_up(room)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        fits = (all_room >= missing) & (missing > 1e-6 * total)
+        return np.where(fits[gene], values + room * (missing / all_room)[gene], values * (total / held)[gene])
 
 
 ROOM = 0.1  # share of the cells in which a gene may be written at least, so that a silent one can rise
@@ -999,7 +1111,7 @@ class _StoredBase:
         # A gene of few cells may stand in further ones, those of its lowest draws.
         rank = np.where(base > 0, -1.0, uniform).argsort(axis=0, kind="stable").argsort(axis=0, kind="stable")
         pattern = (base > 0) | (rank < np.ceil(ROOM * len(base)))
-        place, column = np.flatnonzero(pattern), np.nonzero(pattern)[1]
+        place, column = np.flatnonzero(pattern), np.nonzero(pattern)[1].astype(np.int32)
         draw = np.where(base <= single[:, None] * 1.001, uniform, -1.0).ravel()[place]
         finite = single[np.isfinite(single)]
         return cls(
@@ -1015,9 +1127,11 @@ class _StoredBase:
             single=float(np.median(finite)) if len(finite) else 1.0,
         )
 
-    def of_gene(self, gene: int) -> np.ndarray:
-        """Where the values of a gene are."""
-        return self.by_gene[self.starts[gene] : self.starts[gene + 1]]
+    def of_genes(self, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the values of some genes are, gene by gene, and where in this list each gene begins."""
+        n_values = self.starts[genes + 1] - self.starts[genes]
+        first = np.cumsum(n_values) - n_values
+        return self.by_gene[np.arange(n_values.sum()) + np.repeat(self.starts[genes] - first, n_values)], first
 
 
 class RecentredCells(_HerdedCells):
@@ -1099,7 +1213,7 @@ def scorer_kernel(distances: np.ndarray, sigma: float) -> np.ndarray:
 # 6. The two predicted files
 # ---------------------------------------------------------------------------------------------------------------------
 
-SLAB_BYTES = 64_000_000
+SLAB_BYTES = 32_000_000  # of values that are made, or written, at a time
 
 
 def write_prediction(
@@ -1114,13 +1228,14 @@ def write_prediction(
 ) -> tuple[str, str, str]:
     """Write `prediction.h5ad`: float32, targets in the order of `means`, `cells_per_perturbation` rows each.
 
-    `means` is targets x genes, in the order wanted in the file; `cells` a fitted generator. `mode` is "ram" (all values
-    are made first), "disk" (slabs of 64 MB go straight into the file) or "auto" (by the memory available); both give
-    the same file. `form` is "plain", "compact" (values in steps of 1/64, shuffled and compressed by lzf: about 40 % of
-    the size, several times as slow; the mean of the cells stays exact to the step) or "auto" (plain, unless only the
-    compact form fits the free disk). `layout` is "dense", "sparse" (CSR, for a generator whose zeros are the same for
-    all knock-outs) or "auto" (the smaller). The file is written beside under a temporary name and renamed at the end,
-    so that an interrupted run leaves an older file as it was.
+    `means` is targets x genes, in the order wanted in the file; `cells` a fitted generator, which makes cells while a
+    thread writes those before. `mode` is "disk" (at most two slabs of 32 MB are in memory), "ram" (as many as wait for
+    the disk, all of them at most) or "auto" (by the memory available); both give the same file. `form` is "plain",
+    "compact" (values in steps of 1/64, shuffled and compressed by lzf: about 40 % of the size, several times as slow;
+    the mean of the cells stays exact to the step) or "auto" (plain, unless only the compact form fits the free disk).
+    `layout` is "dense", "sparse" (CSR, for a generator whose zeros are the same for all knock-outs) or "auto" (the
+    smaller). The file is written beside under a temporary name and renamed at the end, so that an interrupted run
+    leaves an older file as it was.
 
     Returns mode, form and layout used. Raises DataError when the disk is too small or cannot be written to.
     """
@@ -1130,7 +1245,10 @@ def write_prediction(
     per_target = n_cells * means.shape[1] if pattern is None else int(pattern.sum())  # values
     size = len(means) * per_target * 4
     mode, form = _choose(mode, form, path.parent, size if pattern is None else int(size * (1 + INDEX_SHARE)))
-    per_slab = max(1, SLAB_BYTES // max(1, per_target * 4)) if mode == "disk" else max(1, len(means))
+
+    def values_of(i: int) -> np.ndarray:
+        return _target_values(generator, means.index[i], mean_values[i], n_cells, pattern, form)
+
     with replacing(path) as temporary:
         _write_labels(temporary, means.index.repeat(n_cells), means.columns)
         with (
@@ -1138,15 +1256,7 @@ def write_prediction(
             progress_bar(f"writing {path.name}", total=size, unit="B", unit_scale=True) as progress,
         ):
             stored = _create_matrix(file, pattern, len(means), (n_cells, means.shape[1]), form)
-            slab = np.empty((min(per_slab, len(means)), per_target), np.float32)
-            for first in range(0, len(means), per_slab):
-                targets = means.index[first : first + per_slab]
-                for i, target in enumerate(targets):
-                    slab[i] = _target_values(generator, target, mean_values[first + i], n_cells, pattern, form)
-                values = slab[: len(targets)].reshape(-1, *stored.shape[1:])
-                start = first * per_target // max(1, int(np.prod(stored.shape[1:])))
-                stored.write_direct(values, np.s_[:], np.s_[start : start + len(values)])
-                progress.update(values.nbytes)
+            _write_values(stored, values_of, len(means), 2 if mode == "disk" else len(means), progress)
     return mode, form, "dense" if pattern is None else "sparse"
 
 
@@ -1222,6 +1332,42 @@ def _create_matrix(
     return X.create_dataset("data", total, np.float32, **(chunk if compact else {}), **compact)
 
 
+def _write_values(
+    stored: h5py.Dataset, values_of: Callable[[int], np.ndarray], n_targets: int, most: int, progress: tqdm
+) -> None:
+    """Write the values of target 0, 1, ... into `stored`: a thread writes a slab while this one makes the next.
+
+    `values_of(i)` gives the values of a target, flat. At most `most` slabs are in memory; written, they serve again.
+    """
+    rows, per_target = len(stored) // max(1, n_targets), stored.size // max(1, n_targets)
+    per_slab = min(n_targets, max(1, SLAB_BYTES // max(1, 4 * per_target)))
+    waiting: deque[Future[np.ndarray]] = deque()
+
+    def write(first: int, slab: np.ndarray) -> np.ndarray:
+        values = slab[: n_targets - first].reshape(-1, *stored.shape[1:])
+        stored.write_direct(values, np.s_[:], np.s_[first * rows : first * rows + len(values)])
+        return slab
+
+    def written() -> np.ndarray:
+        slab = waiting.popleft().result()
+        progress.update(min(slab.nbytes, progress.total - progress.n))
+        return slab
+
+    with ThreadPoolExecutor(1) as writer:
+        try:
+            for first in range(0, n_targets, per_slab):
+                again = waiting and (waiting[0].done() or len(waiting) == most)
+                slab = written() if again else np.empty((per_slab, per_target), np.float32)
+                for i in range(first, min(first + per_slab, n_targets)):
+                    slab[i - first] = values_of(i)
+                waiting.append(writer.submit(write, first, slab))
+            while waiting:
+                written()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
 def in_steps(cells: np.ndarray, step: float = 1 / 64) -> np.ndarray:
     """Values in whole steps, whose sums over the first n cells are exact to half a step, for every n.
 
@@ -1259,7 +1405,7 @@ def _choose(mode: str, form: str, folder: Path, size: int) -> tuple[str, str]:
         )
     if mode == "auto":
         mode = "ram" if size < available / 4 else "disk"
-        how = "made in memory, then written" if mode == "ram" else "written slab by slab"
+        how = "made in memory while it is written" if mode == "ram" else "written slab by slab"
         why = f"{'less' if mode == 'ram' else 'more'} than a quarter of the {text_size(available)} of free memory"
         seconds = size / (WRITTEN_PER_SECOND if form == "plain" else WRITTEN_PER_SECOND / 10)
         print(

@@ -50,6 +50,41 @@ def test_scaled_cells_have_the_exact_mean_the_zeros_of_the_base_and_nothing_nega
     np.testing.assert_allclose(cells[:, risen], 1.3 * base[:, risen], rtol=1e-5)
 
 
+def one_gene(value, draw, wanted, highest, single):
+    """The values of a gene whose sum is `wanted`, one step after the other; `draw` is -1 for what is never lost."""
+    total = value.sum()
+    kept = np.where(draw < wanted / total, value, 0.0) if total > 0 else value
+    kept = kept if kept.sum() > 0 else value
+    cells = kept * wanted / kept.sum() if kept.sum() > 0 else kept
+    if cells.max() <= highest and (wanted == 0 or cells.sum() > 0):
+        return cells
+    cells = np.minimum(cells, highest)
+    empty = np.flatnonzero(cells == 0)[: int(np.ceil((wanted - cells.sum()) / single - 1e-6))]
+    if len(empty):
+        cells[empty] = min((wanted - cells.sum()) / len(empty), single)
+    room = highest - cells
+    if room.sum() >= wanted - cells.sum() > 1e-6 * wanted:
+        return cells + room * (wanted - cells.sum()) / room.sum()
+    return cells * wanted / cells.sum()
+
+
+@pytest.mark.parametrize("factor", [-1.0, 0.0, 0.2, 1.0, 4.0, 60.0])
+@pytest.mark.parametrize("n_cells", [1, 30, 130])
+def test_all_genes_at_once_are_each_gene_alone(scaled, stats, factor, n_cells):
+    genes = stats.mean.columns
+    generator = scaled.for_genes(genes)
+    rng = np.random.default_rng(0)
+    mean = factor * generator.base_.mean().to_numpy() * rng.uniform(0.5, 2, len(genes)) + 0.01 * rng.random(len(genes))
+    stored, cells, wanted = generator._stored(n_cells), generator.sample("T", mean, n_cells), n_cells * mean.clip(min=0)
+    filled = 0
+    for gene in range(len(genes)):
+        at = np.flatnonzero(stored.column == gene)
+        expected = one_gene(stored.value[at], stored.draw[at], wanted[gene], stored.highest, stored.single)
+        np.testing.assert_allclose(cells[stored.pattern[:, gene], gene], expected, rtol=1e-6, atol=1e-9)
+        filled += (expected > 0).sum() > (stored.value[at] > 0).sum()
+    assert filled > 0 or factor < 4, "some genes must rise into further cells"
+
+
 def test_where_a_gene_falls_single_counts_are_lost_with_the_probability_of_the_fall():
     rng = np.random.default_rng(0)
     counts = rng.poisson(0.7, (400, 300))

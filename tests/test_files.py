@@ -2,6 +2,7 @@
 
 import multiprocessing
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -77,17 +78,128 @@ def wide(tmp_path):
     return method
 
 
-def test_disk_mode_holds_a_slab_and_not_the_prediction(wide, tmp_path, peak_memory, monkeypatch):
-    """96 MB are written within 32 MB: a slab of 4 MB, the labels, and the base of the cells in float64."""
+@pytest.fixture
+def writes(monkeypatch):
+    """What happens before each slab is written, to be set by `writes.before = function`."""
+
+    class Writes:
+        before = staticmethod(lambda: None)
+
+    plain = h5py.Dataset.write_direct
+
+    def write_direct(dataset, *arguments):
+        Writes.before()
+        plain(dataset, *arguments)
+
+    monkeypatch.setattr(h5py.Dataset, "write_direct", write_direct)
+    return Writes
+
+
+def test_disk_mode_holds_two_slabs_and_not_the_prediction(wide, tmp_path, peak_memory, monkeypatch, writes):
+    """96 MB go to a slow disk within 32 MB: two slabs of 4 MB, the labels, and the base of the cells in float64."""
     monkeypatch.setattr(helpers, "SLAB_BYTES", 4_000_000)
+    writes.before = lambda: time.sleep(0.05)
     targets = [f"T{i}" for i in range(60)]
     peak = {
         mode: peak_memory(lambda mode=mode: wide.write(tmp_path / "p", tmp_path / "s", targets, wide.genes, mode=mode))
         for mode in ("disk", "ram")
     }
     assert (tmp_path / "p").stat().st_size > 96e6
-    assert peak["ram"] > 96e6
+    assert peak["ram"] > 64e6
     assert peak["disk"] < 32e6
+
+
+def test_slabs_serve_again_where_the_disk_is_fast(wide, tmp_path, peak_memory, monkeypatch):
+    monkeypatch.setattr(helpers, "SLAB_BYTES", 4_000_000)
+    sample = helpers.RecentredCells.sample
+
+    def slow(self, *arguments):
+        time.sleep(0.01)
+        return sample(self, *arguments)
+
+    monkeypatch.setattr(helpers.RecentredCells, "sample", slow)
+    targets = [f"T{i}" for i in range(60)]
+    assert peak_memory(lambda: wide.write(tmp_path / "p", tmp_path / "s", targets, wide.genes, mode="ram")) < 48e6
+
+
+@pytest.mark.parametrize(("mode", "ahead"), [("disk", 2), ("ram", 5)])
+def test_cells_are_made_while_the_disk_is_busy(wide, tmp_path, monkeypatch, writes, mode, ahead):
+    """Ten slabs; the first is written once so many others as may be in memory are made, and no more."""
+    monkeypatch.setattr(helpers, "SLAB_BYTES", 4_000_000)
+    made, seen, sample = threading.Semaphore(0), [], helpers.RecentredCells.sample
+
+    def counted(self, *arguments):
+        made.release()
+        return sample(self, *arguments)
+
+    def busy():
+        if not seen:
+            seen.append(sum(made.acquire(timeout=10) for _ in range(2 * ahead)))
+            time.sleep(0.2)
+            seen.append(made.acquire(blocking=False))
+
+    monkeypatch.setattr(helpers.RecentredCells, "sample", counted)
+    writes.before = busy
+    wide.write(tmp_path / "p", tmp_path / "s", [f"T{i}" for i in range(20)], wide.genes, mode=mode)
+    assert seen == [2 * ahead, mode == "ram"]
+
+
+def test_a_generator_is_called_in_order_by_the_thread_that_asks(wide, tmp_path, monkeypatch):
+    """So one that counts its calls, or draws from one stream, gives the same file again."""
+    monkeypatch.setattr(helpers, "SLAB_BYTES", 4_000_000)
+    calls, sample = [], helpers.RecentredCells.sample
+
+    def noted(self, target, *arguments):
+        calls.append((target, threading.get_ident()))
+        return sample(self, target, *arguments)
+
+    monkeypatch.setattr(helpers.RecentredCells, "sample", noted)
+    targets = [f"T{i}" for i in range(9)]
+    wide.write(tmp_path / "p", tmp_path / "s", targets, wide.genes)
+    assert calls == [(target, threading.get_ident()) for target in targets]
+
+
+@pytest.mark.parametrize("mode", ["disk", "ram"])
+def test_an_error_in_making_cells_is_said_and_leaves_the_old_file(wide, tmp_path, monkeypatch, mode):
+    monkeypatch.setattr(helpers, "SLAB_BYTES", 4_000_000)
+    sample = helpers.RecentredCells.sample
+
+    def fails(self, target, *arguments):
+        cells = sample(self, target, *arguments)
+        return cells * np.nan if target == "T7" else cells
+
+    monkeypatch.setattr(helpers.RecentredCells, "sample", fails)
+    (tmp_path / "out").mkdir()
+    path = tmp_path / "out" / "p"
+    path.write_text("old and good")
+    with pytest.raises(DataError, match=r"RecentredCells\.sample: missing or infinite values for T7"):
+        wide.write(path, tmp_path / "out" / "s", [f"T{i}" for i in range(20)], wide.genes, mode=mode)
+    assert path.read_text() == "old and good"
+    assert names(path.parent) == ["p"]
+    assert not [thread.name for thread in threading.enumerate() if "ThreadPool" in thread.name]
+
+
+@pytest.mark.parametrize("mode", ["disk", "ram"])
+def test_an_error_in_writing_is_said_at_once_and_leaves_the_old_file(wide, tmp_path, monkeypatch, writes, mode):
+    """In the second of ten slabs: what is made by then is not written any more."""
+    monkeypatch.setattr(helpers, "SLAB_BYTES", 4_000_000)
+    slabs = []
+
+    def full():
+        slabs.append(0)
+        time.sleep(0.1)
+        if len(slabs) == 2:
+            raise OSError("no space left")
+
+    writes.before = full
+    (tmp_path / "out").mkdir()
+    path = tmp_path / "out" / "p"
+    path.write_text("old and good")
+    with pytest.raises(DataError, match=r"p: could not be written \(no space left\); what was there before"):
+        wide.write(path, tmp_path / "out" / "s", [f"T{i}" for i in range(20)], wide.genes, mode=mode)
+    assert path.read_text() == "old and good"
+    assert names(path.parent) == ["p"]
+    assert len(slabs) <= 3
 
 
 def test_infer_needs_little_memory_where_little_is_free(wide, tmp_path, peak_memory, monkeypatch):
@@ -271,6 +383,36 @@ def test_killed_run_leaves_the_old_file_and_the_next_run_cleans_up(tmp_path, mea
     helpers.write_prediction(path, means, predictor.cells)
     assert names(tmp_path) == ["prediction.h5ad"]
     assert ad.read_h5ad(path).n_obs == 900
+
+
+@pytest.mark.parametrize("mode", ["disk", "ram"])
+def test_an_interrupt_leaves_the_old_file_and_nothing_else(tmp_path, mode):
+    path = tmp_path / "prediction.h5ad"
+    path.write_text("old and good")
+    process = run_script(
+        f"""
+        import h5py
+        plain = h5py.Dataset.write_direct
+        def slow(*arguments):
+            plain(*arguments)
+            print("a slab is written", flush=True)
+            time.sleep(0.5)
+        h5py.Dataset.write_direct = slow
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        helpers.write_prediction(path, means, cells, mode="{mode}")
+        """,
+        path,
+    )
+    while "a slab is written" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    _, error = process.communicate(timeout=60)
+    assert time.monotonic() - began < 10, "50 slabs of half a second must not be waited for"
+    assert process.returncode != 0
+    assert "KeyboardInterrupt" in error
+    assert path.read_text() == "old and good"
+    assert names(tmp_path) == ["prediction.h5ad"]
 
 
 def _infer_until_killed(arguments, options):

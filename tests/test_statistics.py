@@ -6,6 +6,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from functools import partial
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -233,12 +234,125 @@ def test_perturbed_centroid_is_over_cells_not_perturbations(tiny):
     np.testing.assert_allclose(centroid, X[perturbed].mean(axis=0), atol=1e-12)
 
 
-@pytest.mark.parametrize("value", [np.nan, -0.5, np.inf])
-def test_values_that_cannot_be(tiny, value, tmp_path):
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.nan, "infinite values or NaN; expected log2"),
+        (np.inf, "infinite values or NaN; expected log2"),
+        (-np.inf, "negative values, down to -inf; expected log2"),
+        (-0.5, "negative values, down to -0.5; expected log2"),
+        (16.7, r"values up to 16.7, more than log2\(1 \+ scale\) = 16.6 allows: .* counts or CPM; normalise to log2"),
+    ],
+)
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_values_that_cannot_be(tiny, value, message, dense, dtype, tmp_path):
+    tiny.X = tiny.X.astype(dtype)
     tiny.X.data[10] = value
+    if dense:
+        tiny.X = tiny.X.toarray()
     tiny.write_h5ad(tmp_path / "cells.h5ad")
-    with pytest.raises(DataError, match=r"cells\.h5ad.*(negative|infinite)"):
+    with pytest.raises(DataError, match=rf"cells\.h5ad, cells 0 to 60: X holds {message}"):
         helpers.perturbation_stats(tmp_path / "cells.h5ad")
+
+
+def test_counts_are_refused_and_the_highest_expression_is_not(tiny):
+    highest = np.log2(1 + CRUNCH.scale)  # of a cell that holds one gene alone
+    tiny.X.data[:] = highest
+    for dtype in (np.float64, np.float32):
+        tiny.X = tiny.X.astype(dtype)
+        assert helpers.perturbation_stats(tiny).mean.max().max() == pytest.approx(highest)
+    tiny.X.data[:] = np.random.default_rng(0).poisson(20, tiny.X.nnz)
+    with pytest.raises(DataError, match="counts or CPM"):
+        helpers.perturbation_stats(tiny)
+
+
+def rewrite(path, name, change=lambda values: values, chunks=None):
+    """Change X/indptr, X/indices or X/data of a file, in which it lies in one piece without `chunks`."""
+    with h5py.File(path, "r+") as file:
+        values = file["X"][name][:]
+        del file["X"][name]
+        file["X"].create_dataset(name, data=change(values), chunks=chunks)
+
+
+def changed(places, value):
+    def change(values):
+        values[places] = value
+        return values
+
+    return change
+
+
+DAMAGES = {
+    "outside": ("indices", changed(30, 7), r"X/indices holds numbers outside 0 to 6"),
+    "negative": ("indices", changed(30, -1), r"X/indices holds numbers outside 0 to 6"),
+    "zeros": ("indices", changed(slice(40, 240), 0), r"X holds genes twice in one cell, A: it is damaged"),
+    "falls": ("indptr", changed(20, 0), r"X/indptr does not rise"),
+    "begins": ("indptr", changed(0, 1), r"X/indptr does not rise"),
+    "beyond": ("indptr", changed(-1, 10**6), r"X/indptr does not rise"),
+    "short": ("indptr", lambda values: values[:-1], r"X/indptr does not rise"),
+    "long": ("indptr", lambda values: np.insert(values, 20, values[20]), r"X/indptr does not rise"),
+    "cut data": ("data", lambda values: values[:-5], r"X/indptr does not rise"),
+    "cut indices": ("indices", lambda values: values[:-5], r"X/indptr does not rise"),
+}
+
+
+@pytest.mark.parametrize("chunks", [None, (16,)])
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damaged_csr_is_refused(tiny, tmp_path, kind, chunks):
+    path, (name, change, message) = tmp_path / "cells.h5ad", DAMAGES[kind]
+    tiny.write_h5ad(path)
+    rewrite(path, name, change, chunks)
+    with pytest.raises(DataError, match=rf"cells\.h5ad.*{message}.*download or write it again"):
+        helpers.perturbation_stats(path)
+    if kind != "zeros":
+        with pytest.raises(DataError, match=message):
+            helpers.read_cells(path, np.arange(60))
+
+
+@pytest.mark.parametrize("kind", ["outside", "negative", "falls", "cut indices"])
+def test_damaged_csr_in_memory_is_refused(tiny, kind):
+    name, change, message = DAMAGES[kind]
+    setattr(tiny.X, name, change(getattr(tiny.X, name)))
+    with pytest.raises(DataError, match=rf"the AnnData.*{message}"):
+        helpers.perturbation_stats(tiny)
+
+
+def test_cells_without_a_value_are_cells(tiny, tmp_path):
+    X = tiny.X.toarray()
+    X[20:50] = 0
+    tiny.X = sp.csr_matrix(X)
+    tiny.write_h5ad(tmp_path / "cells.h5ad")
+    assert_equal_by_hand(helpers.perturbation_stats(tmp_path / "cells.h5ad"), X, tiny.obs["gene"].astype(str).to_list())
+    assert helpers.read_cells(tmp_path / "cells.h5ad", np.array([30])).X.nnz == 0
+
+
+def test_stored_zeros_are_not_detected(tiny, tmp_path):
+    tiny.X.data[::3] = 0.0
+    tiny.write_h5ad(tmp_path / "cells.h5ad")
+    assert (ad.read_h5ad(tmp_path / "cells.h5ad").X.data == 0).any()
+    stats = helpers.perturbation_stats(tmp_path / "cells.h5ad")
+    assert_equal_by_hand(stats, tiny.X.toarray(), tiny.obs["gene"].astype(str).to_list())
+
+
+def test_a_slab_leaves_nothing_for_the_next(tmp_path, monkeypatch):
+    """Slabs of 1 to 70 cells, of files of other types and widths in turn, on threads that serve several of them."""
+    rng, sources, expected = np.random.default_rng(0), [], []
+    for i, (cells, genes, dtype) in enumerate([(300, 40, np.float32), (80, 90, np.float64), (500, 7, np.int32)]):
+        X = rng.integers(0, 9, (cells, genes)) * (rng.random((cells, genes)) < 0.4)
+        gene = np.sort(rng.choice(["A", "B", "NC"], cells))
+        obs = pd.DataFrame({"gene": pd.Categorical(gene)}, index=np.arange(cells).astype(str))
+        sources.append(tmp_path / f"{i}.h5ad")
+        ad.AnnData(sp.csr_matrix(X.astype(dtype)), obs=obs).write_h5ad(sources[-1])
+        rewrite(sources[-1], "data")
+        rewrite(sources[-1], "indices")
+        expected.append((X.astype(float), gene))
+    monkeypatch.setattr(helpers, "TASK_VALUES", 1500)
+    with ThreadPoolExecutor(2) as executor:
+        for slab_values in (30, 900, 100):
+            monkeypatch.setattr(helpers, "SLAB_VALUES", slab_values)
+            for source, (X, gene) in zip(sources, expected, strict=True):
+                assert_equal_by_hand(helpers.perturbation_stats(source, executor=executor), X, gene)
 
 
 def test_csc_file_says_how_to_write_it_again(tiny, tmp_path):

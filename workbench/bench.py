@@ -116,6 +116,30 @@ def train_ours(folder: Path, size: Size) -> None:
     method.train(str(folder / "data"), str(folder / "resources"))
 
 
+def _model(folder: Path, size: Size) -> None:
+    """A saved model of the simulated cells, for `infer`; made once."""
+    _simulated(folder, size)
+    if not (folder / "resources" / method.MODEL_FILE).exists():
+        method.train(str(folder / "data"), str(folder / "resources"))
+
+
+def infer_ours(folder: Path, size: Size) -> None:
+    """`infer`: from loading the model to the renamed files."""
+    genes = (folder / "data" / CRUNCH.genes_file).read_text().split()[: size.predicted_genes]
+    out = folder / "out"
+    files = out / CRUNCH.prediction_file, out / CRUNCH.predicted_proportions_file
+    method.infer(folder / "data", out, *files, folder / "resources", genes[: size.targets], genes)
+    (folder / "infer.bytes").write_text(str(files[0].stat().st_size))
+
+
+def write_same_bytes(folder: Path, size: Size) -> None:
+    """The limit: as many bytes as `infer` wrote, to a plain file."""
+    n_bytes, block = int((folder / "infer.bytes").read_text()), np.ones(16_000_000, np.uint8)
+    with (folder / "out" / "plain").open("wb", buffering=0) as file:
+        for start in range(0, n_bytes, len(block)):
+            file.write(block[: n_bytes - start].data)
+
+
 def _prediction(size: Size) -> tuple[pd.DataFrame, helpers.ScaledCells]:
     """Means of the targets and a fitted cell generator, of expression-like numbers: 63 % of the values are 0."""
     generator = np.random.default_rng(0)
@@ -250,6 +274,7 @@ def score_ours(folder: Path, size: Size) -> None:
 
 
 COMPACT = "this, compact, all genes"
+READ, SAME_BYTES = "limit: read", "limit: plain write of these bytes"
 Job = Callable[[Path, Size], float | None]
 JOBS: dict[str, dict[str, Job]] = {  # the first variant is the baseline of `ratio`
     "aggregate": {
@@ -257,9 +282,10 @@ JOBS: dict[str, dict[str, Job]] = {  # the first variant is the baseline of `rat
         "library (scanpy, in memory)": aggregate_library,
         "this": aggregate_ours,
         "this, by state": aggregate_ours_by_state,
-        "limit: read": read_only,
+        READ: read_only,
     },
     "train": {"aggregation alone": aggregate_ours, "this": train_ours},
+    "infer": {"this": infer_ours, SAME_BYTES: write_same_bytes},
     "write": {
         "starter": write_starter,
         "temporary file and copy": write_copy,
@@ -297,6 +323,8 @@ def measure(job: str, variant: str, folder: Path, size: Size) -> dict[str, float
     (folder / "out").mkdir(exist_ok=True)
     if job in ("aggregate", "train"):
         _simulated(folder, size)
+    elif job == "infer":
+        _model(folder, size)
     elif job == "score":
         _score_files(folder, size)
     command = [sys.executable, "-m", "workbench.bench", "--one", job, variant, str(folder), json.dumps(asdict(size))]
@@ -357,16 +385,20 @@ def run_job(job: str, folder: Path, size: str, variants: list[str]) -> list[dict
             "genes": shape.genes,
             "perturbations": shape.perturbations,
         }
-        if job in ("write", "score"):
+        if job in ("infer", "write", "score"):
             row |= {"cells": shape.targets * 100, "genes": shape.predicted_genes, "perturbations": shape.targets}
         if variant == COMPACT:
             row["genes"] = shape.genes
         rows.append(row | best | {"peak_gb": peak})
+    limit = next((row["seconds"] for row in rows if row["variant"] in (READ, SAME_BYTES)), None)
     for row in rows:
         row["ratio"] = row["seconds"] / rows[0]["seconds"]
+        if limit:
+            row["limits"] = row["seconds"] / limit
         print(
-            f"{job:10} {row['variant']:28} {row['seconds']:8.2f} s {row['peak_gb']:6.2f} GB "
-            f"{row['ratio']:8.3f} x {rows[0]['variant']}; file {row['file_gb']:.2f} GB",
+            f"{job:10} {row['variant']:33} {row['seconds']:8.2f} s {row['peak_gb']:6.2f} GB "
+            f"{row['ratio']:8.3f} x {rows[0]['variant']}; file {row['file_gb']:.2f} GB"
+            + (f"; {row['limits']:.2f} x the limit" if limit else ""),
             flush=True,
         )
     return rows
@@ -496,22 +528,22 @@ def machine() -> str:
 
 def page(table: pd.DataFrame, command: str) -> str:
     """The table as a Markdown page."""
+    titles = {"seconds": "seconds", "peak_gb": "peak GB", "read_gb": "read GB", "write_gb": "written GB"}
+    titles |= {"file_gb": "file GB", "ratio": "ratio", "limits": "limits"}
+    columns = ["job", "variant", "cells x genes", *titles.values(), "value"]
     lines = [
         "# Benchmarks",
         "",
         f"Made by `{command}` on a shared machine: {machine()}.",
-        "Best of the repeats; `ratio` is to the first row of each job, in the same run; `value` is the",
-        "largest change of a score, the log-log slope of the time or, of a fit (perturbations x responses, five",
-        "tables and another screen), the Pearson correlation of held-out perturbations.",
+        "Best of the repeats; `ratio` is to the first row of each job, in the same run; `limits` is to a plain read or",
+        "write of the same bytes; `value` is the largest change of a score, the log-log slope of the time or, of a",
+        "fit (perturbations x responses, five tables and another screen), the Pearson correlation of held-out ones.",
         "",
-        "| job | variant | cells x genes | seconds | peak GB | read GB | written GB | file GB | ratio | value |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
     ]
     for row in table.fillna("").to_dict("records"):
-        numbers = [
-            f"{row[name]:.2f}" if row.get(name, "") != "" else ""
-            for name in ("seconds", "peak_gb", "read_gb", "write_gb", "file_gb", "ratio")
-        ]
+        numbers = [f"{row[name]:.2f}" if row.get(name, "") != "" else "" for name in titles]
         numbers.append(f"{row['value']:.2g}" if row.get("value", "") != "" else "")
         shape = f"{row['cells']:,} x {row['genes']:,}"
         lines.append(f"| {row['job']} | {row['variant']} | {shape} | {' | '.join(numbers)} |")
