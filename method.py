@@ -333,7 +333,7 @@ def _checked_table(table: Any, name: str, names: pd.Index, columns: Sequence[str
         )
     if missing := list(pd.Index(columns).difference(table.columns)):
         raise DataError(f"{name}: no column {some(missing)}; the columns must be {what}")
-    if text := [column for column in table if table[column].dtype.kind not in "biuf"]:
+    if text := [column for column, dtype in table.dtypes.items() if dtype.kind not in "biuf"]:
         raise DataError(f"{name}: the columns {some(text)} do not hold numbers")
     finite = np.isfinite(table.to_numpy(np.float64)).all(axis=1)
     if not finite.all():
