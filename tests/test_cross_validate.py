@@ -1,7 +1,10 @@
 """`workbench.cross_validate` on simulated effects with a known kernel, on the demo folder, and on bad input."""
 
+import re
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +15,7 @@ from contract import OBESITY_1 as CRUNCH
 from helpers import DataError, row_correlations
 from knowledge import FeatureTable
 from response import ResponseModel
+from screens import Screen, write_screen
 from workbench import cross_validate
 from workbench.compare import CEILING, STARTER
 from workbench.cross_validate import (
@@ -21,8 +25,22 @@ from workbench.cross_validate import (
     summarise,
 )
 from workbench.evaluation import methods, pictures
-from workbench.evaluation.folds import COLUMNS, TRUE_MEAN, split
-from workbench.evaluation.methods import ALL, CONSTANT, PCA_RIDGE, SHUFFLED, TRAIN_MEAN, ZERO
+from workbench.evaluation.folds import COLUMNS, TRUE_MEAN, EffectsFold, split
+from workbench.evaluation.methods import (
+    ALL,
+    BOTH,
+    CONSTANT,
+    MEDIAN,
+    PCA_RIDGE,
+    SCREENS,
+    SHUFFLED,
+    TRAIN_MEAN,
+    WITHOUT_MINE,
+    ZERO,
+    Method,
+)
+from workbench.evaluation.verdicts import HARMS, HELPS, UNCLEAR, verdict, verdict_lines, verdicts
+from workbench.pictures.style import BLUE, GREY, RED
 from workbench.results import data as results_data
 from workbench.results import page as results_page
 
@@ -40,6 +58,22 @@ def simulated():
     return pd.DataFrame(effects, index=genes, columns=[f"G{i}" for i in range(15, 95)]), {
         "right": FeatureTable.of(genes, features)
     }
+
+
+@pytest.fixture(scope="module")
+def elsewhere(simulated):
+    """The same effects, measured again with half of their variance in noise: a screen of 29 of the 30."""
+    effects = simulated[0].iloc[:29]
+    values = effects.to_numpy() + np.random.default_rng(5).normal(scale=2.0, size=effects.shape)
+    left, lengths, basis = np.linalg.svd(values - values.mean(axis=0), full_matrices=False)
+    return Screen(effects.index, effects.columns, (left * lengths).astype("f4"), basis.astype("f4"))
+
+
+@pytest.fixture(scope="module")
+def noise(simulated):
+    """A table that knows nothing: 50 normal numbers for each gene."""
+    genes = simulated[0].index
+    return FeatureTable.of(genes, np.random.default_rng(7).normal(size=(len(genes), 50)))
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +207,7 @@ def test_row_pearson_is_scipys():
 def test_summary_by_hand():
     values = {ZERO: [0.0, 0.2, 0.1], "mine": [0.3, 0.4, 0.0]}
     rows = [
-        (method, f"P{i}", "pearson", value + shift, 0, 0, 0, panel, 2.0, 100.0)
+        (method, f"P{i}", "pearson", value + shift, 0, 0, 0, panel, 2.0, 100.0, method == "mine")
         for method, numbers in values.items()
         for i, value in enumerate(numbers)
         for panel, shift in enumerate((-0.05, 0.05))
@@ -188,6 +222,7 @@ def test_summary_by_hand():
     assert mine["difference"] == pytest.approx(0.4 / 3)
     assert mine["difference_high"] == pytest.approx(0.4 / 3 + half)
     assert mine["seconds"] == 2.0
+    assert summary.set_index("method")["submitted"].to_dict() == {ZERO: False, "mine": True}
 
 
 def test_lower_is_better_for_distances():
@@ -199,11 +234,87 @@ def test_lower_is_better_for_distances():
             "value": [2.0, 1.0],
             "seconds": 1.0,
             "peak_mb": 1.0,
+            "submitted": False,
         }
     )
     mine = summarise(frame).set_index("method").loc["mine"]
     assert mine["win_rate"] == 1.0
     assert np.isnan(mine["low"])  # one perturbation has no interval
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Screens, and whether a table helps
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_of_the_truth_helps_and_a_random_one_makes_no_difference(simulated, noise):
+    effects, tables = simulated
+    mine = ["right", "random"]
+    chosen = [ALL, "without right", "without random", WITHOUT_MINE]
+    table = cross_validate_effects(effects, tables | {"random": noise}, mine=mine, only=chosen)
+    found = verdicts(table)
+    assert found["verdict"].to_dict() == {"without right": HELPS, "without random": UNCLEAR, WITHOUT_MINE: HELPS}
+    assert found.loc["without right", "low"] > 0.3
+    assert abs(found.loc["without random", "difference"]) < 0.01
+    rows = by_method(table)
+    assert found["difference"].to_dict() == pytest.approx(
+        {name: rows.loc[ALL, "value"] - rows.loc[name, "value"] for name in chosen[1:]}
+    )
+    assert (found["n"] == 30).all()
+
+
+def test_a_screen_runs_alone_and_is_left_out_and_the_full_method_is_submitted(simulated, elsewhere):
+    effects, tables = simulated
+    table = cross_validate_effects(effects, tables, screens={"other": elsewhere}, mine=["other"], draws=1)
+    rows = by_method(table)
+    assert set(rows.index) == {
+        ZERO,
+        TRAIN_MEAN,
+        PCA_RIDGE,
+        CONSTANT,
+        "right alone",
+        "other alone",
+        "own response alone",
+        SCREENS,
+        "without other",
+        "random features",
+        SHUFFLED,
+    }
+    assert rows.index[rows["submitted"]].to_list() == [SCREENS]
+    assert rows.loc["other alone", "low"] > 0.3
+    assert rows.loc["without other", "value"] < rows.loc[SCREENS, "value"]
+    assert verdicts(table)["verdict"].to_dict() == {"without other": HELPS}
+    plain = by_method(cross_validate_effects(effects, tables, only=[ALL]))
+    assert rows.loc["without other", "value"] == pytest.approx(plain.loc[ALL, "value"], abs=1e-9)
+
+
+def test_a_verdict_is_an_interval_beside_zero():
+    gains = pd.Series([0.019, 0.02, 0.021, np.nan])
+    assert verdict(gains)["verdict"] == HELPS
+    assert verdict(-gains)["verdict"] == HARMS
+    assert verdict(gains - 0.02)["verdict"] == UNCLEAR
+    assert verdict(0 * gains)["verdict"] == UNCLEAR
+    assert verdict(gains.iloc[:1])["verdict"] == UNCLEAR  # one perturbation has no interval
+    assert verdict(gains)["n"] == 3
+
+
+def test_no_verdict_where_nothing_was_left_out_or_nothing_is_submitted(table, simulated):
+    assert verdict_lines(table) == []
+    part = cross_validate_effects(*simulated, mine=["right"], only=["without right"])
+    assert verdict_lines(part) == []
+
+
+def test_the_reference_weighs_the_cells(simulated):
+    """The mean weighed by cells is the reference, so that it scores 0."""
+    effects, _ = simulated
+    n_cells = pd.Series(np.arange(1, 31) ** 2.0, effects.index)
+    weighed = Method("weighed", helpers.PerturbedMean())
+    fold = EffectsFold(effects, effects.index.to_numpy(), effects.index[:5], [weighed], 0, 0, n_cells)
+    scores = fold.run().query("metric == 'pearson'").set_index("perturbation")["value"]
+    assert np.allclose(scores, 0, atol=1e-6)
+    unweighed = EffectsFold(effects, effects.index.to_numpy(), effects.index[:5], [weighed], 0, 0)
+    errors = [part.run().query("metric == 'error'")["value"].to_numpy() for part in (fold, unweighed)]
+    assert not np.allclose(*errors)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -228,6 +339,15 @@ def test_challenge_has_the_three_metrics_and_the_ceiling(cells, challenge):
     assert pearson.loc[CEILING, "value"] > pearson.loc[ALL, "value"]
     assert mmd.loc[ALL, "n"] == len(challenge.perturbations)
     assert set(cells["panel"]) == {0, 1}
+
+
+def test_one_method_is_submitted_for_each_metric_of_a_challenge(cells):
+    summary = summarise(cells)
+    submitted = summary[summary["submitted"]].groupby("metric")["method"].agg(list).to_dict()
+    assert submitted == {
+        **{name: [BOTH] for name in ("pearson_delta", "mmd", "error", "expected_error", "expected_pearson")},
+        "l1_distance": [MEDIAN],
+    }
 
 
 def test_challenge_scores_are_the_platforms(cells, challenge, stats):
@@ -291,6 +411,94 @@ def test_command_line_for_effects(simulated, tmp_path, capsys):
     assert set(WHAT) <= set(pd.read_csv(details))
 
 
+@pytest.fixture
+def files(simulated, elsewhere, tmp_path):
+    """Options for the effects and folders of the user's own: a table made from the truth, a random one, a screen."""
+    simulated[0].to_csv(tmp_path / "effects.csv")
+    features, screens = tmp_path / "features", tmp_path / "screens"
+    features.mkdir()
+    screens.mkdir()
+    genes, values = simulated[0].index, simulated[0].to_numpy()
+    truth = np.linalg.svd(values - values.mean(axis=0), full_matrices=False)[0][:, :4]
+    for name, numbers in (("truth", truth), ("random", np.random.default_rng(9).normal(size=(30, 50)))):
+        pd.DataFrame(numbers, index=genes).to_csv(features / f"{name}.csv")
+    write_screen(screens / "other.h5ad", elsewhere)
+    return ["--effects", tmp_path / "effects.csv", "--features", features, "--screens", screens]
+
+
+def run_command(*arguments):
+    cross_validate.main([*map(str, arguments), "--draws", "1"])
+
+
+def test_the_last_lines_say_which_file_helps(files, tmp_path, capsys):
+    run_command(*files, "--out", tmp_path / "table.csv")
+    said = capsys.readouterr().out
+    assert "screen other.h5ad: knows 29 of 30 perturbed genes and 80 of 80 responses" in said
+    last = said.rstrip().split("\n")[-5:]
+    assert [line.split("  ")[1] for line in last] == [SCREENS, "random.csv", "truth.csv", "other.h5ad", "all of mine"]
+    assert last[0].endswith("submitted")
+    assert last[1].endswith(UNCLEAR)
+    assert last[2].endswith(HELPS)
+    assert last[4].endswith(HELPS)
+    table = pd.read_csv(tmp_path / "table.csv")
+    assert table["submitted"].dtype == bool
+    assert set(table.loc[table["submitted"], "method"]) == {SCREENS}
+    assert {"other.h5ad alone", "without other.h5ad", "without truth.csv", WITHOUT_MINE} <= set(table["method"])
+
+
+def test_folders_of_screens_that_cannot_be_used_are_refused(files, simulated, tmp_path, monkeypatch):
+    monkeypatch.setattr(cross_validate, "run_all", lambda *_: pytest.fail("computed"))
+    with pytest.raises(SystemExit, match="none: no such folder of screens"):
+        run_command(*files[:2], "--screens", tmp_path / "none")
+    far = tmp_path / "far"
+    far.mkdir()
+    with pytest.raises(SystemExit, match="far: no screen knows any of the perturbations"):
+        run_command(*files[:2], "--screens", far)
+    simulated[0].set_axis([f"X{i}" for i in range(30)]).to_csv(far / "far.csv")
+    with pytest.warns(UserWarning, match=r"far\.csv"), pytest.raises(SystemExit, match="far: no screen knows any"):
+        run_command(*files[:2], "--screens", far)
+    simulated[0].to_csv(far / "truth.csv")
+    with (
+        pytest.warns(UserWarning, match="far"),
+        pytest.raises(SystemExit, match=r"both hold truth\.csv; rename one of them"),
+    ):
+        run_command(*files[:4], "--screens", far)
+
+
+def test_screens_of_a_challenge_folder(demo_folder, challenge, tmp_path, capsys):
+    """The screen is the training effects themselves, so it must help; the template is part of what is submitted."""
+    means = helpers.perturbation_stats(challenge.train_path).mean.drop(index=CRUNCH.control)
+    screens = tmp_path / "screens"
+    screens.mkdir()
+    means.to_csv(screens / "same.csv")
+    full = f"{SCREENS} + template"
+    chosen = ["--only", CONSTANT, "same.csv alone", full, "without same.csv", SCREENS]
+    arguments = ["--data", demo_folder, "--screens", screens, "--folds", 7, "--panels", 1, *chosen]
+    run_command(*arguments, "--out", tmp_path / "table.csv")
+    table = pd.read_csv(tmp_path / "table.csv")
+    assert set(table.loc[table["submitted"], "method"]) == {full, MEDIAN}
+    scores = table[table["metric"] == "pearson_delta"].set_index("method")["value"]
+    assert scores["same.csv alone"] > scores[CONSTANT] + 0.2
+    assert re.search(r"  same\.csv +\+0\.\d+ .* helps$", capsys.readouterr().out.rstrip().split("\n")[-1])
+
+
+def test_ranks_become_scores_and_other_numbers_stay(simulated, tmp_path, capsys):
+    ranks = simulated[0].rank(axis=1, ascending=False).astype(int)
+    ranks = ranks.where(ranks <= 10, 0)
+    ranks.to_csv(tmp_path / "ranks.csv")
+    ranks.to_parquet(tmp_path / "ranks.parquet")
+    expected = ((11 - ranks) / 10).where(ranks > 0, 0.0)
+    for name in ("ranks.csv", "ranks.parquet"):
+        found = cross_validate.read_effects(tmp_path / name)
+        pd.testing.assert_frame_equal(found, expected, check_dtype=False, check_names=False, atol=1e-6)
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith(f"{tmp_path / name}: ranks")
+    simulated[0].to_csv(tmp_path / "effects.csv")
+    found = cross_validate.read_effects(tmp_path / "effects.csv")
+    pd.testing.assert_frame_equal(found, simulated[0], check_names=False)
+    assert capsys.readouterr().out == ""
+
+
 def test_command_line_for_a_challenge_folder(demo_folder, tmp_path):
     cross_validate.main(
         [
@@ -331,6 +539,33 @@ def test_pictures_are_drawn(table, cells, simulated):
     assert np.corrcoef(true.mean(axis=1), predicted.mean(axis=1))[0, 1] > 0.2
     pictures.gene_set_effect(axis, true, predicted, "a set", unit="log2 units")
     assert axis.get_xlabel()
+
+
+def test_the_submitted_method_is_blue(table):
+    axis = pictures.strips(table, ["pearson"]).axes[0]
+    colours = {
+        label.get_text(): mpl.colors.to_hex(points.get_facecolor()[0])
+        for label, points in zip(axis.get_yticklabels(), axis.collections, strict=True)
+    }
+    assert [name for name, colour in colours.items() if colour == BLUE] == [ALL]
+
+
+def test_verdicts_are_drawn_with_their_intervals_and_colours():
+    found = pd.DataFrame(
+        [(0.2, 0.1, 0.3, 9, HELPS), (-0.2, -0.3, -0.1, 9, HARMS), (0.0, 0.0, 0.0, 9, UNCLEAR)],
+        ["without a.csv", "without b.csv", WITHOUT_MINE],
+        ["difference", "low", "high", "n", "verdict"],
+    )
+    _, axis = plt.subplots()
+    pictures.verdicts(axis, found, unit="Pearson")
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a.csv", "b.csv", "all of mine"]
+    assert axis.yaxis_inverted()
+    points = [(*part.get_offsets()[0], mpl.colors.to_hex(part.get_facecolor()[0])) for part in axis.collections]
+    assert points == [(0.2, 0, BLUE), (-0.2, 1, RED), (0.0, 2, GREY)]
+    bars = [tuple(line.get_xdata()) for line in axis.lines[:3]]
+    assert bars == [(0.1, 0.3), (-0.3, -0.1), (0.0, 0.0)]
+    assert "Pearson" in axis.get_xlabel()
+    assert "95 % interval" in axis.get_xlabel()
 
 
 def test_the_page_reads(table):

@@ -114,7 +114,7 @@ def test_executed_notebook_leaves_a_valid_submission_and_a_report(executed):
     targets = challenge.local_proportions.index
     assert validate_prediction_folder(folder / "prediction", targets, challenge.genes_to_predict) == []
     assert (folder / "resources" / MODEL_FILE).exists()
-    pictures = {"cell-08", "cell-18", "cell-20", "cell-22", "cell-24", "umap", "effects", "genes"}
+    pictures = {"cell-08", "cell-18", "cell-20", "cell-22", "cell-24", "umap", "effects", "genes", "judged"}
     assert {path.stem for path in (folder / "build" / "pictures").iterdir()} == pictures
     assert (folder / "scores.png").read_bytes() == (folder / "build" / "pictures" / "cell-18.png").read_bytes()
     html = report.read_text()

@@ -1,21 +1,23 @@
 """What a method is worth on knock-outs it has not seen: leave-perturbations-out, with baselines, ablations and ceiling.
 
-    python -m workbench.cross_validate --data FOLDER --out table.csv [--features DIR]     a challenge folder
-    python -m workbench.cross_validate --effects FILE --out table.csv [--features DIR]    perturbations x responses
-    python -m workbench.cross_validate --data FOLDER --out table.csv --method mine.py:Mine  your own class beside them
+    python -m workbench.cross_validate --data FOLDER --out table.csv                        a challenge folder
+    python -m workbench.cross_validate --effects FILE --out table.csv                       perturbations x responses
+    ... --features DIR --screens DIR                                                        do my files help?
+    ... --method mine.py:Mine                                                               your own class beside them
 
 In: a folder in the challenge's layout, or a csv or parquet file whose rows are perturbations (first column or index)
-and whose other columns are responses (log fold changes or any other numbers). Out: a tidy table, one row per method and
-metric (`summarise`); `--details` adds the table with one row per perturbation. Whatever is tuned is tuned inside
-`ResponseModel.fit`, on the training perturbations of the fold. `workbench.evaluation.methods` says what is compared,
-`workbench.evaluation.folds` how a fold is scored, `workbench.evaluation.pictures` draws the result.
+and whose other columns are responses (log fold changes, ranks or any other numbers). Out: a tidy table, one row per
+method and metric (`summarise`); `--details` adds the table with one row per perturbation. For every file in DIR the
+submitted method runs without it too, and the last lines printed say whether the file helps. Whatever is tuned is tuned
+inside `ResponseModel.fit`, on the training perturbations of the fold. `workbench.evaluation.methods` says what is
+compared, `workbench.evaluation.folds` how a fold is scored, `workbench.evaluation.pictures` draws the result.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -31,11 +33,13 @@ from contract import OBESITY_1 as CRUNCH
 from helpers import Challenge, DataError, bandwidth, draw_panels, open_matrix, some
 from knowledge import FeatureTable, GeneKnowledge, read_features, symbol_table, training_knowledge
 from response import ResponseModel
+from screens import Screen, read_screens
 from workbench.compare import STARTER
 from workbench.evaluation import intervals, methods
 from workbench.evaluation.effects import check_enough, genes_of, read_effects, read_groups
 from workbench.evaluation.folds import ChallengeFold, EffectsFold, proportion_rows, run_all, split
 from workbench.evaluation.methods import Method, load_methods, own_methods, random_methods
+from workbench.evaluation.verdicts import verdict_lines
 
 HIGHER_IS_BETTER = ("pearson", "pearson_delta", "expected_pearson")
 METRICS = ("pearson", "pearson_delta", "mmd", "l1_distance", "error", "expected_error", "expected_pearson")  # in order
@@ -46,6 +50,8 @@ def cross_validate_effects(
     effects: pd.DataFrame,
     tables: dict[str, FeatureTable],
     *,
+    screens: Mapping[str, Screen] | None = None,
+    mine: Collection[str] = (),
     groups: pd.Series | None = None,
     n_folds: int | str = 5,
     seeds: Sequence[int] = (0,),
@@ -58,27 +64,32 @@ def cross_validate_effects(
 ) -> pd.DataFrame:
     """Leave perturbations out of a matrix of effects, perturbations x responses.
 
-    `groups` is the gene of each row: all contrasts of one gene leave together, train as their mean, and count once.
-    `n_folds` is a number or "loo"; with "loo" the seeds differ in the random methods only. `draws` is the number of
-    random tables and of permutations a seed. `zero_effect` adds the prediction 0 (default: where effects have both
+    `tables` and `screens` are what is known of the genes; for each of those named in `mine` the full model runs without
+    it, too. `groups` is the gene of each row: all contrasts of one gene leave together, train as their mean, and count
+    once. `n_folds` is a number or "loo"; with "loo" the seeds differ in the random methods only. `draws` is the number
+    of random tables and of permutations a seed. `zero_effect` adds the prediction 0 (default: where effects have both
     signs, since 0 is no effect only there). `own` names methods of yours (`methods.load_method`), which run beside the
     built-in ones: here without a control among the means, and without `n_cells`. `only` restricts all to these names.
     `name` stands in messages.
 
     The reference of Pearson is the mean of the training genes; `error` is the length of the prediction's error, in
     the units of `effects`. Returns one row per method, perturbation, metric, seed, fold and draw (`folds.COLUMNS`).
-    Raises DataError for fewer than 3 genes, duplicated rows or columns, non-finite values, or tables without any of
-    the perturbations.
+    Raises DataError for fewer than 3 genes, duplicated rows or columns, non-finite values, or where no table or screen
+    knows any of the perturbations.
     """
     genes = genes_of(effects, groups, name)
     names = pd.Index(np.unique(genes))
-    if tables and not any(table.known(names).any() for table in tables.values()):
-        raise DataError(f"{name}: none of its perturbations ({some(names, 3)}) is in any table: {some(tables)}")
+    knowledge = GeneKnowledge(tables, dict(screens or {}))
+    known = {part: table.genes for part, table in knowledge.tables.items()}
+    known |= {part: screen.perturbations for part, screen in knowledge.screens.items()}
+    if known and not any(names.isin(genes).any() for genes in known.values()):
+        raise DataError(
+            f"{name}: none of its perturbations ({some(names, 3)}) is in any table or screen: {some(known)}"
+        )
     if zero_effect is None:
         zero_effect = bool((effects.to_numpy() < 0).any())
-    knowledge = GeneKnowledge(tables)
     fixed = methods.effect_baselines(names, effects.columns, zero_effect=zero_effect)
-    fixed += [*methods.model_methods(knowledge, names, effects.columns), *own_methods(own, knowledge)]
+    fixed += [*methods.model_methods(knowledge, names, effects.columns, mine), *own_methods(own, knowledge)]
 
     def fold(test: pd.Index, chosen: list[Method], seed: int, number: int) -> EffectsFold:
         return EffectsFold(effects, genes, test, chosen, seed, number)
@@ -90,6 +101,7 @@ def cross_validate_challenge(
     challenge: Challenge,
     *,
     features: str | Path | None = None,
+    screens: str | Path | None = None,
     n_folds: int | str = 5,
     seeds: Sequence[int] = (0,),
     n_panels: int = 3,
@@ -102,7 +114,8 @@ def cross_validate_challenge(
 ) -> pd.DataFrame:
     """Leave perturbations out of the training cells of a challenge folder; the platform's three metrics.
 
-    The statistics are sums, so the cells are read once. Feature tables and the base of the cells come from control
+    `features` and `screens` are folders of the user's own files; for each file the full model runs without it, too. The
+    statistics are sums, so the cells are read once. Feature tables and the base of the cells come from control
     cells alone, and so are the same in every fold. `sigma` is as in `helpers.score`, "calibrated" being the mean
     squared distance between 500 training cells. MMD and Pearson delta are taken on `n_panels` random panels of
     `panel_size` genes (one panel of all genes where there are no more), and on 100 written cells. Two ceilings: one
@@ -112,11 +125,14 @@ def cross_validate_challenge(
     Returns the table of `cross_validate_effects`, in which `error` is in expression units over all genes.
     """
     with threadpool_limits(1):
-        parts, knowledge = _prepare(challenge, features, (n_panels, panel_size), sigma)
-    names, genes = challenge.perturbations, challenge.genes
-    check_enough(names, str(challenge.train_path))
-    fixed = [*methods.challenge_baselines(), *methods.model_methods(knowledge, names, genes)]
-    recentred = Method(methods.RECENTRED, ResponseModel(), knowledge, cells=helpers.RecentredCells())
+        names, genes = challenge.perturbations, challenge.genes
+        check_enough(names, str(challenge.train_path))
+        tables, elsewhere = _given(features, screens, names)
+        parts, knowledge = _prepare(challenge, (n_panels, panel_size), sigma)
+    knowledge = replace(knowledge, tables=knowledge.tables | tables, screens=elsewhere)
+    fixed = [*methods.challenge_baselines(), *methods.model_methods(knowledge, names, genes, [*tables, *elsewhere])]
+    name = methods.full_name(knowledge) + methods.RECENTRED
+    recentred = Method(name, ResponseModel(), knowledge, cells=helpers.RecentredCells())
     fixed += [recentred, *own_methods(own, knowledge)]
 
     def fold(test: pd.Index, chosen: list[Method], seed: int, number: int) -> ChallengeFold:
@@ -138,19 +154,15 @@ def cross_validate_proportions(
     return pd.concat(tables, ignore_index=True)
 
 
-def _prepare(
-    challenge: Challenge, features: str | Path | None, panels: tuple[int, int], sigma: float | str
-) -> tuple[dict[str, Any], GeneKnowledge]:
-    """What all folds share: members of `ChallengeFold`, and what is known of the genes."""
+def _prepare(challenge: Challenge, panels: tuple[int, int], sigma: float | str) -> tuple[dict[str, Any], GeneKnowledge]:
+    """What all folds share: members of `ChallengeFold`, and what the training file says of the genes."""
     stats = helpers.perturbation_stats(challenge.train_path)
     control = challenge.obs[
         challenge.obs[CRUNCH.perturbation] == CRUNCH.control
     ]  # the pool must not hold cells that are held out
     rows = np.flatnonzero((challenge.obs[CRUNCH.perturbation] == CRUNCH.control).to_numpy())
     pool = helpers.read_cells(challenge.train_path, rows[helpers.pool_rows(control, seed=0)])
-    names = challenge.perturbations
-    knowledge = training_knowledge(stats, pool, challenge.signatures, names)
-    knowledge = replace(knowledge, tables=knowledge.tables | _own_tables(features, names))
+    knowledge = training_knowledge(stats, pool, challenge.signatures, challenge.perturbations)
     drawn = draw_panels(challenge.genes, challenge.genes, None, *panels, seed=0)
     with open_matrix(challenge.train_path, [CRUNCH.perturbation]) as (matrix, _, genes, _):
         sigmas = [bandwidth(sigma, panel, matrix, genes) for panel in drawn]
@@ -168,16 +180,24 @@ def _prepare(
     return parts, knowledge
 
 
-def _own_tables(folder: str | Path | None, names: pd.Index) -> dict[str, FeatureTable]:
-    """The user's tables; refused when the folder gives none that knows a perturbation."""
-    if folder is None:
-        return {}
+def _given(
+    features: str | Path | None, screens: str | Path | None, names: pd.Index
+) -> tuple[dict[str, FeatureTable], dict[str, Screen]]:
+    """The user's tables and screens; refused when a folder gives none that knows a perturbation."""
+    tables = {} if features is None else _read_folder(features, read_features, names, "table")
+    elsewhere = {} if screens is None else _read_folder(screens, read_screens, names, "screen")
+    if both := [name for name in tables if name in elsewhere]:
+        raise DataError(f"{features} and {screens}: both hold {some(both)}; rename one of them")
+    return tables, elsewhere
+
+
+def _read_folder(folder: str | Path, read: Callable[[str | Path, pd.Index], dict], names: pd.Index, what: str) -> dict:
     if not Path(folder).is_dir():
-        raise DataError(f"{folder}: no such folder of feature tables")
-    tables = read_features(folder, names)
-    if not tables:
-        raise DataError(f"{folder}: no table knows any of the perturbations ({some(names, 3)})")
-    return tables
+        raise DataError(f"{folder}: no such folder of {what}s")
+    found = read(folder, names)
+    if not found:
+        raise DataError(f"{folder}: no {what} knows any of the perturbations ({some(names, 3)})")
+    return found
 
 
 def _folds(
@@ -215,13 +235,14 @@ def summarise(table: pd.DataFrame, baseline: str | None = None) -> pd.DataFrame:
     """Tidy summary, one row per method and metric (`workbench.evaluation.intervals.summarise`), over perturbations.
 
     Differences are to `baseline` where given, else to the first of `BASELINES` that has the metric. `seconds` is the
-    mean time of a fit with its predictions, `peak_mb` the largest memory of the process meanwhile.
+    mean time of a fit with its predictions, `peak_mb` the largest memory of the process meanwhile. `submitted` marks
+    the method that is submitted by default: one for the mean and the cells, one for the proportions.
     """
     baselines = BASELINES if baseline is None else (baseline, *BASELINES)
     summary = intervals.summarise(
         table, "perturbation", metrics=METRICS, higher_is_better=HIGHER_IS_BETTER, baselines=baselines
     )
-    cost = table.groupby("method", sort=False).agg({"seconds": "mean", "peak_mb": "max"})
+    cost = table.groupby("method", sort=False).agg({"seconds": "mean", "peak_mb": "max", "submitted": "any"})
     return summary.join(cost, on="method")
 
 
@@ -236,6 +257,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     source.add_argument("--data", type=Path, help="folder in the challenge's layout")
     source.add_argument("--effects", type=Path, help="perturbations x responses, csv or parquet")
     parser.add_argument("--features", type=Path, help="folder of feature tables, as resources/features/")
+    parser.add_argument("--screens", type=Path, help="folder of other screens, as resources/screens/")
     parser.add_argument("--groups", type=Path, help="csv: perturbation, gene (rows of one gene leave together)")
     parser.add_argument("--folds", type=_n_folds, default=5, help="a number, or loo (leave one out); default 5")
     parser.add_argument("--seeds", type=int, default=1, help="number of random splits; default 1")
@@ -284,19 +306,32 @@ def _run(options: argparse.Namespace, executor: Executor | None) -> pd.DataFrame
         )
         sigma = options.sigma if options.sigma in ("scaled", "calibrated") else float(options.sigma)
         return cross_validate_challenge(
-            challenge, features=options.features, n_panels=options.panels, sigma=sigma, **common
+            challenge,
+            features=options.features,
+            screens=options.screens,
+            n_panels=options.panels,
+            sigma=sigma,
+            **common,
         )
     effects = read_effects(options.effects)
     groups = read_groups(options.groups) if options.groups else None
     names = pd.Index(np.unique(genes_of(effects, groups, str(options.effects))))
-    tables = {"symbol": symbol_table(sorted({*names, *effects.columns}))} | _own_tables(options.features, names)
+    mine, screens = _given(options.features, options.screens, names)
+    tables = {"symbol": symbol_table(sorted({*names, *effects.columns}))} | mine
     print(
         f"{options.effects}: {len(effects)} rows of {len(names)} perturbed genes x {effects.shape[1]:,} responses; "
         f"{how}."
     )
     for name, table in tables.items():
         print(f"  feature table {name}: knows {table.known(names).sum()} of {len(names)} perturbed genes")
-    return cross_validate_effects(effects, tables, groups=groups, name=str(options.effects), **common)
+    for name, screen in screens.items():
+        print(
+            f"  screen {name}: knows {names.isin(screen.perturbations).sum()} of {len(names)} perturbed genes and "
+            f"{effects.columns.isin(screen.responses).sum():,} of {effects.shape[1]:,} responses"
+        )
+    return cross_validate_effects(
+        effects, tables, screens=screens, mine=[*mine, *screens], groups=groups, name=str(options.effects), **common
+    )
 
 
 def _executor(options: argparse.Namespace) -> AbstractContextManager[Executor | None]:
@@ -316,7 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         summary = summarise(table)
     except DataError as error:
         sys.exit(f"error: {error}")
-    print(_printed(summary, options.method))
+    print("\n".join([_printed(summary, options.method), *verdict_lines(table)]))
     for path, frame in ((options.out, summary), (options.details, table)):
         if path is not None:
             intervals.write_table(path, frame)
@@ -327,8 +362,6 @@ SCORES = ("pearson", *CRUNCH.metrics)  # what is printed; the table holds the er
 
 def _printed(summary: pd.DataFrame, own: Sequence[str]) -> str:
     """One short table per score: mean and interval, paired difference, and which rows are submitted or yours."""
-    submitted = {methods.ALL, methods.BOTH, methods.MEDIAN} & set(summary["method"])
-    submitted -= {methods.ALL} if methods.BOTH in submitted else set()
     parts = []
     for metric in [name for name in SCORES if name in set(summary["metric"])]:
         rows = summary[summary["metric"] == metric]
@@ -337,7 +370,7 @@ def _printed(summary: pd.DataFrame, own: Sequence[str]) -> str:
         against = f"; difference to {baseline}" if baseline else ""
         parts.append(f"\n{metric} ({direction} is better){against}")
         for _, row in rows.iterrows():
-            mark = ">" if row["method"] in own else "*" if row["method"] in submitted else " "
+            mark = ">" if row["method"] in own else "*" if row["submitted"] else " "
             line = f"{mark} {row['method']:44.44} {row['value']:8.4f} [{row['low']:.4f}, {row['high']:.4f}]"
             if baseline and row["method"] != baseline and np.isfinite(row["difference"]):
                 line += f"  {row['difference']:+.4f} [{row['difference_low']:+.4f}, {row['difference_high']:+.4f}]"

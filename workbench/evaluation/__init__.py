@@ -2,5 +2,5 @@
 
 Read in this order: `effects` (a table of effects, checked) -> `methods` (what is compared, and your own classes) ->
 `folds` (fit without some perturbations, score on them) -> `intervals` (means with intervals, paired differences) ->
-`pictures`.
+`verdicts` (does my table help?) -> `pictures`.
 """

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import DataError, some
+from screens import scores_of_ranks
 
 FEWEST = 3  # perturbations; with fewer there is nothing to learn from when one is left out
 
@@ -47,7 +48,10 @@ def check_enough(names: pd.Index, where: str) -> None:
 
 
 def read_effects(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """Perturbations x responses from a csv (first column: the perturbation) or parquet file (index or first column)."""
+    """Perturbations x responses from a csv (first column: the perturbation) or parquet file (index or first column).
+
+    Ranks, as some screens are published, become scores (`screens.scores_of_ranks`); a printed line says so.
+    """
     path = Path(path)
     readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
     if path.suffix not in readers:
@@ -62,7 +66,13 @@ def read_effects(path: str | os.PathLike[str]) -> pd.DataFrame:
         raise DataError(f"{path}: only {table.shape[1]} columns; a perturbation and at least 2 responses are needed")
     if path.suffix == ".csv" or isinstance(table.index, pd.RangeIndex):
         table = table.set_index(table.columns[0])
-    return table.set_axis(table.index.astype(str), axis=0).set_axis(table.columns.astype(str), axis=1)
+    table = table.set_axis(table.index.astype(str), axis=0).set_axis(table.columns.astype(str), axis=1)
+    is_number = all(pd.api.types.is_numeric_dtype(dtype) for dtype in table.dtypes)
+    scores = scores_of_ranks(table) if is_number else None
+    if scores is None:
+        return table
+    print(f"{path}: ranks (1 is the strongest of k) are turned into scores, (k + 1 - rank) / k.")
+    return scores
 
 
 def read_groups(path: str | os.PathLike[str]) -> pd.Series:

@@ -27,10 +27,23 @@ import helpers
 from contract import OBESITY_1 as CRUNCH
 from helpers import dense, open_matrix
 from method import CellGenerator, ProportionEstimator, call_with, checked_shares
+from response import ResponseModel
 from workbench.compare import CEILING
-from workbench.evaluation.methods import Method, known, proportion_methods
+from workbench.evaluation.methods import MEDIAN, Method, known, proportion_methods
 
-COLUMNS = ["method", "perturbation", "metric", "value", "seed", "fold", "draw", "panel", "seconds", "peak_mb"]
+COLUMNS = [
+    "method",
+    "perturbation",
+    "metric",
+    "value",
+    "seed",
+    "fold",
+    "draw",
+    "panel",
+    "seconds",
+    "peak_mb",
+    "submitted",
+]
 EXPECTED_WARNINGS = (".* were not measured as genes", "nothing is known of")  # the baselines' and the model's fallback
 TRUE_MEAN = "true mean, same cells"
 WRITTEN_CELLS = CRUNCH.cells_per_perturbation
@@ -39,7 +52,10 @@ CEILING_CELLS = 20  # a knock-out with fewer real cells has no split-half ceilin
 
 @dataclass(frozen=True)
 class EffectsFold:
-    """`effects` is contrasts x responses, `genes` the perturbed gene of each row; the genes `test` are held out."""
+    """`effects` is contrasts x responses, `genes` the perturbed gene of each row; the genes `test` are held out.
+
+    `n_cells` are the cells of each gene, where known: they weigh the reference, and the methods are given them.
+    """
 
     effects: pd.DataFrame
     genes: np.ndarray
@@ -47,17 +63,19 @@ class EffectsFold:
     methods: list[Method]
     seed: int
     fold: int
+    n_cells: pd.Series | None = None
 
     def run(self) -> pd.DataFrame:
         """ScoreRows of `pearson`, `error` and, for the model, `expected_error` and `expected_pearson`."""
         held_out = np.isin(self.genes, self.test)
         means = self.effects[~held_out].groupby(self.genes[~held_out]).mean()
         truth, genes = self.effects[held_out].to_numpy(float), self.genes[held_out]
-        reference = means.mean().to_numpy()
+        n_cells = None if self.n_cells is None else self.n_cells[means.index]
+        reference = np.average(means, axis=0, weights=n_cells)
         rows = ScoreRows(self.seed, self.fold)
         for method in self.methods:
             with measured() as cost:
-                predicted, scale = method.predict(means, None, self.test)
+                predicted, scale = method.predict(means, n_cells, self.test)
             values = predicted.loc[genes].to_numpy()
             scores = {
                 "pearson": helpers.row_correlations(truth - reference, values - reference),
@@ -163,7 +181,8 @@ def proportion_rows(
         with measured() as cost:
             call_with(model.fit, train, **known(means=means), **more)
             predicted = checked_shares(model, test)
-        rows.add(name, "l1_distance", helpers.l1_by_perturbation(shares.loc[test], predicted), cost)
+        scores = helpers.l1_by_perturbation(shares.loc[test], predicted)
+        rows.add(name, "l1_distance", scores, cost, submitted=name == MEDIAN)
     return rows.table()
 
 
@@ -219,11 +238,22 @@ class ScoreRows:
     fold: int
     rows: list[tuple] = field(default_factory=list)
 
-    def add(self, method: Method | str, metric: str, values: pd.Series, cost: Cost | None, panel: int = 0) -> None:
+    def add(
+        self,
+        method: Method | str,
+        metric: str,
+        values: pd.Series,
+        cost: Cost | None,
+        panel: int = 0,
+        *,
+        submitted: bool = False,
+    ) -> None:
         """One value per perturbation; what is not predicted, as a ceiling, has a name and no cost."""
-        label, draw = (method, 0) if isinstance(method, str) else (method.name, method.draw)
+        label, draw = method, 0
+        if isinstance(method, Method):
+            label, draw, submitted = method.name, method.draw, method.submitted
         spent = (np.nan, np.nan) if cost is None else (cost.seconds, cost.peak_mb)
-        where = self.seed, self.fold, draw, panel, *spent
+        where = self.seed, self.fold, draw, panel, *spent, submitted
         self.rows += [(label, name, metric, float(value), *where) for name, value in values.items()]
 
     def add_scores(
@@ -283,8 +313,18 @@ def run_all(folds: Iterable[EffectsFold | ChallengeFold], executor: Executor | N
 
 
 def _what_it_takes(folds: Sequence[EffectsFold | ChallengeFold], workers: int) -> str:
-    """How long the folds take about: a fit of the response model grows with the perturbations to the power 2.6."""
-    fits = sum(len(fold.methods) for fold in folds)
-    rows = len(folds[0].effects) if isinstance(folds[0], EffectsFold) else len(folds[0].means)
-    seconds = fits * (0.3 + 2.2 * (rows / 600) ** 2.6) / workers
-    return f"{len(folds)} folds, {fits} fits on about {rows} perturbations each: {helpers.text_time(seconds)}."
+    """How long the folds take about: a fit of the response model grows with what it knows and with the rows."""
+    fits = [method for fold in folds for method in fold.methods]
+    rows = [len(fold.effects if isinstance(fold, EffectsFold) else fold.means) - len(fold.test) for fold in folds]
+    seconds = sum(_seconds(method, n) for fold, n in zip(folds, rows, strict=True) for method in fold.methods) / workers
+    return (
+        f"{len(folds)} folds, {len(fits)} fits on about {max(rows)} perturbations each: {helpers.text_time(seconds)}."
+    )
+
+
+def _seconds(method: Method, rows: int) -> float:
+    """Of a fit with its predictions, on one core."""
+    if not isinstance(method.model, ResponseModel):
+        return 0.5
+    kernels = 1 + len(method.knowledge.tables) + 2 * len(method.knowledge.screens)
+    return kernels * (0.1 + rows / 500)

@@ -1,7 +1,8 @@
-"""What a cross-validation compares: baselines, the response model with each feature table alone, and your own methods.
+"""What a cross-validation compares: baselines, the response model with each table or screen alone, your own methods.
 
-In: the feature tables and the names of the perturbations, or the name of a class of yours. Out: a list of `Method`s,
-each of which fits on the training perturbations of a fold and predicts the held-out ones. Next: `folds.py` runs them.
+In: what is known of the genes and the names of the perturbations, or the name of a class of yours. Out: a list of
+`Method`s, each of which fits on the training perturbations of a fold and predicts the held-out ones. Next: `folds.py`
+runs them.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import importlib
 import importlib.util
 import sys
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,8 +39,10 @@ from response import ResponseModel
 from workbench.compare import STARTER
 
 ZERO, TRAIN_MEAN, PCA_RIDGE, CONSTANT = "zero effect", "train mean", "PCA-ridge", "constant alone"
-OWN, ALL, BOTH = "own response alone", "all tables", "all tables + template"
-RECENTRED = "all tables + template, recentred cells"
+OWN, ALL = "own response alone", "all tables"
+SCREENS, BOTH = f"{ALL} + screens", f"{ALL} + template"
+RECENTRED = ", recentred cells"
+WITHOUT, WITHOUT_MINE = "without ", "without all of mine"
 RANDOM, SHUFFLED = "random features", "shuffled features"
 CONTROL_MEAN, PERTURBED_MEAN, MEDIAN = "control", "perturbed mean", "median shares"
 RANDOM_TABLES, RANDOM_FEATURES = 5, 50
@@ -79,7 +82,7 @@ class Method:
 
     Without `cells` real control cells are scaled to the predicted mean. `shuffled` seeds a permutation of the
     perturbations' names, so that every table, the perturbations' own responses too, speaks of another gene. `draw`
-    numbers the repeats of a method that is random.
+    numbers the repeats of a method that is random. `submitted` marks the one that is submitted by default.
     """
 
     name: str
@@ -89,6 +92,7 @@ class Method:
     draw: int = 0
     cells: CellGenerator | None = None
     proportions: ProportionEstimator | None = None
+    submitted: bool = False
 
     def predict(
         self, means: pd.DataFrame, n_cells: pd.Series | None, targets: pd.Index
@@ -225,22 +229,45 @@ def proportion_methods(*, with_means: bool) -> dict[str, BaseEstimator]:
     return methods | ({STARTER: helpers.PCARidge()} if with_means else {})
 
 
-def model_methods(knowledge: GeneKnowledge, names: pd.Index, columns: pd.Index) -> list[Method]:
-    """The response model with nothing, with each table alone, the template alone, all tables, and all together.
+def model_methods(
+    knowledge: GeneKnowledge, names: pd.Index, columns: pd.Index, mine: Collection[str] = ()
+) -> list[Method]:
+    """The response model with nothing, with each table, screen or the template alone, and with all that is known.
 
-    How the genes respond themselves is a table too, where perturbations are among the responses (`columns`).
+    How the genes respond themselves is a table too, where perturbations are among the responses (`columns`). The full
+    one is marked as submitted; where there is a template it also runs without it. For each table and screen named in
+    `mine` the full one runs without it, and where there are several without all of them.
     """
     alone = {name: GeneKnowledge({name: table}) for name, table in knowledge.tables.items()}
+    alone |= {name: GeneKnowledge({}, {name: screen}) for name, screen in knowledge.screens.items()}
     if knowledge.template is not None:
         alone["template"] = GeneKnowledge({}, template=knowledge.template)
     methods = [Method(CONSTANT, ResponseModel(own_response=False))]
     methods += [Method(f"{name} alone", ResponseModel(own_response=False), part) for name, part in alone.items()]
     if names.isin(columns).any():
         methods.append(Method(OWN, ResponseModel()))
-    methods.append(Method(ALL, ResponseModel(), GeneKnowledge(knowledge.tables)))
     if knowledge.template is not None:
-        methods.append(Method(BOTH, ResponseModel(), knowledge))
+        part = replace(knowledge, template=None)
+        methods.append(Method(full_name(part), ResponseModel(), part))
+    methods.append(Method(full_name(knowledge), ResponseModel(), knowledge, submitted=True))
+    left_out = {f"{WITHOUT}{name}": {name} for name in mine}
+    if len(mine) > 1:
+        left_out[WITHOUT_MINE] = set(mine)
+    methods += [Method(name, ResponseModel(), _without(knowledge, part)) for name, part in left_out.items()]
     return methods
+
+
+def full_name(knowledge: GeneKnowledge) -> str:
+    """What the model with all that is known is called."""
+    return ALL + " + screens" * bool(knowledge.screens) + " + template" * (knowledge.template is not None)
+
+
+def _without(knowledge: GeneKnowledge, left_out: Collection[str]) -> GeneKnowledge:
+    return replace(
+        knowledge,
+        tables={name: table for name, table in knowledge.tables.items() if name not in left_out},
+        screens={name: screen for name, screen in knowledge.screens.items() if name not in left_out},
+    )
 
 
 def random_methods(knowledge: GeneKnowledge, names: pd.Index, seed: int, draws: int) -> list[Method]:

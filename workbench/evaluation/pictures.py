@@ -6,7 +6,7 @@ Out: matplotlib figures or axes; axes carry units, and the baseline stands besid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,12 +19,15 @@ from response import ResponseModel
 from workbench.compare import CEILING
 from workbench.cross_validate import BASELINES
 from workbench.evaluation.folds import TRUE_MEAN
-from workbench.evaluation.methods import ALL, BOTH, MEDIAN
+from workbench.evaluation.methods import WITHOUT
+from workbench.evaluation.verdicts import HARMS, HELPS, UNCLEAR
+from workbench.pictures.knowledge import gain_rows, short
 from workbench.pictures.style import BLUE, GREY, ORANGE, RED, metric_label
 
 LABELS = {name: metric_label(name) for name in CRUNCH.metrics}
 LABELS["pearson"] = "Pearson with the training mean as reference\n(higher is better)"
 CHANCE = {"pearson": 0.0, "pearson_delta": 0.0}
+VERDICT_COLOURS = {HELPS: BLUE, HARMS: RED, UNCLEAR: GREY}
 
 
 def by_perturbation(table: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -41,20 +44,21 @@ def strips(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     size = (4.0 + 4.0 * n, 0.9 + 0.3 * most)
     figure, axes = plt.subplots(1, n, figsize=size, layout="constrained", squeeze=False)
     shown: list[str] = []
+    submitted = set(table.loc[table["submitted"], "method"])
     for axis, (metric, wide) in zip(axes[0], values.items(), strict=True):
-        strip(axis, wide, metric)
+        strip(axis, wide, metric, submitted)
         if list(wide.columns) == shown:  # the panel to the left names them
             axis.set_yticklabels([])
         shown = list(wide.columns)
     return figure
 
 
-def strip(axis: Axes, wide: pd.DataFrame, metric: str) -> None:
-    """One metric (perturbations x methods), jittered so that points do not hide each other."""
+def strip(axis: Axes, wide: pd.DataFrame, metric: str, submitted: Collection[str] = ()) -> None:
+    """One metric (perturbations x methods), jittered so that points do not hide each other; `submitted` in blue."""
     generator = np.random.default_rng(0)
     for row, method in enumerate(wide):
         points = wide[method].dropna()
-        colour = {ALL: BLUE, BOTH: BLUE, MEDIAN: BLUE, CEILING: RED, TRUE_MEAN: RED}.get(str(method), GREY)
+        colour = BLUE if method in submitted else RED if method in (CEILING, TRUE_MEAN) else GREY
         size = 18 if len(points) < 100 else 4
         axis.scatter(points, row + generator.uniform(-0.25, 0.25, len(points)), s=size, color=colour, alpha=0.6, lw=0)
         axis.plot([points.mean()] * 2, [row - 0.38, row + 0.38], color="black", lw=2)
@@ -89,12 +93,21 @@ def kernel_weights(axis: Axes, model: ResponseModel) -> None:
     """Learned weight of each table's kernel in a fitted model, and the share of the training perturbations it knows."""
     weights = model.weights_.sort_values()
     axis.barh(range(len(weights)), weights, color=[GREY if name == "constant" else BLUE for name in weights.index])
-    coverage = ["" if name == "constant" else f", knows {model.coverage_[name]:.0%}" for name in weights.index]
-    names = [name if len(name) < 24 else name[:10] + "..." + name[-10:] for name in weights.index]
-    axis.set_yticks(range(len(weights)), [name + known for name, known in zip(names, coverage, strict=True)])
+    coverage = [model.judged_["coverage"].get(name.split(", power ")[0]) for name in weights.index]
+    known = ["" if share is None else f", knows {share:.0%}" for share in coverage]  # the constant knows nobody
+    names = [short(name) + text for name, text in zip(weights.index, known, strict=True)]
+    axis.set_yticks(range(len(weights)), names)
     axis.axvline(1.0, color="black", lw=1, ls=":", label="variance of the noise")
     axis.set(xscale="log", xlabel="learned weight of the kernel (in units of the noise variance)")
     axis.legend(fontsize=8, loc="lower right")
+
+
+def verdicts(axis: Axes, found: pd.DataFrame, *, unit: str) -> None:
+    """What each table or screen adds (rows of `evaluation.verdicts.verdicts`): paired differences, 95 % intervals."""
+    rows = found.assign(colour=found["verdict"].map(VERDICT_COLOURS))
+    rows.index = pd.Index([short(name.removeprefix(WITHOUT)) for name in rows.index])
+    gain_rows(axis, rows, VERDICT_COLOURS)
+    axis.set(xlabel=f"{unit}, with it - without it (bar: 95 % interval)")
 
 
 def calibration(axis: Axes, table: pd.DataFrame, method: str, *, unit: str, bins: int = 8) -> None:
