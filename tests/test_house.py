@@ -15,7 +15,7 @@ ROOT = Path(contract.__file__).parent
 STANDARD = {
     "contract.py": "dataclasses",
     "helpers.py": "collections concurrent contextlib contextvars copy dataclasses fcntl functools itertools os pathlib "
-    "shutil typing warnings weakref zlib",
+    "shutil threading typing warnings weakref zlib",
     "screens.py": "collections dataclasses pathlib re typing warnings",
     "knowledge.py": "collections dataclasses gzip pathlib re typing warnings",
     "response.py": "collections dataclasses warnings",

@@ -1,4 +1,4 @@
-"""What every command line does alike: one line for what went wrong, whole numbers in range, outputs that can be written.
+"""What every command line does alike: one line for what went wrong, whole numbers in range, writable outputs.
 
 In: what a `main` runs, its options and paths. Out: an exit status: 1 for input that cannot be used, 2 for options (by
 argparse), 130 and 143 for a command that was interrupted or terminated. Around a `main`, as a decorator or by `with`:
