@@ -195,7 +195,7 @@ def test_an_error_in_writing_is_said_at_once_and_leaves_the_old_file(wide, tmp_p
     (tmp_path / "out").mkdir()
     path = tmp_path / "out" / "p"
     path.write_text("old and good")
-    with pytest.raises(DataError, match=r"p: could not be written \(no space left\); what was there before"):
+    with pytest.raises(DataError, match=r"p: could not be written \(no space left\); an older file is as it was"):
         wide.write(path, tmp_path / "out" / "s", [f"T{i}" for i in range(20)], wide.genes, mode=mode)
     assert path.read_text() == "old and good"
     assert names(path.parent) == ["p"]
