@@ -147,7 +147,8 @@ def _incidence(groups: dict[str, list[str]]) -> tuple[pd.Index, sp.csr_matrix]:
 def screen_table(screen: Screen) -> FeatureTable:
     """A screen: cosine of the profiles, and its cube. Components weigh by the square root of their length."""
     scores = screen.scores[:, :SIMILARITY_COMPONENTS].astype(np.float64)
-    return FeatureTable.of(screen.perturbations, scores / np.sqrt(np.linalg.norm(scores, axis=0)), powers=(1, 3))
+    lengths = np.maximum(np.linalg.norm(scores, axis=0), 1e-12)
+    return FeatureTable.of(screen.perturbations, scores / np.sqrt(lengths), powers=(1, 3))
 
 
 @dataclass(frozen=True)
@@ -225,10 +226,10 @@ def read_features(folder: str | Path, genes: Iterable[str]) -> dict[str, Feature
             raise DataError(f"{path}: not a feature table; use {', '.join('.' + name for name in FEATURE_READERS)}")
         try:
             table = FEATURE_READERS[kind](path, wanted)
-        except (OSError, ValueError, KeyError, ImportError) as error:  # ImportError: parquet needs pyarrow
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{path}: cannot be read as {kind}: {error}") from error
+        except (DataError, MemoryError, Warning):
+            raise
+        except Exception as error:  # a damaged or foreign file breaks its reader in any way; parquet needs pyarrow
+            raise DataError(f"{path}: cannot be read as {kind}: {' '.join(str(error).split())}") from error
         if not table.known(wanted).any():
             _warn(f"{path}: none of its genes ({some(table.genes, 3)}) is a perturbation or target; left out")
             continue

@@ -534,6 +534,8 @@ def fit_predictor(
         )
     own = read_features(features, names) if features is not None and Path(features).is_dir() else {}
     elsewhere = read_screens(screens, names) if screens is not None and Path(screens).is_dir() else {}
+    if both := sorted(own.keys() & elsewhere.keys()):
+        raise DataError(f"{some(both)}: in {features} and in {screens}; rename one of each two")
     stats = perturbation_stats(challenge.train_path)
     pool = read_cells(challenge.train_path, pool_rows(challenge.obs, seed))
     with threadpool_limits(1):

@@ -215,7 +215,10 @@ def fit_response(
 
     # Which tables enter, and w_t, by leave-one-out; the constant comes last.
     some_rows = _drawn(len(names), TUNING_ROWS)
-    profiles = {name: _profiles(sources[name], residuals.iloc[some_rows]) for name in sources if name in tables}
+    measured = {
+        name: _measured(sources[name], names[some_rows], residuals.columns) for name in sources if name in tables
+    }
+    profiles = {name: scores @ basis for name, (scores, basis) in measured.items()}
     judged = judge(residuals.iloc[some_rows], n_cells[some_rows], precision[some_rows], tables, profiles)
     tables = {name: table for name, table in tables.items() if judged.loc[name, "enters"]}
     kernels = _training_kernels(names[some_rows], tables, precision[some_rows])
@@ -379,8 +382,9 @@ def _out_of_fold(kernels: np.ndarray, gram: np.ndarray, n_cells: np.ndarray, pre
             shares = n_cells[train] / n_cells[train].sum()
             centred = gram - np.tensordot(gram[:, train], shares, (1, 0))[:, None]
             centred -= (centred[..., train] @ shares)[..., None]
-            scale = precision / np.sqrt(np.maximum(np.diag(centred[0, :, 0]), 1e-24))
-            centred *= scale[:, None, None] * scale
+            lengths = np.sqrt(np.maximum(np.diag(centred[0, :, 0]), 1e-24))
+            lengths[test] = lengths[train].mean()  # those of held-out rows are not known
+            centred *= np.multiply.outer((precision / lengths)[:, None], precision / lengths)
             within = kernels[:, train][:, :, train]
             weights = _best_weights(within, centred[0, train][:, 0, train], most_steps=15)
             kernel = np.tensordot(weights, within, 1) + np.eye(len(train))
@@ -554,7 +558,8 @@ def _response_components(z: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarr
     """The low-rank response basis of z (n x G): scores (n x K), variances (K,), components (K x G)."""
     if len(z) > LANDMARKS:
         left, size, components = randomized_svd(z, rank, random_state=0)
-        return left * size, size**2, components
+        kept = size**2 > 1e-9 * size[0] ** 2
+        return (left * size)[:, kept], size[kept] ** 2, components[kept]
     variance, axes = np.linalg.eigh(z @ z.T)
     variance, axes = variance[::-1], axes[:, ::-1]
     rank = max(1, min(rank, len(z) - 1, int((variance > 1e-9 * variance[0]).sum())))
@@ -605,10 +610,7 @@ def _foretelling(
     says something of a gene that is not in the screen. With many perturbations it is conditioned on landmarks, the
     training ones first, and on the gene's own profile.
     """
-    columns = screen.responses.get_indexer(responses)
-    basis = np.where(columns >= 0, screen.basis[:, columns], 0.0).astype(np.float64)  # L x G
-    own = screen.perturbations.get_indexer(genes)
-    profiles = np.where(own[:, None] >= 0, screen.scores[own], 0.0).astype(np.float64)  # genes x L
+    profiles, basis = _measured(screen, genes, responses)
     if not smooth:
         return profiles, basis
     others = screen.perturbations.difference(training, sort=False)
@@ -619,21 +621,17 @@ def _foretelling(
     across = kernel.between(genes, landmarks)  # genes x m
     solved = scipy.linalg.cho_solve(factor, across.T).T  # genes x m
     smoothed = solved @ screen.scores[screen.perturbations.get_indexer(landmarks)]
-    further = np.flatnonzero((own >= 0) & ~genes.isin(landmarks))
+    further = np.flatnonzero(genes.isin(screen.perturbations) & ~genes.isin(landmarks))
     left = kernel.diagonal(genes[further]) - (solved[further] * across[further]).sum(axis=1)  # variance that is left
     smoothed[further] += (left / (left + noise))[:, None] * (profiles[further] - smoothed[further])
     return smoothed, basis
 
 
-def _profiles(screen: Screen, residuals: pd.DataFrame) -> np.ndarray:
-    """What the screen measured of the training perturbations (n x G), divided as the residuals are for z; else 0."""
-    rows = screen.perturbations.get_indexer(residuals.index)
-    columns = screen.responses.get_indexer(residuals.columns)
-    values = np.where(rows[:, None] >= 0, screen.scores[rows], 0.0) @ np.where(
-        columns >= 0, screen.basis[:, columns], 0.0
-    )
-    r = residuals.to_numpy()
-    return values / _lengths(r - r.mean(axis=1, keepdims=True))[:, None]
+def _measured(screen: Screen, genes: pd.Index, responses: pd.Index) -> tuple[np.ndarray, np.ndarray]:
+    """The screen's scores (genes x L) and basis (L x G), float64, matched by name; 0 for what it did not measure."""
+    rows, columns = screen.perturbations.get_indexer(genes), screen.responses.get_indexer(responses)
+    scores = np.where(rows[:, None] >= 0, screen.scores[rows], 0.0)
+    return scores.astype(np.float64), np.where(columns >= 0, screen.basis[:, columns], 0.0).astype(np.float64)
 
 
 def _factors(there: np.ndarray, rest: np.ndarray, precision: np.ndarray) -> np.ndarray:

@@ -79,7 +79,7 @@ PREDICTORS = {
     "the starter": Predictor(PCARidge(4, 0.2), PCARidge(3), GaussianCells(7)),
     "control": Predictor(ControlMean(), ControlMean(), RecentredCells(12)),
     "perturbed mean": Predictor(PerturbedMean(), PerturbedMean(), RecentredCells()),
-    "response model for both": Predictor(ResponseModel(0.3), ResponseModel(), GaussianCells()),
+    "response model for both": Predictor(ResponseModel(5), ResponseModel(own_response=False), GaussianCells()),
     "own": Predictor(Halfway(), MeanShares(), TwoCells()),
     "own mean alone": Predictor(SureHalfway(), MedianProportions(), RecentredCells()),
 }

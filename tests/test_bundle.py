@@ -112,8 +112,8 @@ def test_only_what_the_notebook_uses_is_asked_of_pip(carried):
 
 def unpack(folder, cell):
     """Run the first cell as Colab does; what it prints."""
-    run = [sys.executable, "-"]  # from standard input: an argument may be no longer than 128 kB
-    return subprocess.run(run, input=cell.source, cwd=folder, capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, "-"]  # the cell is longer than an argument may be
+    return subprocess.run(command, input=cell.source, cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
 def test_an_edited_or_older_file_is_kept_and_named_when_unpacking(carried, tmp_path):

@@ -1,13 +1,20 @@
 """Feature tables: what each kind of file becomes, and what is said of every kind of bad one."""
 
 import gzip
+import re
+from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
+from threadpoolctl import threadpool_limits
 
 import helpers
+import knowledge
+from contract import OBESITY_1 as CRUNCH
 from helpers import DataError
 from knowledge import (
     FeatureTable,
@@ -15,10 +22,12 @@ from knowledge import (
     gene_set_table,
     numeric_table,
     read_features,
+    screen_table,
     symbol_table,
     training_knowledge,
 )
 from method import EXPECTED_FILE, MODEL_FILE, Predictor, train
+from screens import Screen
 
 GENES = ["MED1", "MED12", "JAK2", "STAT1", "POLR2A"]
 
@@ -33,17 +42,77 @@ def read(folder, name, content, genes=GENES):
     return read_features(folder, genes)
 
 
-def test_kernel_is_the_cosine_and_zero_for_a_missing_gene():
-    table = FeatureTable.of(["A", "B", "C"], np.array([[3.0, 4.0], [4.0, 3.0], [0.0, 0.0]]), power=2)
-    np.testing.assert_allclose(
-        table.kernel(["B", "X", "A", "C"], ["A", "B"]), [[0.96**2, 1], [0, 0], [1, 0.96**2], [0, 0]]
-    )
+def kernel_of(table, left, right):
+    """Of a table with one power."""
+    (only,) = table.kernels(left, right)
+    return only
+
+
+def test_kernels_are_powers_of_the_cosine_and_zero_for_a_missing_gene():
+    table = FeatureTable.of(["A", "B", "C"], np.array([[3.0, 4.0], [4.0, 3.0], [0.0, 0.0]]), powers=(1, 2, 3))
+    for power, found in zip((1, 2, 3), table.kernels(["B", "X", "A", "C"], ["A", "B"]), strict=True):
+        np.testing.assert_allclose(found, [[0.96**power, 1], [0, 0], [1, 0.96**power], [0, 0]])
     assert table.known(["A", "C", "X"]).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("lengths", [None, pd.Series([0.5, 2.0, 0.0, 1.0, 3.0], list("ABCDE"))])
+def test_sparse_and_dense_features_give_the_same_kernels(lengths):
+    """C has the length 0 where lengths are given, and D has no features."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(5, 8)) * (rng.random((5, 8)) < 0.6)
+    values[3] = 0
+    dense, sparse = (
+        FeatureTable.of(list("ABCDE"), matrix, (1, 3), lengths) for matrix in (values, sp.csr_matrix(values))
+    )
+    assert sp.issparse(sparse.features)
+    assert not sp.issparse(dense.features)
+    genes = ["E", "X", "A", "D", "B", "C"]
+    for one, other in zip(dense.kernels(genes, genes[1:]), sparse.kernels(genes, genes[1:]), strict=True):
+        assert type(one) is type(other) is np.ndarray
+        np.testing.assert_allclose(one, other, atol=1e-12)
+    wanted = {gene: float(gene in "ABCE") if lengths is None else lengths.get(gene, 0) for gene in genes} | {"D": 0}
+    for table in (dense, sparse):
+        whole, diagonals = table.kernels(genes, genes), table.diagonals(genes)
+        for power, kernels, diagonal in zip((1, 3), whole, diagonals, strict=True):
+            np.testing.assert_allclose(diagonal, np.diag(kernels), atol=1e-12)
+            np.testing.assert_allclose(diagonal, [wanted[gene] ** (2 * power) for gene in genes], atol=1e-12)
+        np.testing.assert_allclose(whole[1], whole[0] ** 3, atol=1e-12)
+
+
+def test_a_table_without_powers_knows_its_genes_and_makes_no_kernel():
+    table = FeatureTable(pd.Index(["A", "B"]), sp.csr_matrix((2, 1)), powers=())
+    assert table.known(["A", "X"]).tolist() == [True, False]
+    assert table.kernels(["A"], ["B"]) == table.diagonals(["A"]) == []
+
+
+def test_a_screen_compares_profiles_whose_components_weigh_by_the_root_of_their_length(monkeypatch):
+    rng = np.random.default_rng(0)
+    axes, _ = np.linalg.qr(rng.normal(size=(30, 30)))
+    lengths = np.array([9.0, 4.0, 1.0, 0.25])
+    scores = (axes[:, :4] * lengths).astype(np.float32)
+    names = pd.Index([f"K{i}" for i in range(30)])
+    screen = Screen(names, pd.Index(list("ABCD")), scores, np.eye(4, dtype=np.float32))
+    rows = axes[:, :4] * np.sqrt(lengths)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    cosine, cube = screen_table(screen).kernels(names, names)
+    np.testing.assert_allclose(cosine, rows @ rows.T, atol=1e-6)
+    np.testing.assert_allclose(cube, (rows @ rows.T) ** 3, atol=1e-6)
+    monkeypatch.setattr(knowledge, "SIMILARITY_COMPONENTS", 2)
+    rows = axes[:, :2] * np.sqrt(lengths[:2])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    np.testing.assert_allclose(screen_table(screen).kernels(names, names)[0], rows @ rows.T, atol=1e-6)
+
+
+def test_a_component_of_a_screen_may_be_empty():
+    """Of a file in the small form, say."""
+    scores = np.array([[1.0, 0], [0.5, 0], [-1, 0]], np.float32)
+    screen = Screen(pd.Index(list("ABC")), pd.Index(list("XY")), scores, np.eye(2, dtype=np.float32))
+    np.testing.assert_allclose(screen_table(screen).kernels(["A", "B"], ["C"])[0], [[-1], [-1]])
 
 
 def test_gene_sets_weigh_small_sets_more():
     table = gene_set_table({"small": ["A", "B"], "large": list("ABCDEFGH"), "own": ["C"]})
-    kernel = table.kernel(["A"], list("BCD"))[0]
+    kernel = kernel_of(table, ["A"], list("BCD"))[0]
     small, large = np.log(9 / 2), np.log(9 / 8)
     assert kernel[0] == pytest.approx(1)
     assert kernel[2] == pytest.approx(large**2 / (small**2 + large**2))  # squared cosine of (small, large) and (large)
@@ -52,16 +121,16 @@ def test_gene_sets_weigh_small_sets_more():
 
 def test_edges_compare_neighbourhoods_whatever_their_direction():
     table = edge_table(["A", "B", "D"], ["C", "C", "E"])
-    kernel = table.kernel(["A"], ["B", "C", "D"])[0]
+    kernel = kernel_of(table, ["A"], ["B", "C", "D"])[0]
     assert 0 < kernel[0] < 1
     assert kernel[2] == 0
     turned = edge_table(["C", "C", "E"], ["A", "B", "D"])
-    np.testing.assert_allclose(turned.kernel(["A"], ["B", "C", "D"])[0], kernel)
+    np.testing.assert_allclose(kernel_of(turned, ["A"], ["B", "C", "D"])[0], kernel)
 
 
 def test_symbols_know_families():
     table = symbol_table([*GENES, "MED13"])
-    kernel = pd.Series(table.kernel(["MED1"], [*GENES, "MED13"])[0], index=[*GENES, "MED13"])
+    kernel = pd.Series(kernel_of(table, ["MED1"], [*GENES, "MED13"])[0], index=[*GENES, "MED13"])
     assert kernel["MED1"] == pytest.approx(1)
     assert kernel["MED12"] > 0.3
     assert kernel["MED13"] == pytest.approx(kernel["MED12"])
@@ -70,8 +139,8 @@ def test_symbols_know_families():
 
 def test_numbers_are_standardised_by_column():
     frame = pd.DataFrame({"small": [1.0, 2, 3, 6], "large": [1000.0, 9000, 2000, 4000]}, index=list("ABCD"))
-    kernel = numeric_table(frame).kernel(list("ABCD"), list("ABCD"))
-    np.testing.assert_allclose(numeric_table(frame * [5, 0.01]).kernel(list("ABCD"), list("ABCD")), kernel)
+    kernel = kernel_of(numeric_table(frame), list("ABCD"), list("ABCD"))
+    np.testing.assert_allclose(kernel_of(numeric_table(frame * [5, 0.01]), list("ABCD"), list("ABCD")), kernel)
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.csv.gz", "t.parquet", "t.h5ad"])
@@ -86,20 +155,20 @@ def test_every_format_gives_the_same_table(name, tmp_path):
     else:
         frame.to_csv(folder / name, sep="\t" if "tsv" in name else ",")
     (table,) = read_features(folder, GENES).values()
-    expected = numeric_table(frame).kernel(GENES, GENES)
-    np.testing.assert_allclose(table.kernel(GENES, GENES), expected, atol=1e-12)
+    expected = kernel_of(numeric_table(frame), GENES, GENES)
+    np.testing.assert_allclose(kernel_of(table, GENES, GENES), expected, atol=1e-12)
 
 
 def test_gmt_and_edge_list_are_recognised(tmp_path):
     gmt = "SET\tnote\tMED1\tJAK2\t\nOTHER\tnote\tMED12\n"
     table = read(tmp_path / "a", "s.gmt", gmt)["s.gmt"]
     expected = gene_set_table({"SET": ["MED1", "JAK2"], "OTHER": ["MED12"]})
-    np.testing.assert_allclose(table.kernel(GENES, GENES), expected.kernel(GENES, GENES))
+    np.testing.assert_allclose(kernel_of(table, GENES, GENES), kernel_of(expected, GENES, GENES))
     table = read(tmp_path / "b", "s.gmt.gz", gzip.compress(gmt.encode()))["s.gmt.gz"]
-    np.testing.assert_allclose(table.kernel(GENES, GENES), expected.kernel(GENES, GENES))
+    np.testing.assert_allclose(kernel_of(table, GENES, GENES), kernel_of(expected, GENES, GENES))
     table = read(tmp_path / "c", "e.csv", "target,weight,source\nMED1,0.4,JAK2\nSTAT1,1,JAK2\n")["e.csv"]
     expected = edge_table(["JAK2", "JAK2"], ["MED1", "STAT1"])
-    np.testing.assert_allclose(table.kernel(GENES, GENES), expected.kernel(GENES, GENES))
+    np.testing.assert_allclose(kernel_of(table, GENES, GENES), kernel_of(expected, GENES, GENES))
 
 
 def test_notes_in_the_folder_are_no_tables(tmp_path):
@@ -118,12 +187,35 @@ def test_notes_in_the_folder_are_no_tables(tmp_path):
         ("t.parquet", "nonsense", r"t\.parquet: cannot be read as parquet"),
         ("t.h5ad", "nonsense", r"t\.h5ad: cannot be read as h5ad"),
         ("t.csv", "", r"t\.csv: cannot be read as csv"),
+        (
+            "t.csv.gz",
+            gzip.compress(b"gene,x\nMED1,1\nJAK2,2\n")[:-12],
+            r"t\.csv\.gz: cannot be read as csv: .*ended before",
+        ),
+        (
+            "t.gmt.gz",
+            gzip.compress(b"SET\tnote\tMED1\tJAK2\n")[:-12],
+            r"t\.gmt\.gz: cannot be read as gmt: .*ended before",
+        ),
+        ("t.gmt.gz", b"\x1f\x8b\x08\0\0\0\0\0\0\0" + b"damaged " * 9, r"t\.gmt\.gz: cannot be read as gmt"),
+        ("t.gmt.gz", b"SET\tnote\tMED1\n", r"t\.gmt\.gz: cannot be read as gmt: Not a gzipped file"),
+        ("t.gmt", b"SET\tnote\tMED\xff\n", r"t\.gmt: cannot be read as gmt: .*codec can't decode"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*columns left out")
 def test_files_that_are_refused(tmp_path, name, content, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as error:
         read(tmp_path, name, content)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:Element '/mine' was written without encoding")
+def test_a_table_that_is_no_anndata_is_named(tmp_path):
+    with h5py.File(tmp_path / "t.h5ad", "w") as file:
+        file["mine"] = np.ones(3)
+    with pytest.raises(DataError, match=r"t\.h5ad: cannot be read as h5ad") as error:
+        read_features(tmp_path, GENES)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +241,7 @@ def test_repeated_genes_are_averaged(tmp_path):
     with pytest.warns(UserWarning, match="averaged"):
         table = read(tmp_path, "t.csv", "gene,x,y\nMED1,1,2\nMED1,3,4\nJAK2,5,1\nSTAT1,0,0\n")["t.csv"]
     frame = pd.DataFrame({"x": [2.0, 5, 0], "y": [3.0, 1, 0]}, index=["MED1", "JAK2", "STAT1"])
-    np.testing.assert_allclose(table.kernel(GENES, GENES), numeric_table(frame).kernel(GENES, GENES))
+    np.testing.assert_allclose(kernel_of(table, GENES, GENES), kernel_of(numeric_table(frame), GENES, GENES))
 
 
 def test_training_features_need_no_outside_data(stats, challenge):
@@ -162,7 +254,7 @@ def test_training_features_need_no_outside_data(stats, challenge):
     assert tables["symbol"].known(["NEWGENE1"]).all()
     X = pool.to_df()
     genes = X.columns[X.std() > 0.3][:40]
-    alike, correlation = tables["co-expression"].kernel(genes, genes), np.corrcoef(X[genes].to_numpy(float).T)
+    alike, correlation = kernel_of(tables["co-expression"], genes, genes), np.corrcoef(X[genes].to_numpy(float).T)
     pairs = np.triu_indices(40, 1)
     assert np.corrcoef(alike[pairs], correlation[pairs])[0, 1] > 0.5
     detection = stats.detection.loc["NC"]
@@ -171,30 +263,123 @@ def test_training_features_need_no_outside_data(stats, challenge):
 
 def test_template_is_the_covariance_of_control_cells_turned_round(stats, challenge):
     pool = helpers.read_cells(challenge.train_path, helpers.pool_rows(challenge.obs, 0))
-    loadings, responses = training_knowledge(stats, pool, challenge.signatures, []).template
+    template = training_knowledge(stats, pool, challenge.signatures, []).template
     X = pool.to_df()
     genes = X.columns[X.std() > 0.3][:40]
-    product = loadings.loc[genes].to_numpy() @ responses[genes].to_numpy()
+    product = template.profiles(genes, genes).to_numpy()
     pairs = np.triu_indices(40, 1)
     assert np.corrcoef(product[pairs], np.cov(X[genes].to_numpy(float).T)[pairs])[0, 1] < -0.5
     assert (np.diag(product) < 0).all(), "the target itself falls"
 
 
-def test_user_tables_reach_the_model_through_the_resources_folder(folder, challenge, tmp_path, capsys):
-    resources = tmp_path / "resources"
-    (resources / "features").mkdir(parents=True)
-    names = [*challenge.perturbations, *challenge.targets]
-    values = pd.DataFrame(np.random.default_rng(0).normal(size=(len(names), 4)), index=names)
-    values.to_csv(resources / "features" / "mine.csv")
-    train(str(folder), str(resources))
+@pytest.fixture(scope="module")
+def effects(stats):
+    """What the training knock-outs do, and for the targets mixtures of that: knock-outs x genes."""
+    means = stats.mean.drop(index=CRUNCH.control)
+    return means - means.mean()
+
+
+@pytest.fixture(scope="module")
+def elsewhere(effects, challenge):
+    """What another screen might have measured: the effects of training knock-outs, mixtures of them for the targets."""
+    rng = np.random.default_rng(0)
+    mixed = rng.normal(size=(len(challenge.targets), len(effects))) @ effects.to_numpy() / np.sqrt(len(effects))
+    table = pd.concat([effects, pd.DataFrame(mixed, challenge.targets, effects.columns)])
+    return table * rng.uniform(0.5, 1.5, table.shape[1]) + 0.2 * table.to_numpy().std() * rng.normal(size=table.shape)
+
+
+def write(folder, tables):
+    folder.mkdir(parents=True)
+    for name, table in tables.items():
+        table.to_csv(folder / name)
+
+
+def noise_like(table, seed):
+    return pd.DataFrame(np.random.default_rng(seed).normal(size=table.shape), table.index, table.columns)
+
+
+def line_about(name, said):
+    (line,) = [line for line in said.splitlines() if line.startswith(f"  {name}: ")]
+    return line
+
+
+def test_user_tables_reach_the_model_through_the_resources_folder(demo_folder, challenge, elsewhere, tmp_path, capsys):
+    left, lengths, _ = np.linalg.svd(elsewhere, full_matrices=False)
+    right = pd.DataFrame(left[:, :6] * lengths[:6], index=elsewhere.index)
+    write(tmp_path / "features", {"right.csv": right, "noise.csv": noise_like(right, 1)})
+    train(demo_folder, tmp_path)
     said = capsys.readouterr().out
-    assert "mine.csv: knows 14 of 14 training and 12 of 12 predicted" in said
-    model = Predictor.load(resources / MODEL_FILE).expression
-    assert "mine.csv" in model.weights_.index
-    assert model.coverage_["mine.csv"] == 1
-    expected = pd.read_csv(resources / EXPECTED_FILE)
+    known = "knows 14 of 14 training and 12 of 12 predicted knock-outs; adds"
+    number = r"[+-]0\.\d{3} ± 0\.\d{3} out of fold"
+    assert re.fullmatch(rf"  right\.csv: {known} {number}; weight [\de.+-]+", line_about("right.csv", said))
+    assert re.fullmatch(rf"  noise\.csv: {known} {number}; left out", line_about("noise.csv", said))
+    model = Predictor.load(tmp_path / MODEL_FILE).expression
+    assert "right.csv" in model.weights_.index
+    assert "noise.csv" not in model.weights_.index
+    assert model.judged_.loc[["right.csv", "noise.csv"], "coverage"].tolist() == [1, 1]
+    expected = pd.read_csv(tmp_path / EXPECTED_FILE)
     assert expected.columns.tolist() == ["gene", "error", "pearson"]
     assert expected["gene"].tolist() == challenge.targets.tolist()
+
+
+def test_a_screen_reaches_the_model_through_the_resources_folder(demo_folder, challenge, elsewhere, tmp_path, capsys):
+    """It is said what it adds, and a knock-out that it measured is predicted as it measured it."""
+    without = train(demo_folder, tmp_path / "without").predict_means(challenge.targets)
+    write(
+        tmp_path / "screens",
+        {"right.csv": elsewhere.drop(index=challenge.targets[0]), "noise.csv": noise_like(elsewhere, 1)},
+    )
+    (tmp_path / "screens" / "README.md").write_text("about")
+    capsys.readouterr()
+    train(demo_folder, tmp_path)
+    said = capsys.readouterr().out
+    model = Predictor.load(tmp_path / MODEL_FILE)
+    judged, transfer = model.expression.judged_, model.expression.transfers_["right.csv"]
+    assert judged.loc["right.csv", "gain"] > 0.1
+    assert transfer > 0.1
+    assert line_about("right.csv", said) == (
+        "  right.csv: knows 14 of 14 training and 11 of 12 predicted knock-outs; adds "
+        f"{judged.loc['right.csv', 'gain']:+.3f} ± {judged.loc['right.csv', 'standard_error']:.3f} out of fold; "
+        f"weight {model.expression.weights_['right.csv']:.2g}; transfer {transfer:.2f}"
+    )
+    assert line_about("noise.csv", said).endswith("out of fold; left out")
+    assert "noise.csv" not in model.expression.transfers_.index
+    truth = elsewhere.loc[challenge.targets[1:]].to_numpy()
+    hits = [
+        helpers.row_correlations((table - model.expression.reference_)[model.genes].to_numpy()[1:], truth).mean()
+        for table in (model.predict_means(challenge.targets), without)
+    ]
+    assert hits[0] > 0.6 > hits[1] + 0.3
+
+
+def test_neither_the_order_of_files_nor_the_threads_change_a_byte_of_the_model(
+    demo_folder, effects, elsewhere, tmp_path, monkeypatch
+):
+    wide = pd.concat(
+        [elsewhere, noise_like(pd.DataFrame(index=[f"K{i}" for i in range(200)], columns=effects.columns), 2)]
+    )
+    tables = {"a.csv": wide, "b.csv": elsewhere + noise_like(elsewhere, 3), "c.csv": noise_like(elsewhere, 4)}
+    few = {name: table.iloc[:, :40] for name, table in tables.items()}
+    glob, models = Path.glob, []
+    for threads, order in ((1, list), (2, lambda paths: list(paths)[::-1])):
+        folder = tmp_path / str(threads)
+        write(folder / "screens", dict(order(tables.items())))
+        write(folder / "features", {f"table {name}": table for name, table in order(few.items())})
+        monkeypatch.setattr(Path, "glob", lambda self, pattern, order=order: order(sorted(glob(self, pattern))))
+        with threadpool_limits(threads):
+            train(demo_folder, folder)
+        models.append((folder / MODEL_FILE).read_bytes())
+    assert models[0] == models[1]
+    judged = Predictor.load(tmp_path / "1" / MODEL_FILE).expression.judged_
+    assert judged.loc[["a.csv", "table a.csv"], "enters"].sum() > 0
+
+
+def test_one_name_for_a_table_and_a_screen_is_refused(demo_folder, elsewhere, tmp_path):
+    for part in ("features", "screens"):
+        write(tmp_path / part, {"mine.csv": elsewhere})
+    with pytest.raises(DataError, match=r"^mine\.csv: in .*features and in .*screens; rename one"):
+        train(demo_folder, tmp_path)
+    assert not (tmp_path / MODEL_FILE).exists()
 
 
 def test_a_bad_table_stops_training_before_anything_is_computed(folder, tmp_path, capsys):

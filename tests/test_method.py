@@ -24,7 +24,7 @@ import helpers
 import method
 from contract import OBESITY_1 as CRUNCH
 from helpers import ControlMean, DataError, MedianProportions, PCARidge, RecentredCells
-from knowledge import GeneKnowledge
+from knowledge import GeneKnowledge, symbol_table
 from method import (
     ESTIMATORS,
     EXPECTED_FILE,
@@ -37,6 +37,7 @@ from method import (
     train,
 )
 from response import ResponseModel
+from screens import Screen
 
 ROOT, TESTS = Path(helpers.__file__).parent, Path(__file__).parent
 FILES = CRUNCH.prediction_file, CRUNCH.predicted_proportions_file
@@ -219,6 +220,55 @@ def test_every_kind_of_attribute_comes_back_as_it_was(kind, fit, tmp_path):
         np.testing.assert_array_equal(loaded.kept, value)
 
 
+def check_that_all_comes_back(fitted, path):
+    """Every attribute of a response model, in both parts that may be one."""
+    fitted.save(path)
+    loaded = Predictor.load(path, like=fitted)
+    assert loaded.describe() == fitted.describe()
+    for part in ("expression", "proportions"):
+        before, after = vars(getattr(fitted, part)), vars(getattr(loaded, part))
+        assert set(before) == set(after)
+        for name, value in before.items():
+            if isinstance(value, pd.DataFrame):
+                pd.testing.assert_frame_equal(after[name], value, check_index_type=False, check_column_type=False)
+            elif isinstance(value, pd.Series):
+                pd.testing.assert_series_equal(after[name], value, check_index_type=False)
+            else:
+                assert after[name] == value
+    return loaded
+
+
+def test_what_a_response_model_learned_of_tables_and_screens_comes_back(stats, challenge, pool, tmp_path):
+    effects = stats.mean.drop(index="NC") - stats.mean.mean()
+    left, lengths, basis = np.linalg.svd(effects - effects.mean(), full_matrices=False)
+    screen = Screen(effects.index, effects.columns, (left * lengths).astype("f4"), basis.astype("f4"))
+    known = GeneKnowledge({"t": symbol_table(effects.index)}, {"right": screen}, template=screen)
+    predictor = Predictor(ResponseModel(), ResponseModel(4), helpers.GaussianCells())
+    fitted = predictor.fit(stats, challenge.proportions, pool, known)
+    model = check_that_all_comes_back(fitted, tmp_path / "m.h5").expression
+    assert model.judged_.loc["right", "enters"] == 1
+    assert model.judged_.index.tolist() == ["t", "right", "template", "own response"]
+    assert model.transfers_["right"] > 0
+    pd.testing.assert_frame_equal(model.predict(challenge.targets), fitted.expression.predict(challenge.targets))
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_a_response_model_of_few_knock_outs_comes_back(stats, challenge, pool, tmp_path, n):
+    """Too few to learn from, and too few to judge a table."""
+    few = stats.mean.index[stats.mean.index != "NC"][:n].append(pd.Index(["NC"]))
+    parts = (getattr(stats, name).loc[few] for name in ("sums", "squares", "detected", "n_cells"))
+    known = GeneKnowledge({"t": symbol_table([*few, *challenge.targets])})
+    predictor = Predictor(ResponseModel(), ResponseModel(), helpers.GaussianCells())
+    fitted = predictor.fit(helpers.PerturbationStats(*parts), challenge.proportions, pool, known)
+    model = check_that_all_comes_back(fitted, tmp_path / "m.h5").expression
+    assert model.judged_.columns.tolist() == ["coverage", "gain", "standard_error", "enters"]
+    assert model.judged_["enters"].sum() == 0
+    assert model.judged_.empty == (n == 2)
+    assert model.transfers_.empty
+    assert model.weights_.index.tolist() == ([] if n == 2 else ["constant"])
+    pd.testing.assert_frame_equal(model.predict(challenge.targets), fitted.expression.predict(challenge.targets))
+
+
 REFUSED = {
     "a fitted scikit-learn model": (Ridge().fit([[0.0], [1.0]], [0.0, 1.0]), "is a Ridge, which cannot be saved"),
     "a dict": ({"a": 1}, "is a dict, which cannot be saved"),
@@ -342,6 +392,16 @@ def test_a_saved_model_of_another_method_is_refused_by_name(saved, challenge, as
     with pytest.raises(DataError, match=message):
         infer_with(saved / "the starter", challenge, predictor, tmp_path)
     assert not (tmp_path / "prediction").exists()
+
+
+def test_a_response_model_of_another_rank_is_another_method(saved):
+    asked = Predictor(ResponseModel(6), ResponseModel(own_response=False), helpers.GaussianCells())
+    name = "response model for both"
+    assert PREDICTORS[name].describe() == (
+        "ResponseModel(rank=5, own_response=True), ResponseModel(rank=120, own_response=False), GaussianCells(seed=0)"
+    )
+    with pytest.raises(DataError, match=r"is ResponseModel\(rank=5, .* is now ResponseModel\(rank=6, own_resp"):
+        Predictor.load(saved / name / MODEL_FILE, like=asked)
 
 
 def test_parameters_of_a_class_without_get_params_are_compared_too(saved):
@@ -501,7 +561,13 @@ def test_every_part_works_on_one_thread_of_blas(demo_folder, challenge, tmp_path
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_built_in_estimators_keep_scikit_learns_conventions(name):
     model = ESTIMATORS[name]()
-    other = PCARidge(4, 0.5) if name == "PCARidge" else ResponseModel(0.3) if name == "ResponseModel" else model
+    other = (
+        PCARidge(4, 0.5)
+        if name == "PCARidge"
+        else ResponseModel(30, own_response=False)
+        if name == "ResponseModel"
+        else model
+    )
     assert clone(other).get_params() == other.get_params()
     assert not [attribute for attribute in vars(model) if attribute.endswith("_")]
     if hasattr(model, "predict"):
