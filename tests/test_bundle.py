@@ -112,8 +112,8 @@ def test_only_what_the_notebook_uses_is_asked_of_pip(carried):
 
 def unpack(folder, cell):
     """Run the first cell as Colab does (its text is too long for a command line); what it prints."""
-    run = {"cwd": folder, "input": cell.source, "capture_output": True, "text": True, "check": True}
-    return subprocess.run([sys.executable, "-"], **run).stdout
+    command = [sys.executable, "-"]
+    return subprocess.run(command, cwd=folder, input=cell.source, capture_output=True, text=True, check=True).stdout
 
 
 def test_an_edited_or_older_file_is_kept_and_named_when_unpacking(carried, tmp_path):

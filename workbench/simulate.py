@@ -40,7 +40,7 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import trange
 
 from contract import OBESITY_1 as CRUNCH
-from helpers import only_one
+from helpers import DataError, only_one
 from workbench.commands import command_line, whole
 
 FULL = {
@@ -196,9 +196,15 @@ def simulate(
 
 
 def is_simulated(path: str | Path) -> bool:
-    """Whether a file of cells was made by this module: demo data, not the challenge's."""
-    with h5py.File(path, "r") as file:
-        return MADE_BY in file.attrs
+    """Whether a file of cells was made by this module: demo data, not the challenge's.
+
+    Raises ``helpers.DataError`` for a file that cannot be read.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            return MADE_BY in file.attrs
+    except OSError as error:
+        raise DataError(f"{path}: not a readable HDF5 file, perhaps a broken download: {error}") from error
 
 
 def _check_sizes(
