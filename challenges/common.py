@@ -12,27 +12,32 @@ import hashlib
 import json
 import os
 import platform
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
+import psutil
+import scipy.sparse as sp
 import torch
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from helpers import DataError, read_array, replacing, some, text_size, write_array
+from helpers import DataError, replacing, some, text_size, write_array
+from workbench.commands import command_line, one_line, whole
 from workbench.evaluation.intervals import write_table
 from workbench.pictures.style import save_figure
+from workbench.validate import stored_elsewhere
 
-BUNDLE_FORMAT = 2
+BUNDLE_FORMAT = 3
+SEAL = hashlib.sha256().digest_size  # bytes at the end of a bundle: the hash of all before, which HDF5 does not look at
+MOST_PACKED = 1100  # times that compression makes values smaller, at most: gzip reaches 1032
 DEVICES = ("auto", "cpu", "cuda", "mps")
 COLUMNS = ["method", "metric", "value", "low", "high", "n"]  # of every table of results
 BLOCK_VALUES = 2_000_000  # of a matrix that is written by blocks: 8 MB in memory
@@ -107,43 +112,119 @@ class Bundle:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one HDF5 file beside and rename it; no pickle. Raises DataError when it cannot be written."""
-        with replacing(Path(path)) as temporary, h5py.File(temporary, "w") as file:
-            file.attrs["format"], file.attrs["kind"] = BUNDLE_FORMAT, self.kind
-            for name, values in (("settings", self.settings), ("about", self.about), ("versions", versions())):
-                file.attrs[name] = json.dumps(values)
-            group = file.create_group("arrays")
-            for name, array in self.arrays.items():
-                if np.ndim(array) == 0:  # HDF5 compresses no scalar
-                    group.create_dataset(name, data=array)
-                else:
-                    write_array(group, name, np.asarray(array))
+        with replacing(Path(path)) as temporary:
+            with h5py.File(temporary, "w") as file:
+                file.attrs["format"], file.attrs["kind"] = BUNDLE_FORMAT, self.kind
+                for name, values in (("settings", self.settings), ("about", self.about), ("versions", versions())):
+                    file.attrs[name] = json.dumps(values)
+                group = file.create_group("arrays")
+                for name, array in self.arrays.items():
+                    _write_array(group, name, np.asarray(array))
+            with temporary.open("r+b") as whole_file:
+                seal = hashlib.file_digest(whole_file, "sha256").digest()
+                whole_file.write(seal)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *kinds: str) -> Bundle:
-        """Read one of these kinds. Raises DataError where it is missing, broken, of another kind or version."""
-        if not Path(path).exists():
+    def load(cls, path: str | os.PathLike[str], *kinds: str, again: str = "train again") -> Bundle:
+        """Read one of these kinds. Raises DataError where it is missing, damaged, of another kind or version.
+
+        Nothing in the file is trusted: a file whose seal is broken is not opened, other files that it refers to are not
+        read, and what an array would take is held against what is stored of it before memory is asked for. `again`
+        says what to do with a file that cannot be used.
+        """
+        path = Path(path)
+        if not path.exists():
             raise DataError(f"{path}: no such model; train first")
-        again = "train again"
+        if not path.is_file():
+            raise DataError(f"{path}: not a file; {again}")
+        if not _is_sealed(path):
+            raise DataError(f"{path}: damaged, no trained model, or made by another version of this project; {again}")
         try:
-            with h5py.File(path, "r") as file:
-                if (kind := file.attrs.get("kind")) not in kinds:
-                    raise DataError(f"{path}: a model of {kind!r}, not of {some(map(repr, kinds))}; {again}")
-                if file.attrs["format"] != BUNDLE_FORMAT:
-                    raise DataError(f"{path}: made by another version of this project; {again}")
-                arrays: dict[str, np.ndarray] = {}
+            bundle, version_of_file = cls._read(path)
+        except Exception as error:
+            raise DataError(f"{path}: damaged ({one_line(error)}); {again}") from error
+        if bundle.kind not in kinds:
+            raise DataError(f"{path}: a model of {bundle.kind!r}, not of {some(map(repr, kinds))}; {again}")
+        if version_of_file != BUNDLE_FORMAT:
+            raise DataError(f"{path}: made by another version of this project; {again}")
+        return bundle
 
-                def take(name: str, item: h5py.Dataset | h5py.Group) -> None:
-                    if isinstance(item, h5py.Dataset):
-                        arrays[name] = item[()] if item.shape == () else read_array(item)
+    @classmethod
+    def _read(cls, path: Path) -> tuple[Bundle, int]:
+        with h5py.File(path, "r") as file:
+            if elsewhere := stored_elsewhere(file):
+                raise DataError(f"{some(elsewhere)} lie in another file")
+            settings, about = (json.loads(_text(file, name)) for name in ("settings", "about"))
+            if not (isinstance(settings, dict) and isinstance(about, dict)):
+                raise DataError("settings that are no names with values")
+            datasets: dict[str, h5py.Dataset] = {}
 
-                file["arrays"].visititems(take)
-                return cls(str(kind), json.loads(file.attrs["settings"]), arrays, json.loads(file.attrs["about"]))
-        except (OSError, KeyError) as error:
-            raise DataError(f"{path}: not a trained model, or a broken file ({error}); {again}") from error
+            def take(name: str, item: h5py.Dataset | h5py.Group) -> None:
+                if isinstance(item, h5py.Dataset):
+                    datasets[name] = item
+
+            file["arrays"].visititems(take)
+            _check_sizes(datasets)
+            arrays = {name: _read_array(item) for name, item in datasets.items()}
+            return cls(_text(file, "kind"), settings, arrays, about), int(file.attrs["format"])
 
     def under(self, prefix: str) -> dict[str, np.ndarray]:
         """The arrays whose names begin with `prefix/`, without it."""
         return under(self.arrays, prefix)
+
+
+def _is_sealed(path: Path) -> bool:
+    """Whether a file ends in the hash of all that comes before."""
+    left, digest = path.stat().st_size - SEAL, hashlib.sha256()
+    with path.open("rb") as file:
+        while left > 0 and (part := file.read(min(left, 1 << 20))):
+            digest.update(part)
+            left -= len(part)
+        return left == 0 and file.read() == digest.digest()
+
+
+def _write_array(group: h5py.Group, name: str, array: np.ndarray) -> None:
+    """Numbers as they are; texts as the bytes of a JSON list, so that their size is known before they are read."""
+    if array.dtype.kind in "OUT":
+        texts = json.dumps([str(value) for value in array.flat]).encode()
+        write_array(group, name, np.frombuffer(texts, np.uint8))
+        group[name].attrs["texts"] = array.shape
+    elif array.ndim == 0:  # HDF5 compresses no scalar
+        group.create_dataset(name, data=array)
+    else:
+        write_array(group, name, array)
+
+
+def _read_array(dataset: h5py.Dataset) -> np.ndarray:
+    """What `_write_array` wrote; texts come back as `str`."""
+    if "texts" not in dataset.attrs:
+        return dataset[()]
+    texts = json.loads(dataset[()].tobytes())
+    if not all(isinstance(text, str) for text in texts):
+        raise DataError(f"{dataset.name} holds something else than texts")
+    return np.array(texts, object).reshape(dataset.attrs["texts"])
+
+
+def _check_sizes(datasets: Mapping[str, h5py.Dataset]) -> None:
+    """Raises DataError for what are not numbers, and for more values than can be stored there, or fit into memory."""
+    free, total = psutil.virtual_memory().available, 0
+    for name, dataset in datasets.items():
+        if dataset.dtype.kind not in "iufb":
+            raise DataError(f"{name} holds {dataset.dtype}, not numbers")
+        needed = dataset.size * dataset.dtype.itemsize
+        chunk = int(np.prod(dataset.chunks or (0,), dtype=object)) * dataset.dtype.itemsize
+        if max(needed, chunk if needed else 0) > MOST_PACKED * dataset.id.get_storage_size():
+            raise DataError(f"{name} claims {text_size(max(needed, chunk))}, of which the file holds nothing")
+        total += needed
+    if total > free:
+        raise DataError(f"its arrays take {text_size(total)}, but {text_size(free)} of memory are free")
+
+
+def _text(file: h5py.File, name: str) -> str:
+    stored = file.attrs.get_id(name)
+    if stored.shape != () or h5py.check_string_dtype(stored.dtype) is None:
+        raise DataError(f"{name} is not a text")
+    return str(file.attrs[name])
 
 
 class Saved(Protocol):
@@ -171,7 +252,51 @@ def load_model(path: str | os.PathLike[str], *classes: type[AnySaved]) -> tuple[
     """The fitted model, of the one of `classes` that the file names, and its `about`. Raises DataError as `Bundle`."""
     known = {made.KIND: made for made in classes}
     bundle = Bundle.load(path, *known)
-    return known[bundle.kind].from_bundle(bundle), bundle.about
+    try:
+        _check_finite(bundle.arrays)
+        return known[bundle.kind].from_bundle(bundle), bundle.about
+    except Exception as error:
+        raise DataError(f"{path}: damaged ({one_line(error)}); train again") from error
+
+
+def _check_finite(arrays: Mapping[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise DataError(f"{name} holds NaN or infinite values")
+
+
+KINDS = {"texts": "O", "numbers": "iuf", "whole": "iu"}  # of arrays, with their dtypes
+
+
+def check_arrays(arrays: Mapping[str, np.ndarray], layout: Mapping[str, str], **sizes: int) -> dict[str, int]:
+    """Hold arrays of a file against their layout, for instance `{"genes": "texts G", "weights": "numbers R G"}`.
+
+    The first word is of KINDS, each other an axis, which has the same length wherever it stands, and that of `sizes`
+    where it is given there. Returns the lengths. Raises DataError for an array that is missing or does not fit.
+    """
+    for name, words in layout.items():
+        kind, *axes = words.split()
+        if name not in arrays:
+            raise DataError(f"{name} is missing")
+        array = arrays[name]
+        fits = array.dtype.kind in KINDS[kind] and array.ndim == len(axes)
+        if not fits or any(sizes.setdefault(axis, n) != n for axis, n in zip(axes, array.shape, strict=True)):
+            raise DataError(f"{name} holds {array.dtype} {array.shape}, which are no {words}")
+    return sizes
+
+
+def check_codes(codes: np.ndarray, n: int, name: str) -> None:
+    """Raises DataError unless these whole numbers are positions among `n`."""
+    if len(codes) and not 0 <= codes.min() <= codes.max() < n:
+        raise DataError(f"{name} points outside its {n} names")
+
+
+def check_module(make: Callable[[], torch.nn.Module], arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises DataError unless arrays are the parameters of what `make` makes; nothing is allocated to see it."""
+    with torch.device("meta"):
+        wanted = {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
+    if wanted != {name: array.shape for name, array in arrays.items()}:
+        raise DataError("the parameters of a network are not of the shapes that its settings say")
 
 
 def under(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -205,6 +330,43 @@ def versions() -> dict[str, str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def read_h5ad(path: str | os.PathLike[str], backed: Literal["r"] | None = None) -> ad.AnnData:
+    """`anndata.read_h5ad`. Raises DataError for a file that is missing or broken, or takes values from another file."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: {'not a file' if path.exists() else 'no such file'}; name an .h5ad file")
+    try:
+        with h5py.File(path, "r") as file:
+            elsewhere = stored_elsewhere(file)
+        if not elsewhere:
+            return ad.read_h5ad(path, backed=backed)
+    except Exception as error:
+        raise DataError(f"{path}: not an .h5ad file, or a broken one ({one_line(error)})") from error
+    raise DataError(f"{path}: {some(elsewhere)} lie in another file; write them into this one")
+
+
+def checked_matrix(X: Any, where: str) -> sp.csr_matrix:
+    """Cells x features as CSR, float32. Raises DataError, which begins with `where`, for what is no such matrix.
+
+    That is texts, values that are NaN or infinite, and places of sparse values that lie outside the matrix.
+    """
+    if not sp.issparse(X):
+        X = np.asarray(X)
+    if X.ndim != 2 or X.dtype.kind not in "iufb":
+        raise DataError(f"{where}: holds {X.dtype} in {X.ndim} dimensions, not numbers of cells x features")
+    if sp.issparse(X):
+        try:
+            X.check_format(full_check=True)
+        except ValueError as error:
+            raise DataError(f"{where}: damaged, its sparse values have no valid places ({one_line(error)})") from error
+    with np.errstate(over="ignore"):  # seen below
+        matrix = sp.csr_matrix(X, dtype=np.float32)
+    if not np.isfinite(matrix.data).all():
+        rows = np.unique(np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))[~np.isfinite(matrix.data)])
+        raise DataError(f"{where}: NaN or infinite values in {len(rows)} cells, the first in row {rows[0]}")
+    return matrix
+
+
 def write_cells(
     path: str | os.PathLike[str],
     cells: ad.AnnData,
@@ -215,8 +377,10 @@ def write_cells(
 
     `cells` is written as it is, compressed. With `block` it holds the labels alone: `block(rows)` gives the values of a
     slice of cells (rows x features, float32), which go into each of `matrices` ("X", "layers/NAME"), dense and plain,
-    so that the whole matrix is never in memory.
+    so that the whole matrix is never in memory. Raises DataError as well for values that are not finite.
     """
+    if block is None:
+        checked_matrix(cells.X, f"{path}: not written")
     with replacing(Path(path)) as temporary:
         cells.write_h5ad(temporary, compression="gzip" if block is None else None)
         if block is not None:
@@ -236,16 +400,26 @@ def _write_blocks(
     for start in tqdm(range(0, shape[0], step), "Writing", unit="block"):
         rows = slice(start, min(start + step, shape[0]))
         values = block(rows)
+        if not np.isfinite(values).all():
+            raise DataError(f"{file.filename}: not written, the values of cells {rows.start} to {rows.stop} are NaN")
         for dataset in datasets:
             dataset[rows] = values
 
 
 def read_csv(path: str | os.PathLike[str], **options: Any) -> pd.DataFrame:
-    """`pandas.read_csv`. Raises DataError for a file that is empty, not UTF-8 or not a table."""
+    """`pandas.read_csv`. Raises DataError for a file that is missing, empty, not UTF-8 or not separated by commas."""
+    if not Path(path).is_file():
+        raise DataError(f"{path}: {'not a file' if Path(path).exists() else 'no such file'}; name a csv file")
+    with Path(path).open("rb") as file:
+        names = file.readline(100_000)
+    for separator, word in ((b";", "semicolons"), (b"\t", "tabs")):
+        if separator in names and b"," not in names:
+            raise DataError(f"{path}: its columns are separated by {word}; write it with commas")
     try:
-        return pd.read_csv(path, **options)
+        return pd.read_csv(path, encoding="utf-8-sig", **options)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a csv file in UTF-8 (a text with commas needs quotes): {error}") from error
+        told = f"{path}: not a csv file in UTF-8 (a text with commas needs quotes): {one_line(error)}"
+        raise DataError(told) from error
 
 
 def show_table(path: str | os.PathLike[str], table: pd.DataFrame, rows: str = "method") -> None:
@@ -317,7 +491,9 @@ def add_options(parser: argparse.ArgumentParser, system: System, verb: str) -> N
     parser.add_argument(
         "--work", type=Path, default=work, metavar="DIR", help=f"folder of the trained models; default {work}"
     )
-    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="the same seed, the same files; default 0")
+    parser.add_argument(
+        "--seed", type=whole(0, 2**32 - 1), default=0, metavar="N", help="the same seed, the same files; default 0"
+    )
     parser.add_argument("--device", choices=DEVICES, default="auto", help="where torch computes; default auto")
 
 
@@ -335,13 +511,5 @@ def parsers(system: System) -> tuple[argparse.ArgumentParser, dict[str, argparse
 
 def run(verb: Verb, options: argparse.Namespace) -> None:
     """Run a verb; input that cannot be used ends in `error: ...` and exit status 1."""
-    try:
+    with command_line():
         verb(options)
-    except DataError as error:
-        sys.exit(f"error: {error}")
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
-    return int(text)

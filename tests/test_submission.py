@@ -17,6 +17,7 @@ import pytest
 import helpers
 from contract import OBESITY_1 as CRUNCH
 from contract import TRAVELLING
+from helpers import DataError
 from method import MODEL_FILE, Predictor
 from workbench import submission
 from workbench.hub import PLATFORM, TOKEN, environment, serve, write_project
@@ -202,7 +203,7 @@ def test_exported_again_the_sign_in_stays_and_the_old_model_goes(own, tmp_path):
     (project / "resources" / "features").mkdir()
     (project / "resources" / "features" / "pathways.gmt").write_text("A\tx\tG1\tG2\n")
     (project / "resources" / MODEL_FILE).write_text("a model of demo data")
-    with pytest.raises(SystemExit, match=r"does not credit features/pathways\.gmt; add(.|\n)*describe --write$"):
+    with pytest.raises(DataError, match=r"does not credit features/pathways\.gmt; add.*describe --write$"):
         export(out, root=project)
     write_description(project, project / "resources")
     exported = {path.relative_to(out).as_posix() for path in export(out, root=project)}
@@ -245,7 +246,7 @@ def test_a_package_that_is_not_allowed_is_refused_by_the_rehearsal(tmp_path):
         ("global", "found potential use of global variable `N`"),
         ("syntax", "notebook.ipynb cannot be converted"),
         ("description", "Method description.md is not the text of the notebook's cell"),
-        ("folder", "holds no main.py: it is no exported submission"),
+        ("folder", "holds no main.py and requirements.txt of an exported submission"),
     ],
 )
 def test_what_cannot_be_exported_is_said_and_nothing_is_written(tmp_path, damage, message):
@@ -256,7 +257,7 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_written(tmp_path, damage
     if damage == "folder":
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "thesis.txt").write_text("precious")
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(DataError, match=message):
         export(tmp_path / "out", root=project)
     assert {path.name for path in tmp_path.glob("out/*")} == ({"thesis.txt"} if damage == "folder" else set())
 

@@ -33,6 +33,8 @@ from threadpoolctl import threadpool_limits
 import helpers
 import method
 from contract import OBESITY_1 as CRUNCH
+from workbench.commands import check_folder, check_outputs, command_line
+from workbench.evaluation.intervals import write_table
 from workbench.simulate import simulate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -320,7 +322,7 @@ def variants_at(job: str, size: str) -> list[str]:
 
 def measure(job: str, variant: str, folder: Path, size: Size) -> dict[str, float]:
     """Seconds, peak memory, bytes read and written (GB) of a job in a process of its own, without its imports."""
-    (folder / "out").mkdir(exist_ok=True)
+    (folder / "out").mkdir(parents=True, exist_ok=True)
     if job in ("aggregate", "train"):
         _simulated(folder, size)
     elif job == "infer":
@@ -333,7 +335,8 @@ def measure(job: str, variant: str, folder: Path, size: Size) -> dict[str, float
     for path in (folder / "out").iterdir():
         path.unlink()
     if done.returncode:
-        raise SystemExit(f"{job}, {variant} failed:\n{done.stderr}")
+        said = done.stderr.strip().split("\n")[-1] or f"exit status {done.returncode}"
+        raise helpers.DataError(f"{job}, {variant} failed: {said}")
     return {**json.loads(done.stdout.splitlines()[-1]), "file_gb": written / 1e9}
 
 
@@ -408,7 +411,7 @@ def compact_loss(folder: Path) -> list[dict]:
     """What rounding to the compact form's steps changes in the three scores: the largest change of a perturbation."""
     size = SIZES["quick"]
     part = folder / "compact"
-    part.mkdir(exist_ok=True)
+    part.mkdir(parents=True, exist_ok=True)
     plain, truth, shares = _score_files(part, size)
     compact = part / "compact.h5ad"
     means, cells = _prediction(size)
@@ -550,6 +553,7 @@ def page(table: pd.DataFrame, command: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+@command_line()
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m workbench.bench", description=__doc__.splitlines()[0])
@@ -564,14 +568,20 @@ def main() -> None:
         job, variant, folder, size = options.one
         _run_one(job, variant, Path(folder), Size(**json.loads(size)))
         return
+    if options.keep is not None and options.keep.exists() and not options.keep.is_dir():
+        raise helpers.DataError(f"--keep {options.keep}: a file; name a folder")
+    for place in (Path("build"), options.keep):
+        if place is not None:
+            check_folder(place)
+    check_outputs([options.page])
     print(machine())
     with tempfile.TemporaryDirectory() as temporary:
         table = run(options.size, options.keep or Path(temporary))
-    Path("build").mkdir(exist_ok=True)
-    table.to_csv("build/bench.csv", index=False)
+    write_table("build/bench.csv", table)
     if options.page:
         flag = "" if options.size == "small" else f" --{options.size}"
-        options.page.write_text(page(table, f"python -m workbench.bench{flag}"))
+        with helpers.replacing(options.page) as temporary:
+            temporary.write_text(page(table, f"python -m workbench.bench{flag}"), encoding="utf-8")
 
 
 if __name__ == "__main__":

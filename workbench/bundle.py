@@ -21,6 +21,8 @@ import nbformat
 from nbformat import NotebookNode
 
 from contract import TRAVELLING
+from helpers import DataError, replacing
+from workbench.commands import check_outputs, command_line
 from workbench.imports import imported, requirement_lines, third_party
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,16 +112,19 @@ def needed_packages(notebook: NotebookNode) -> list[str]:
 def bundle(path: Path = ROOT / "notebook.ipynb") -> NotebookNode:
     """The notebook in `path` with all that it needs. The same files give the same bytes.
 
-    Raises ValueError for a module that a cell of Markdown could not show.
+    Raises DataError for what is no notebook, and for a module that a cell of Markdown could not show.
     """
-    notebook = nbformat.read(path, as_version=4)
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except (ValueError, nbformat.ValidationError) as error:
+        raise DataError(f"{path}: not a notebook, or a broken one ({error})") from error
     unpack = nbformat.v4.new_code_cell(UNPACK.format(packed=_packed(notebook)), id="unpack", metadata=FOLDED)
     notebook.cells.insert(1, unpack)
     notebook.cells.append(nbformat.v4.new_markdown_cell(COPIES, id="copies"))
     for name in TRAVELLING:
         source = (ROOT / name).read_text(encoding="utf-8")
         if "\n~~~" in source:
-            raise ValueError(f"{name}: a line begins with ~~~, which would end its block of code in the notebook")
+            raise DataError(f"{name}: a line begins with ~~~, which would end its block of code in the notebook")
         cell = EMBEDDED.format(name=name, source=source)
         notebook.cells.append(nbformat.v4.new_markdown_cell(cell, id=name.removesuffix(".py")))
     return notebook
@@ -139,13 +144,17 @@ def _packed(notebook: NotebookNode) -> str:
     return "\n".join(textwrap.wrap(base64.b64encode(buffer.getvalue()).decode(), 2000))
 
 
+@command_line()
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m workbench.bundle", description=__doc__.splitlines()[0])
     parser.add_argument("out", nargs="?", type=Path, default=ROOT / "build" / "bundle.ipynb")
     out = parser.parse_args().out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(bundle(), out)
+    source = ROOT / "notebook.ipynb"
+    check_outputs([out], [source, *(ROOT / name for name in TRAVELLING)])
+    made = bundle(source)
+    with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
+        nbformat.write(made, file)
     print(f"{out} ({out.stat().st_size / 1e3:.0f} kB): upload this one file to Colab, Kaggle or the platform.")
 
 

@@ -100,10 +100,11 @@ def whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
 
 
 def _same(a: Path, b: Path) -> bool:
+    """Whether two paths are one file, under one name or as a hard link."""
     try:
         return a.samefile(b)
-    except OSError:
-        return a.absolute() == b.absolute()
+    except OSError:  # one of them is not there yet
+        return os.path.realpath(a) == os.path.realpath(b)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -114,7 +115,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _end_workers() -> None:
     """Processes of a pool would finish what they have begun, and keep the program waiting."""
     for process in multiprocessing.active_children():
-        process.terminate()
+        process.kill()
 
 
 def _on_sigterm(handler: Callable | int | None) -> Callable | int | None:

@@ -10,7 +10,7 @@ it in words; the notebook shows all three.
 from __future__ import annotations
 
 import argparse
-import sys
+import importlib.util
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -24,6 +24,8 @@ import helpers
 from contract import OBESITY_1 as CRUNCH
 from helpers import Challenge
 from method import READ_PER_SECOND, Predictor
+from workbench.commands import check_outputs, command_line
+from workbench.evaluation.intervals import write_table
 
 CONTROL = "control"
 YOURS = "your prediction"
@@ -73,9 +75,9 @@ def compare(
     Returns the table of `helpers.score` with a first column `method`, and the starter's cells (for a picture).
     """
     truth, _ = local_truth(challenge)
-    table, starter = score_methods(challenge, baselines(), sigma=sigma, keep=STARTER)
-    with helpers.working_on(YOURS):
+    with helpers.working_on(YOURS):  # first: the others cannot be wrong
         yours = helpers.score(*_files(Path(prediction_folder)), *truth, sigma=sigma)
+    table, starter = score_methods(challenge, baselines(), sigma=sigma, keep=STARTER)
     with tempfile.TemporaryDirectory() as folder, helpers.working_on(CEILING):
         half, rest = _halves(ad.read_h5ad(truth[0]), Path(folder))
         ceiling = helpers.score(rest, truth[1], half, truth[1], sigma=sigma)
@@ -133,6 +135,7 @@ def seconds(challenge: Challenge) -> float:
     return 3 + 2 * challenge.train_path.stat().st_size / READ_PER_SECOND + 0.3 * local
 
 
+@command_line()
 def main() -> None:
     """Command line: print the summary, and write the table where asked."""
     parser = argparse.ArgumentParser(prog="python -m workbench.compare", description=__doc__.splitlines()[0])
@@ -142,30 +145,28 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the tidy table as csv")
     parser.add_argument("--cell-eval", action="store_true", help="cell-eval's table, too (pip install cell-eval)")
     options = parser.parse_args()
-    try:
-        _run(options)
-    except helpers.DataError as error:
-        sys.exit(f"error: {error}")
-
-
-def _run(options: argparse.Namespace) -> None:
-    for path in _files(options.prediction):
-        if not path.exists():
+    files = _files(options.prediction)
+    for path in files:
+        if not path.is_file():
             raise helpers.DataError(f"{path}: no such file; PREDICTION is the folder of the two predicted files")
+    check_outputs([options.out], [*files, *(path for path in options.data.glob("*") if path.is_file())])
+    if options.cell_eval and importlib.util.find_spec("cell_eval") is None:
+        raise helpers.DataError("--cell-eval: cell-eval is not installed: `pip install cell-eval`")
     challenge = helpers.load_challenge(options.data)
     print(
         f"Scoring {options.prediction} on {options.data}, beside {len(baselines())} baselines and real cells: "
         f"{helpers.text_time(seconds(challenge))}."
     )
     table, _ = compare(challenge, options.prediction, sigma=options.sigma)
-    if options.out:
-        table.to_csv(options.out, index=False)
     panels = table[table["metric"] == "mmd"][["n_genes", "sigma", "sigma_rule"]].drop_duplicates().iloc[0]
     print(summary(table).to_string())
     print(
         f"mean ± standard error over perturbations [spread over panels]; panels of {panels['n_genes']} genes, "
-        f"sigma {panels['sigma']:.0f}, {panels['sigma_rule']}"
+        f"sigma {panels['sigma']:.0f}, {panels['sigma_rule']}",
+        flush=True,
     )
+    if options.out:
+        write_table(options.out, table)
     if options.cell_eval:
         from workbench.evaluation import field  # noqa: PLC0415 - it reads the names of the rows above from here
 

@@ -16,16 +16,18 @@ import time
 from pathlib import Path
 
 import nbformat
+from jupyter_client.kernelspec import NoSuchKernel
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 from tqdm.auto import tqdm
 
 from contract import MODEL_FOLDER
 from contract import OBESITY_1 as CRUNCH
-from helpers import text_size, text_time
+from helpers import DataError, replacing, text_size, text_time
 from method import READ_PER_SECOND
 from workbench import hub, report
+from workbench.commands import check_folder, check_outputs, command_line
 from workbench.simulate import is_simulated, simulate
 from workbench.sources.record import uncredited
 from workbench.validate import (
@@ -52,7 +54,7 @@ def start(folder: str | Path = ".") -> None:
 
 
 def run(folder: Path) -> Path:
-    """Execute the notebook in `folder`; returns the report. Raises when a cell or a check of the files fails."""
+    """Execute the notebook in `folder`; returns the report. Raises DataError when a cell fails, or a check of files."""
     build, train = folder / "build", folder / "data" / CRUNCH.train_file
     build.mkdir(exist_ok=True)
     _announce(train)
@@ -114,7 +116,10 @@ def _execute(folder: Path, path: Path) -> NotebookNode:
             bar.set_description("done")
         except CellExecutionError as error:
             where = _place(notebook, bar.n)
-            raise SystemExit(f"{where}: {error.ename}: {error.evalue}\nThe whole story is in {path}.") from None
+            raise DataError(f"{where}: {error.ename}: {error.evalue} (the whole story is in {path})") from error
+        except (CellTimeoutError, DeadKernelError, NoSuchKernel) as error:  # an hour is over, no memory, no ipykernel
+            where = _place(notebook, bar.n)
+            raise DataError(f"{where}: the notebook's kernel ended: {type(error).__name__}: {error}") from error
         finally:
             nbformat.write(notebook, path)
     return notebook
@@ -139,7 +144,7 @@ def _check(folder: Path) -> None:
     )
     problems += validate_method_description(_description())
     if problems:
-        raise SystemExit("The submission breaks the platform's rules:\n" + "\n".join(problems))
+        raise DataError("the submission breaks the platform's rules: " + " ".join(problems))
 
 
 def _description() -> str:
@@ -152,6 +157,7 @@ def reminder(folder: Path) -> str:
     return "\n".join(["", "Before you submit:", *(f"  {line}" for line in missing)]) if missing else ""
 
 
+@command_line()
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m workbench.demo", description=__doc__.splitlines()[0])
@@ -159,14 +165,28 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="copy this challenge folder into data/ first")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="save the picture of the scores there too (png)")
     options = parser.parse_args()
+    if options.folder.exists() and not options.folder.is_dir():
+        raise DataError(f"--folder {options.folder}: not a folder")
+    check_folder(options.folder)
+    check_outputs([options.picture])
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.data:
-        (options.folder / "data").mkdir(exist_ok=True)
-        for file in filter(Path.is_file, options.data.iterdir()):
-            shutil.copyfile(file, options.folder / "data" / file.name)  # not its permissions: it may be read-only
+        _copy(options.data, options.folder / "data")
     page = run(options.folder)
     if options.picture:
-        shutil.copyfile(page.with_name("pictures") / f"{SCORES}.png", options.picture)
+        with replacing(options.picture) as temporary:
+            shutil.copyfile(page.with_name("pictures") / f"{SCORES}.png", temporary)
+
+
+def _copy(data: Path, folder: Path) -> None:
+    """The files of a challenge folder into `folder`, one after the other, each whole or not at all."""
+    if not (data / CRUNCH.train_file).is_file():
+        raise DataError(f"--data {data}: holds no {CRUNCH.train_file}; it names a folder in the challenge's layout")
+    if data.resolve() == folder.resolve():
+        raise DataError(f"--data {data}: it is {folder} already; leave --data out")
+    for file in filter(Path.is_file, data.iterdir()):
+        with replacing(folder / file.name) as temporary:
+            shutil.copyfile(file, temporary)  # not its permissions: it may be read-only
 
 
 if __name__ == "__main__":

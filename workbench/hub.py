@@ -21,14 +21,16 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from functools import cached_property, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any, Self
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs, parse_qsl, unquote, urlencode
 
 from contract import OBESITY_1 as CRUNCH
+from workbench.commands import check_folder, command_line, whole
 
 PLATFORM = Path(__file__).resolve().parent / "platform"  # holds competitions/NAME/scoring/runner.py
 LIBRARIES = PLATFORM / "libraries.txt"  # what the hub allows: its own list, so that it can refuse a submission
@@ -69,16 +71,22 @@ COMPETITION_ANSWER = {
 }
 
 
+MOST_READ = 1_000_000  # bytes of a body that an answer may need; the rest is read and dropped
+MOST_SENT = 1_000_000_000  # bytes of a body that is read at all
+PATIENCE = 60  # seconds without a byte after which a connection is closed
+LOGGED = ("language", "name", "page", "size", "sizeVariant")  # parameters whose values may be kept
+
+
 class Hub:
     """A running hub, serving from a daemon thread since it was made; `with` closes it.
 
-    `requests` is its log, one "METHOD /path?query" per request: no header and no token is kept.
+    `requests` is its log, one "METHOD /path?query" per request: no header, no token and no key is kept.
     """
 
     def __init__(self, port: int, folder: Path) -> None:
         self.folder = folder
         self.requests: list[str] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, self))
+        self._server = _Server(("127.0.0.1", port), partial(_Handler, self))
         self._thread = Thread(target=self._server.serve_forever, name="workbench-hub", daemon=True)
         self._thread.start()
 
@@ -122,7 +130,10 @@ def serve(port: int = 0, folder: str | Path = ".") -> Hub:
     `folder` is the project the client will run in; the hub only looks at the file names in its `data/`.
     Raises OSError when the port is taken.
     """
-    return Hub(port, Path(folder).resolve())
+    try:
+        return Hub(port, Path(folder).resolve())
+    except OSError as error:
+        raise OSError(error.errno, f"port {port} cannot be had: {error.strerror}; choose another") from error
 
 
 def environment(hub: Hub) -> dict[str, str]:
@@ -156,15 +167,32 @@ def write_project(folder: str | Path = ".") -> None:
     """Write `.crunchdao/project.json` and `.crunchdao/token` into `folder` where absent, never over what is there.
 
     A real project without a token signs in with an API key; a placeholder token would come before that key, so none
-    is written for it.
+    is written for it. Raises DataError for a project file that is not JSON, OSError where nothing can be written.
     """
     home = Path(folder) / ".crunchdao"
     home.mkdir(parents=True, exist_ok=True)
     project, token = home / "project.json", home / "token"
     if not project.exists():
         project.write_text(json.dumps(PROJECT), encoding="utf-8")
-    if not token.exists() and json.loads(project.read_text(encoding="utf-8")) == PROJECT:
+    if not token.exists() and _read_project(project) == PROJECT:
         token.write_text(TOKEN, encoding="utf-8")
+
+
+def _read_project(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        from helpers import DataError  # noqa: PLC0415 - takes seconds, and a hub does without
+
+        raise DataError(f"{path}: not JSON ({error}); `crunch setup` writes it anew, or delete it") from error
+
+
+class _Refused(Exception):  # noqa: N818 - not an error of the hub
+    """A request that cannot be answered: status and message."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 Answer = dict | Callable[[Hub, dict[str, str]], dict]  # a function is given the query, or what was posted
@@ -192,8 +220,15 @@ def _find_libraries(hub: Hub, query: dict[str, str]) -> dict:
         if query.get("language", "PYTHON") == "PYTHON"
         and (not wanted or wanted in (library["name"].lower(), *map(str.lower, library["aliases"])))
     ]
-    page, size = int(query.get("page", 0)), int(query.get("size", 100))
+    page, size = _number(query, "page", 0), _number(query, "size", 100)
     return {"content": found[page * size : (page + 1) * size], "pageNumber": page, "pageSize": size}
+
+
+def _number(query: dict[str, str], name: str, default: int) -> int:
+    try:
+        return whole(0)(query[name]) if name in query else default
+    except argparse.ArgumentTypeError as error:
+        raise _Refused(400, f"{name}: {error}") from None
 
 
 def _data_release(hub: Hub, _: dict[str, str]) -> dict:
@@ -236,6 +271,31 @@ _ANSWERS: dict[str, Answer] = {
 }
 
 
+def _posted(body: bytes) -> dict:
+    try:
+        posted = json.loads(body)
+    except (ValueError, RecursionError):
+        posted = None
+    if not isinstance(posted, dict):
+        raise _Refused(400, "what was posted is not a JSON object")
+    return posted
+
+
+def _logged(query: str) -> str:
+    """The query as the log has it: without the values of parameters that may be keys."""
+    given = [(name, value if name in LOGGED else "...") for name, value in parse_qsl(query, keep_blank_values=True)]
+    return f"?{urlencode(given, safe='.')}" if given else ""
+
+
+class _Server(ThreadingHTTPServer):
+    """Says nothing of clients that hang up."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A traceback for errors of the hub alone."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
     """Answers one request in JSON, whatever its method."""
 
@@ -243,23 +303,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub = hub
         super().__init__(*connection)
 
+    timeout = PATIENCE
+
     def _reply(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))  # unread, it would reset the connection
         path, _, query = self.path.partition("?")  # not urlsplit: to it the client's "//v2/libraries" names a host
         path = unquote(path).strip("/")
-        asked = f"{self.command} /{path}"
-        self.hub.requests.append(f"{asked}?{query}" if query else asked)
-
-        answer = {"GET": _ANSWERS, "POST": _POSTED}.get(self.command, {}).get(path)
-        if callable(answer):
-            given = {key: values[-1] for key, values in parse_qs(query).items()}
-            answer = answer(self.hub, given if self.command == "GET" else json.loads(body))
-        status = 403 if answer is not None and "code" in answer else 200
-        if answer is None:
-            variables = "CRUNCH_API_BASE_URL, CRUNCH_BASE_API_URL and CRUNCH_COMPETITIONS_SOURCE"
-            message = f"this hub is offline and does not serve {asked}; unset {variables} for the real platform"
-            status, answer = 404, {"code": "NOT_SERVED_OFFLINE", "message": message}
-
+        self.hub.requests.append(f"{self.command} /{path}{_logged(query)}")
+        try:
+            status, answer = self._answer(path, query, self._body())
+        except _Refused as refused:
+            status, answer = refused.status, {"code": "REFUSED", "message": str(refused)}
         said = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -267,31 +320,62 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(said)
 
+    def _answer(self, path: str, query: str, body: bytes) -> tuple[int, dict]:
+        """Status and answer. Raises _Refused for parameters and posted texts that are not what they should be."""
+        answer = {"GET": _ANSWERS, "POST": _POSTED}.get(self.command, {}).get(path)
+        if callable(answer):
+            given = {key: values[-1] for key, values in parse_qs(query).items()}
+            answer = answer(self.hub, given if self.command == "GET" else _posted(body))
+        if answer is None:
+            variables = "CRUNCH_API_BASE_URL, CRUNCH_BASE_API_URL and CRUNCH_COMPETITIONS_SOURCE"
+            asked = f"{self.command} /{path}"
+            message = f"this hub is offline and does not serve {asked}; unset {variables} for the real platform"
+            return 404, {"code": "NOT_SERVED_OFFLINE", "message": message}
+        return 403 if "code" in answer else 200, answer
+
+    def _body(self) -> bytes:
+        """What was sent, at most MOST_READ bytes of it; all is read, since unread it would reset the connection.
+
+        Raises _Refused for a length that is no number, or more than MOST_SENT.
+        """
+        length = self.headers.get("Content-Length") or "0"
+        try:
+            left = whole(0, MOST_SENT)(length.strip())
+        except argparse.ArgumentTypeError as error:
+            self.close_connection = True
+            raise _Refused(400 if not length.strip().isdecimal() else 413, f"Content-Length: {error}") from None
+        kept = b""
+        while left and (part := self.rfile.read(min(left, MOST_READ))):
+            kept, left = kept or part, left - len(part)
+        return kept
+
     do_GET = do_POST = do_PUT = do_DELETE = _reply  # noqa: N815 - the names http.server looks for
 
     def log_message(self, *_: object) -> None:
         """Silent: the log is `Hub.requests`, and stdout carries the variables."""
 
 
+@command_line()
 def main(arguments: list[str] | None = None) -> None:
     """Command line: print the variables, serve until interrupted (Ctrl+C, or SIGTERM)."""
     parser = argparse.ArgumentParser(prog="python -m workbench.hub", description=__doc__.splitlines()[0])
-    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1 (default: any free one)")
+    parser.add_argument("--port", type=whole(0, 65535), default=0, help="port on 127.0.0.1 (default: any free one)")
     parser.add_argument("--project", metavar="FOLDER", help="write the placeholder .crunchdao/ there, where absent")
     options = parser.parse_args(arguments)
 
-    if options.project is not None:
-        write_project(options.project)
     # A background job of a shell is started with SIGINT ignored: Python would then leave it so.
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
-    hub = serve(options.port, options.project or ".")
     try:
-        for name, value in environment(hub).items():
-            print(f"export {name}={shlex.quote(value)}", flush=True)
-        hub.wait()
+        if options.project is not None:
+            check_folder(Path(options.project))
+            write_project(options.project)
+        with closing(serve(options.port, options.project or ".")) as hub:
+            for name, value in environment(hub).items():
+                print(f"export {name}={shlex.quote(value)}", flush=True)
+            hub.wait()
     except KeyboardInterrupt:
-        hub.close()
+        pass  # it is how the command ends
 
 
 if __name__ == "__main__":

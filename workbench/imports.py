@@ -13,18 +13,33 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from contract import REQUIREMENTS_FILE, TRAVELLING
+from helpers import DataError
 from workbench.hub import allowed_packages
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = {*(name.removesuffix(".py") for name in TRAVELLING), "workbench"}
 # Modules of packages that another package always brings.
-COME_ALONG = {"threadpoolctl": "scikit-learn", "zarr": "anndata", "crunch_convert": "crunch-cli", "IPython": "jupyter"}
+COME_ALONG = {
+    "threadpoolctl": "scikit-learn",
+    "zarr": "anndata",
+    "crunch_convert": "crunch-cli",
+    "IPython": "jupyter",
+    "jupyter_client": "nbclient",
+}
 
 
 def imported(source: str) -> set[str]:
-    """The modules that `source` imports, at the top or in a function. `from a import b` gives `a` and `a.b`."""
+    """The modules that `source` imports, at the top or in a function. `from a import b` gives `a` and `a.b`.
+
+    Raises DataError for what is not Python, with the line.
+    """
     found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "text", None) or source.strip().split("\n")[0]
+        raise DataError(f"not Python: {line.strip()!r} ({getattr(error, 'msg', error)})") from error
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

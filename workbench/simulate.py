@@ -22,8 +22,6 @@ that are not in ``var`` follow the same formulas, with a W_p and a c_p that no f
 import argparse
 import os
 import shutil
-import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -42,6 +40,8 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import trange
 
 from contract import OBESITY_1 as CRUNCH
+from helpers import DataError, only_one
+from workbench.commands import command_line, whole
 
 FULL = {
     "cells": 88_202,
@@ -148,6 +148,9 @@ def simulate(
     training cells) (G,) float64; ``shares`` and ``predictable_shares`` (P, 4) of pre_adipo, adipo, other, lipo;
     ``strength`` (P,) is r_p; ``oracle_pearson`` (P,) is the Pearson delta, free of sampling error, of the oracle, which
     predicts ``control_mean + predictable``.
+
+    Raises ValueError for sizes that do not fit together, FileExistsError for an earlier run without ``force``, OSError
+    where the disk is too small, ``helpers.DataError`` while another run writes into the same folder.
     """
     unseen = min(60, max(8, genes // 20)) if unseen is None else unseen
     listed = round(0.93 * genes) if listed is None else listed
@@ -181,7 +184,7 @@ def simulate(
     sizes = np.array([len(part) for part in np.array_split(np.arange(local_cells), N_LOCAL)])
     local = _draw_cells(np.random.default_rng(seeds[2]), model, sizes, ["local"])
     # Sums of products depend on the number of threads of BLAS, and a mean near a step decides a count.
-    with threadpool_limits(1), _all_or_nothing(out) as folder:
+    with threadpool_limits(1), only_one(out), _all_or_nothing(out) as folder:
         centroids = _write_training(
             folder / CRUNCH.train_file, model, train, seeds[3], ["X", "layers/counts"][: 1 + counts]
         )
@@ -193,9 +196,15 @@ def simulate(
 
 
 def is_simulated(path: str | Path) -> bool:
-    """Whether a file of cells was made by this module: demo data, not the challenge's."""
-    with h5py.File(path, "r") as file:
-        return MADE_BY in file.attrs
+    """Whether a file of cells was made by this module: demo data, not the challenge's.
+
+    Raises ``helpers.DataError`` for a file that cannot be read.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            return MADE_BY in file.attrs
+    except OSError as error:
+        raise DataError(f"{path}: not a readable HDF5 file, perhaps a broken download: {error}") from error
 
 
 def _check_sizes(
@@ -224,6 +233,8 @@ def _check_sizes(
 
 
 def _check_places(out: Path, answer: Path | None, *, needed: int, force: bool) -> None:
+    if not next(folder for folder in out.parents if folder.exists()).is_dir():
+        raise ValueError(f"{out}: a part of its path is a file")
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is not a folder")
     if answer is not None and (answer.is_relative_to(out) or answer.is_dir() or not answer.parent.is_dir()):
@@ -610,9 +621,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("out", type=Path, help="the folder for the seven files; other files in it stay")
     for name, about in SIZES.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=about)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=whole(0), metavar="N", help=about)
     parser.add_argument(
-        "--seed", type=int, metavar="N", help="of all draws: the same seed gives the same cells (default 0)"
+        "--seed", type=whole(0), metavar="N", help="of all draws: the same seed gives the same cells (default 0)"
     )
     parser.add_argument(
         "--predictable",
@@ -632,15 +643,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command_line()
 def main() -> None:
     """Run the command line: ``python -m workbench.simulate --help``."""
     parser = _parser()
     given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a terminated run cleans up as well
     started, sizes = time.monotonic(), FULL if given.pop("full") else {}
     try:
         simulate(**{**sizes, **given})
-    except (ValueError, OSError) as error:
+    except (ValueError, FileExistsError) as error:
         parser.error(str(error))
     size = sum((given["out"] / name).stat().st_size for name in FILES)
     print(f"{given['out']}: {size / 1e6:,.1f} MB in {time.monotonic() - started:.1f} s")

@@ -13,14 +13,15 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from crunch_convert.notebook import ConverterError, FlattenNotebook, ImportedRequirement, extract_from_file
 
 from contract import DATA_FOLDER, MAIN_FILE, MODEL_FOLDER, REQUIREMENTS_FILE, TRAVELLING
 from contract import OBESITY_1 as CRUNCH
+from helpers import DataError, only_one
 from method import EXPECTED_FILE, MODEL_FILE
+from workbench.commands import check_folder, command_line
 from workbench.imports import COME_ALONG, imported, requirement_lines, third_party
 from workbench.sources.record import uncredited
 
@@ -44,26 +45,48 @@ def export(out: Path, root: Path = ROOT) -> list[Path]:
     """Write the submission of the project in `root` into the folder `out`; returns its files, sorted.
 
     The folder is made beside `out` and renamed; the project that `crunch setup` wrote into an older one is kept.
-    Raises SystemExit, with what to do, for a notebook that the converter refuses or warns of, for a method description
+    Raises DataError, with what to do, for a notebook that the converter refuses or warns of, for a method description
     that is not the notebook's or does not credit what lies in `resources/`, and where `out` is a folder of something
     else.
     """
-    if out.exists() and any(out.iterdir()) and not (out / MAIN_FILE).exists():
-        raise SystemExit(f"{out} holds no {MAIN_FILE}: it is no exported submission. Choose another folder with --out.")
+    _check_place(out, root)
     converted = _convert(root)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as beside:
-        made = Path(beside) / out.name
-        made.mkdir()
-        _fill(made, converted, root)
-        files = sorted(path.relative_to(made) for path in made.rglob("*") if path.is_file())
-        (made / DATA_FOLDER).symlink_to((root / DATA_FOLDER).resolve(), target_is_directory=True)
-        if (out / PROJECT_FOLDER).is_dir():
-            shutil.copytree(out / PROJECT_FOLDER, made / PROJECT_FOLDER)
-        if out.exists():
-            out.rename(Path(beside) / "before")
-        made.rename(out)
+    with only_one(out):
+        beside = out.with_name(f".{out.name}.partial")
+        if (beside / "before").exists() and not out.exists():  # killed between the two renames below
+            (beside / "before").rename(out)
+        shutil.rmtree(beside, ignore_errors=True)
+        try:
+            made = beside / out.name
+            made.mkdir(parents=True)
+            _fill(made, converted, root)
+            files = sorted(path.relative_to(made) for path in made.rglob("*") if path.is_file())
+            (made / DATA_FOLDER).symlink_to((root / DATA_FOLDER).resolve(), target_is_directory=True)
+            if (out / PROJECT_FOLDER).is_dir():
+                shutil.copytree(out / PROJECT_FOLDER, made / PROJECT_FOLDER)
+            if out.exists():
+                out.rename(beside / "before")
+            made.rename(out)
+        finally:
+            if (beside / "before").exists() and not out.exists():
+                (beside / "before").rename(out)
+            shutil.rmtree(beside, ignore_errors=True)
     return [out / file for file in files]
+
+
+def _check_place(out: Path, root: Path) -> None:
+    """Raises DataError where making `out` anew would remove something else than an exported submission."""
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out}: a file; name a folder with --out")
+    if root.resolve().is_relative_to(out.resolve()):
+        raise DataError(f"{out}: holds the project itself; choose another folder with --out")
+    lines = out / REQUIREMENTS_FILE
+    ours = (out / MAIN_FILE).exists() and lines.is_file() and lines.read_bytes().startswith(HEADER.encode())
+    if out.exists() and any(out.iterdir()) and not ours:
+        raise DataError(
+            f"{out} holds no {MAIN_FILE} and {REQUIREMENTS_FILE} of an exported submission: choose another folder with "
+            "--out"
+        )
 
 
 def _convert(root: Path) -> FlattenNotebook:
@@ -71,16 +94,18 @@ def _convert(root: Path) -> FlattenNotebook:
     try:
         converted = extract_from_file(str(root / "notebook.ipynb"))
     except ConverterError as error:
-        raise SystemExit(f"notebook.ipynb cannot be converted: {error}") from error
+        raise DataError(f"notebook.ipynb cannot be converted: {error}") from error
+    except ValueError as error:
+        raise DataError(f"{root / 'notebook.ipynb'}: not a notebook, or a broken one ({error})") from error
     if converted.warnings:
-        lines = "\n".join(f"  {warning}" for warning in converted.warnings)
-        raise SystemExit(f"The converter warns of notebook.ipynb; on the platform this would fail:\n{lines}")
+        said = "; ".join(map(str, converted.warnings))
+        raise DataError(f"the converter warns of notebook.ipynb; on the platform this would fail: {said}")
     described = {file.path: file.content for file in converted.embedded_files}.get(CRUNCH.description_file, "")
     if described != (root / CRUNCH.description_file).read_text(encoding="utf-8").strip():
-        raise SystemExit(f"{CRUNCH.description_file} is not the text of the notebook's cell: change the other one too.")
+        raise DataError(f"{CRUNCH.description_file} is not the text of the notebook's cell: change the other one too")
     missing = uncredited(described, root / MODEL_FOLDER)
     if missing:
-        raise SystemExit("\n".join([*missing, "This writes it: python -m workbench.sources describe --write"]))
+        raise DataError(" ".join([*missing, "This writes it: python -m workbench.sources describe --write"]))
     return converted
 
 
@@ -106,11 +131,13 @@ def requirements(sources: list[str], asked: list[ImportedRequirement]) -> list[s
     return sorted([*requirement_lines(own[name].name or name if name in own else name for name in names), *versions])
 
 
+@command_line()
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m workbench.submission", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "submission", help="default: build/submission")
     out = parser.parse_args().out
+    check_folder(out.parent)
     for path in export(out):
         print(f"{path.stat().st_size / 1e3:8.1f} kB  {path.relative_to(out)}")
     print(NEXT.format(folder=os.path.relpath(out), crunch=CRUNCH.name))

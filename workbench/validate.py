@@ -28,15 +28,42 @@ SLAB_VALUES = 8_000_000  # 64 MB of float64 at a time
 
 
 def requested_perturbations(data: Path, *, local: bool) -> list[str]:
-    """Perturbations to predict, in their file's order: those with a local truth, or all that the cloud asks for."""
-    if local:
-        return pd.read_csv(data / CRUNCH.local_proportions_file)[CRUNCH.perturbation].tolist()
-    return (data / CRUNCH.targets_file).read_text(encoding="utf-8").split()
+    """Perturbations to predict, in their file's order: those with a local truth, or all that the cloud asks for.
+
+    Raises ValueError, which names the file, where it is missing, not text, or without a column of perturbations.
+    """
+    if not local:
+        return _names(data / CRUNCH.targets_file)
+    path = data / CRUNCH.local_proportions_file
+    table = _read_table(path)
+    if CRUNCH.perturbation not in table:
+        raise ValueError(f"{path}: no column {CRUNCH.perturbation}; it has {_first(table.columns)}")
+    return table[CRUNCH.perturbation].astype(str).tolist()
 
 
 def requested_genes(data: Path) -> list[str]:
-    """Genes to predict, in their file's order (another than that of the training cells)."""
-    return (data / CRUNCH.genes_file).read_text(encoding="utf-8").split()
+    """Genes to predict, in their file's order (another than that of the training cells). Raises ValueError as above."""
+    return _names(data / CRUNCH.genes_file)
+
+
+def _names(path: Path) -> list[str]:
+    """One name a line, with or without a byte-order mark."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as text in UTF-8 ({error})") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise ValueError(f"{path}: the file is empty")
+    return names
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    """A csv file; a gene may be called "NA". Raises ValueError for one that is none."""
+    try:
+        return pd.read_csv(path, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable CSV file ({error})") from error
 
 
 def validate_prediction_folder(
@@ -134,11 +161,30 @@ def _check_prediction(path: Path, perturbations: Sequence[str], genes: Sequence[
         return [f"{name}: the file is missing; infer must write it."]
     try:
         with h5py.File(path) as file:
+            if elsewhere := stored_elsewhere(file):
+                return [f"{name}: {_first(elsewhere)} lie in another file, which does not travel; write them here."]
             obs, var = read_elem(file["obs"]), read_elem(file["var"])
             problems = _check_cells(name, obs, perturbations, cells) + _check_genes(name, var.index, genes)
             return problems + _check_values(name, file.get("X"), obs, var)
-    except (OSError, KeyError) as error:
-        return [f"{name}: not a readable h5ad file ({error}); write it with AnnData.write_h5ad."]
+    except Exception as error:  # noqa: BLE001 - a damaged file raises whatever it is that its reader met
+        what = " ".join(str(error).split("\n"))
+        return [f"{name}: not a readable h5ad file ({what}); write it with AnnData.write_h5ad."]
+
+
+def stored_elsewhere(file: h5py.File) -> list[str]:
+    """The names in an HDF5 file whose contents are taken from another file: reading them would read that one."""
+    found: list[str] = []
+
+    def visit(name: str, item: h5py.Group | h5py.Dataset | h5py.Datatype) -> None:
+        if isinstance(item, h5py.Group):
+            links = {f"{name}/{key}".lstrip("/"): item.get(key, getlink=True) for key in item}
+            found.extend(key for key, link in links.items() if isinstance(link, h5py.ExternalLink))
+        elif isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
+            found.append(name)
+
+    visit("", file)
+    file.visititems(visit)  # each object once, whatever the links: a file may hold circles
+    return found
 
 
 def _check_cells(name: str, obs: pd.DataFrame, perturbations: Sequence[str], cells: int) -> list[str]:
@@ -185,6 +231,8 @@ def _check_values(name: str, x: h5py.Dataset | h5py.Group | None, obs: pd.DataFr
     shape = tuple(x.attrs["shape"]) if sparse else x.shape
     if shape != (len(obs), len(var)):
         return [f"{name}: X is {shape}, obs and var say {(len(obs), len(var))}; write cells x genes."]
+    if sparse and (problem := _check_places(x)):
+        return [f"{name}: X {problem}; write it with AnnData.write_h5ad."]
     values = x["data"] if sparse else x
     if values.dtype.kind not in "iuf":
         return [f"{name}: X holds {values.dtype}, not numbers; write float32."]
@@ -207,6 +255,21 @@ def _check_values(name: str, x: h5py.Dataset | h5py.Group | None, obs: pd.DataFr
     return [f"{name}: X has {bad} values that are NaN or infinite{places}; replace them."]
 
 
+def _check_places(x: h5py.Group) -> str:
+    """What is wrong with the places of sparse values (CSR or CSC), in words; empty if nothing."""
+    by_cell = x.attrs["encoding-type"] == "csr_matrix"
+    n_rows, n_columns = x.attrs["shape"] if by_cell else x.attrs["shape"][::-1]
+    starts, places, n_values = x["indptr"][:], x["indices"], len(x["data"])
+    if len(starts) != n_rows + 1 or starts[0] != 0 or starts[-1] != n_values or (np.diff(starts) < 0).any():
+        return f"has an indptr that does not rise from 0 to its {n_values} values in {n_rows} steps"
+    if len(places) != n_values:
+        return f"has {len(places)} indices for {n_values} values"
+    for _, slab in _slabs(places):
+        if len(slab) and (slab.min() < 0 or slab.max() >= n_columns):
+            return f"has values outside its {n_columns} {'genes' if by_cell else 'cells'}"
+    return ""
+
+
 def _slabs(values: h5py.Dataset) -> Iterator[tuple[int, np.ndarray]]:
     """(first row, rows) of a one- or two-dimensional dataset, about SLAB_VALUES values at a time."""
     rows = max(1, SLAB_VALUES // max(1, int(np.prod(values.shape[1:]))))
@@ -220,9 +283,9 @@ def _check_proportions(path: Path, perturbations: Sequence[str]) -> list[str]:
     if not path.is_file():
         return [f"{name}: the file is missing; infer must write it."]
     try:
-        table = pd.read_csv(path)
+        table = _read_table(path)
     except ValueError as error:  # empty, not text, or rows of unequal length
-        return [f"{name}: not a readable CSV file ({error}); write it with DataFrame.to_csv(index=False)."]
+        return [f"{name}: {error}; write it with DataFrame.to_csv(index=False)."]
     expected = CRUNCH.predicted_columns
     problems = []
     missing, extra = [c for c in expected if c not in table], [c for c in table if c not in expected]
@@ -251,7 +314,9 @@ def _check_numbers(name: str, table: pd.DataFrame) -> list[str]:
     numbers = table[CRUNCH.states].apply(pd.to_numeric, errors="coerce")
     for state in CRUNCH.states:
         text = numbers[state].isna() & table[state].notna()
-        for bad, what in ((table[state].isna(), "NaN"), (text, "no number"), (np.isinf(numbers[state]), "infinite")):
+        found = {"NaN": table[state].isna(), "no number": text}
+        found |= {"infinite": np.isinf(numbers[state]), "negative": numbers[state] < 0}
+        for what, bad in found.items():
             if bad.any():
                 problems.append(f"{name}: column {state} is {what} for {_first(genes[bad])}; write a finite number.")
     if table[CRUNCH.perturbation].isna().any():
@@ -280,6 +345,15 @@ def _unique(values: Iterable[str]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line: print OK or the problems; 0 when there are none, else 1."""
+    from workbench.commands import command_line  # noqa: PLC0415 - the runner loads this file with contract.py alone
+
+    with command_line():
+        return _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> int:
+    from helpers import DataError  # noqa: PLC0415 - see above
+
     parser = argparse.ArgumentParser(prog="python -m workbench.validate", description=__doc__.splitlines()[0])
     parser.add_argument("prediction_folder", type=Path)
     parser.add_argument("data_folder", type=Path)
@@ -290,10 +364,12 @@ def main(arguments: list[str] | None = None) -> int:
     for folder in (options.prediction_folder, options.data_folder):
         if not folder.is_dir():
             parser.error(f"{folder}: no such folder")
-    perturbations = requested_perturbations(options.data_folder, local=not options.cloud)
-    problems = validate_prediction_folder(
-        options.prediction_folder, perturbations, requested_genes(options.data_folder)
-    )
+    try:
+        perturbations = requested_perturbations(options.data_folder, local=not options.cloud)
+        genes = requested_genes(options.data_folder)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    problems = validate_prediction_folder(options.prediction_folder, perturbations, genes)
     if options.method_description is not None:
         problems += validate_method_description(options.method_description)
     print("\n".join(problems) or "OK")

@@ -9,21 +9,31 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
 
-from challenges.common import Bundle
+from challenges.common import Bundle, check_arrays, check_codes, check_module, under
 from challenges.drug_response.baselines import row_rmse
 from challenges.drug_response.data import codes
 from challenges.drug_response.folds import held_out
-from challenges.drug_response.networks import Problem, Spec
+from challenges.drug_response.networks import Problem, Spec, make_network
 from challenges.drug_response.training import Task, apply_network, fit_networks
-from helpers import some, text_size
+from helpers import DataError, some, text_size
 
 SCALES = np.round(np.arange(0.3, 1.31, 0.05), 2)
 TUNING_REPEATS = 2  # of each network on each inner fold
+LAYOUT = {  # of the arrays in a file: T cell types, C compounds, G genes, R training rows, D dimensions
+    "genes": "texts G",
+    "cell_types": "texts T",
+    "compounds": "texts C",
+    "components": "numbers D G",
+    "coordinates": "numbers R D",
+    **dict.fromkeys(("lowest", "highest"), "numbers G"),
+    **dict.fromkeys(("cell_type", "compound"), "whole R"),
+}
 
 
 class Ensemble(BaseEstimator):
@@ -105,8 +115,11 @@ class Ensemble(BaseEstimator):
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> Ensemble:
-        """The fitted estimator again."""
+        """The fitted estimator again. Raises DataError for settings and arrays that do not fit together."""
         settings, arrays = bundle.settings, bundle.arrays
+        sizes = check_arrays(arrays, LAYOUT)
+        check_codes(arrays["cell_type"], sizes["T"], "cell_type")
+        check_codes(arrays["compound"], sizes["C"], "compound")
         specs = [
             Spec(**{**spec, "hidden": tuple(spec["hidden"]), "dropout": tuple(spec["dropout"])})
             for spec in settings["specs"]
@@ -124,9 +137,17 @@ class Ensemble(BaseEstimator):
             len(self.compounds_),
             arrays["coordinates"],
         )
+        if not 0 < self.repeats * len(specs) <= len(arrays):
+            raise DataError(f"{len(specs)} networks and {self.repeats} repeats of each, which it does not hold")
         self.networks_ = [
             [bundle.under(f"models/{spec.model}/{repeat}") for repeat in range(self.repeats)] for spec in specs
         ]
+        for spec, repeats in zip(specs, self.networks_, strict=True):
+            for network in repeats:
+                check_module(partial(make_network, spec, self.problem_), under(network, "net"))
+        weights = [float(spec.weight) for spec in specs]
+        if not (np.isfinite([*weights, float(self.scale_)]).all() and sum(weights) > 0):
+            raise DataError(f"the weights of its networks are {weights}, the scale is {self.scale_}")
         return self
 
     def _codes(self, pairs: pd.MultiIndex) -> tuple[np.ndarray, np.ndarray]:

@@ -20,13 +20,21 @@ import torch
 from scipy.optimize import minimize
 from sklearn.base import BaseEstimator
 
-from challenges.common import Bundle, reproducible
+from challenges.common import Bundle, check_arrays, check_codes, reproducible
 from challenges.drug_response.baselines import denoised_effects
 from challenges.drug_response.data import codes
 
 JITTER = 1e-6
 FITTED = ("mean_kernel", "own_kernel", "shared_kernel", "noise", "similarity", "weights")
 LABELS = ("genes", "cell_types", "compounds")
+LAYOUT = {  # of the arrays in a file: T cell types, C compounds, G genes, R training rows
+    **dict(zip(LABELS, ("texts G", "texts T", "texts C"), strict=True)),
+    **dict.fromkeys(("mean_kernel", "own_kernel", "shared_kernel"), "numbers T T"),
+    "noise": "numbers T",
+    "similarity": "numbers C C",
+    "weights": "numbers R G",
+    **dict.fromkeys(("cell_type", "compound"), "whole R"),
+}
 
 
 class ResponseProcess(BaseEstimator):
@@ -70,8 +78,11 @@ class ResponseProcess(BaseEstimator):
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> ResponseProcess:
-        """The fitted process again."""
+        """The fitted process again. Raises DataError for arrays that do not fit together."""
         self, arrays = cls(bundle.settings["rank"]), bundle.arrays
+        sizes = check_arrays(arrays, LAYOUT)
+        check_codes(arrays["cell_type"], sizes["T"], "cell_type")
+        check_codes(arrays["compound"], sizes["C"], "compound")
         for name in FITTED:
             setattr(self, f"{name}_", arrays[name])
         self.genes_ = pd.Index(arrays["genes"])

@@ -134,7 +134,8 @@ class Transformer(nn.Module):
         ):
             total = torch.zeros(n, n_out).index_add(0, torch.as_tensor(codes), coordinates)
             self.register_buffer(f"{name}_total", total)
-            self.register_buffer(f"{name}_count", torch.bincount(torch.as_tensor(codes), minlength=n).float())
+            count = torch.zeros(n).index_add(0, torch.as_tensor(codes), torch.ones(len(codes)))
+            self.register_buffer(f"{name}_count", count)
         self.from_mean = nn.ModuleList([nn.Linear(n_out, width) for _ in range(2)])
         self.nothing = nn.Parameter(torch.zeros(2, width))  # in the place of a mean of no rows
         layer = nn.TransformerEncoderLayer(width, HEADS, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True)

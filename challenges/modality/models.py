@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -19,16 +20,35 @@ from sklearn.base import BaseEstimator
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from challenges.common import Bundle, derived_seed
+from challenges.common import Bundle, check_arrays, check_codes, check_module, derived_seed, under
 from challenges.modality import maps
 from challenges.modality.baselines import BASELINES
 from challenges.modality.data import Prediction
 from challenges.modality.folds import FOLDS, inner_folds
-from challenges.modality.networks import LOSSES, Recipe
+from challenges.modality.networks import LOSSES, Generator, Recipe
 from challenges.modality.reduce import Reduction
 from challenges.modality.training import apply_adversarial, fit_adversarial
+from helpers import DataError
 
 SOURCE_COMPONENTS, TARGET_COMPONENTS = 100, 100
+LAYOUT = {  # of the arrays in a file, by method: N cells, K and L components, M kernels, P parts of the cells
+    "knn": {"Z": "numbers N K", "T": "numbers N L", "n": "whole"},
+    "ridge": {"mean": "numbers K", "centre": "numbers L", "slope": "numbers K L"},
+    "kernel_ridge": {
+        "Z": "numbers N K",
+        "centre": "numbers L",
+        "part": "whole N",
+        "dual": "numbers M N L",
+        "widths": "numbers M P",
+    },
+    "adversarial": {
+        "base/mean": "numbers K",
+        "base/centre": "numbers L",
+        "base/slope": "numbers K L",
+        "scale": "numbers",
+        "level": "numbers",
+    },
+}
 TUNING_CELLS = 3_000  # at most; the hyper-parameter is chosen on these
 
 
@@ -165,7 +185,7 @@ class ReducedModel(BaseEstimator):
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> ReducedModel:
-        """The fitted model again."""
+        """The fitted model again. Raises DataError for settings and arrays that do not fit together."""
         settings = bundle.settings
         self = cls(
             settings["method"],
@@ -180,7 +200,31 @@ class ReducedModel(BaseEstimator):
             pd.Index(bundle.arrays[f"features/{name}"]) for name in ("source", "target")
         )
         self.arrays_ = bundle.under("map")
+        self._check(bundle)
         return self
+
+    def _check(self, bundle: Bundle) -> None:
+        names = {"components": "numbers K F", **dict.fromkeys(("weight", "mean", "lowest", "highest"), "numbers F")}
+        source, target = (
+            check_arrays(bundle.under(side), names, F=len(features))
+            for side, features in (("source", self.source_features_), ("target", self.target_features_))
+        )
+        check_arrays(bundle.arrays, {"features/source": "texts S", "features/target": "texts T"})
+        if self.method not in METHODS or not np.isfinite([self.value_, self.shrink_]).all():
+            raise DataError(f"the method {self.method!r} with {self.value_} and {self.shrink_}")
+        layout = LAYOUT["adversarial" if self.method in RECIPES else self.method]
+        sizes = check_arrays(self.arrays_, layout, K=source["K"], L=target["K"], M=len(maps.members()))
+        if self.method == "knn" and not 1 <= self.arrays_["n"] <= sizes["N"]:
+            raise DataError(f"{self.arrays_['n']} of {sizes['N']} neighbours")
+        if self.method == "kernel_ridge":
+            check_codes(self.arrays_["part"], sizes["P"], "map/part")
+        if self.method in RECIPES:
+            recipe, held = self.recipe_, {name.split("/")[0] for name in self.arrays_} - {"base", "scale", "level"}
+            if held != {str(i) for i in range(min(recipe.repeats, len(self.arrays_)))}:
+                raise DataError(f"{recipe.repeats} networks, of which it holds {len(held)}")
+            for name in held:
+                n_source = min(recipe.components, source["K"])
+                check_module(partial(Generator, n_source, target["K"], recipe), under(self.arrays_, name))
 
     def _tuned(self, way: Map, Z: np.ndarray, T: np.ndarray, batches: np.ndarray) -> tuple[Any, float]:
         """The value with the least error out of fold, and the best shrinkage of its predictions towards the mean."""

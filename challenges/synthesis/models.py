@@ -21,18 +21,41 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from challenges.common import Bundle, derived_seed, load_module, module_arrays, pick_device, reproducible
+from challenges.common import (
+    Bundle,
+    check_arrays,
+    derived_seed,
+    load_module,
+    module_arrays,
+    pick_device,
+    reproducible,
+)
 from challenges.synthesis.calibrate import calibrate
 from challenges.synthesis.data import Cells, level_matrix, level_names
 from challenges.synthesis.networks import EXTRA_NOISE, ConditionalGenerator
-from challenges.synthesis.scale import Scale
-from challenges.synthesis.start import Library, Start, start
+from challenges.synthesis.scale import KINDS, Scale
+from challenges.synthesis.start import QUANTILES, Library, Start, start
 from challenges.synthesis.training import Training
 from helpers import DataError, some
 
 START, GAN = METHODS = ("start", "gan")
 SAMPLED_AT_ONCE = 1000
 TIMED_CELLS, TIMED_STEPS = 2000, 10  # to say how long training takes
+LAYOUT = {  # of the arrays in a file: T types, L levels, G genes, Q quantiles, N training cells, S kinds of cells seen
+    "genes": "texts G",
+    "trained_on": "texts N",
+    "seen_count": "whole S",
+    **{f"library/{name}": "numbers T" for name in ("mean", "sd", "step_intercept")},
+    "library/shift": "numbers L",
+    "library/quantiles": "numbers Q",
+    "library/step_slope": "numbers",
+    "library/step_sd": "numbers",
+    "generator/baseline": "numbers T G",
+    "generator/levels": "numbers L G",
+    "generator/loadings": "numbers K G",
+    "generator/deviation": "numbers T K",
+    "generator/own_sd": "numbers G",
+}
 
 
 class CellGAN(BaseEstimator):
@@ -176,8 +199,17 @@ class CellGAN(BaseEstimator):
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> CellGAN:
-        """The fitted estimator again; it samples on the device that `set_params(device=...)` names."""
+        """The fitted estimator again; it samples on the device that `set_params(device=...)` names.
+
+        Raises DataError for settings and arrays that do not fit together.
+        """
         settings, arrays = bundle.settings, bundle.arrays
+        lengths = {"T": len(settings["types"]), "L": len(settings["levels"]), "Q": len(QUANTILES)}
+        check_arrays(arrays, LAYOUT | {f"seen/{name}": "texts S" for name in settings["conditions"]}, **lengths)
+        if settings["scale"][0] not in KINDS or not np.isfinite(settings["scale"][1]):
+            raise DataError(f"its scale is {settings['scale']}")
+        if not (set(arrays["seen/label"]) <= set(settings["types"]) and (arrays["seen_count"] > 0).all()):
+            raise DataError("the cells that it has seen are not of its types")
         made = cls(settings["steps"], settings["label_mixing"], settings["seed"])
         made.types_ = settings["types"]
         made.levels_ = [(name, level) for name, level in settings["levels"]]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
+KINDS = ("counts", "log", "linear", "values")
 BASES = (0.0, np.e, 2.0, 10.0)  # of the logarithm; 0 for none
 SMALLEST = (1, 2, 3, 4)  # what a cell's smallest count may be
 TOLERANCE = 0.05  # root mean square distance to whole numbers; 0.29 where values are no multiples
