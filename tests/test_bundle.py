@@ -111,15 +111,9 @@ def test_only_what_the_notebook_uses_is_asked_of_pip(carried):
 
 
 def unpack(folder, cell):
-<<<<<<< HEAD
-    """Run the first cell as Colab does; what it prints."""
-    command = [sys.executable, "-"]  # the cell is longer than an argument may be
-    return subprocess.run(command, input=cell.source, cwd=folder, capture_output=True, text=True, check=True).stdout
-=======
     """Run the first cell as Colab does (its text is too long for a command line); what it prints."""
     command = [sys.executable, "-"]
     return subprocess.run(command, cwd=folder, input=cell.source, capture_output=True, text=True, check=True).stdout
->>>>>>> doors16
 
 
 def test_an_edited_or_older_file_is_kept_and_named_when_unpacking(carried, tmp_path):
