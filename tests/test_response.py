@@ -612,11 +612,17 @@ def test_factors_are_least_squares_by_response_shrunken_to_the_common_one():
         return (weights[:, None] * x * y).sum(), (weights[:, None] * x * x).sum()
 
     product, square = products(range(8))
-    common, shrink = product / square, response.SHRINKAGE * square / 8
-    for j in range(8):
-        product, square = products([j])
-        alone = (product + shrink * common) / (square + shrink)
+    common, own = product / square, {}
+    for j in (0, 1, 2, 4, 5, 6, 7):
+        own[j] = (*products([j]), (weights * rest[:, j] ** 2).sum())
+    noise = {j: (total - xy**2 / xx) / 14 for j, (xy, xx, total) in own.items()}
+    spread = sum((own[j][0] / own[j][1] - common) ** 2 * own[j][1] - noise[j] for j in own) / square
+    assert spread > 0
+    for j, (xy, xx, _) in own.items():
+        alone = (xy + noise[j] / spread * common) / (xx + noise[j] / spread)
         assert factors[j] == pytest.approx(max(alone, 0.0), abs=1e-12)
+    alike = response._factors(there, 2 * there + 1e-3 * rng.normal(size=(15, 8)), precision)
+    np.testing.assert_allclose(np.delete(alike, 3), 2, atol=2e-3)  # no more than their errors apart
     assert factors[0] > factors[2] > factors[7] == 0
     assert (response._factors(0 * there, rest, precision) == 0).all()
 

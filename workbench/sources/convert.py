@@ -128,7 +128,7 @@ def write_sets(path: Path, sets: GeneSets) -> int:
 def write_edges(path: Path, edges: pd.DataFrame) -> int:
     """A `.csv.gz`, the same bytes for the same edges; returns the number of genes."""
     with replacing(path) as temporary:
-        edges.to_csv(temporary, index=False, compression={"method": "gzip", "mtime": 0})
+        temporary.write_bytes(gzip.compress(edges.to_csv(index=False).encode(), compresslevel=6, mtime=0))
     return len({*edges["source"], *edges["target"]})
 
 
