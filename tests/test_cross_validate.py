@@ -43,6 +43,7 @@ from workbench.evaluation.verdicts import HARMS, HELPS, UNCLEAR, verdict, verdic
 from workbench.pictures.style import BLUE, GREY, RED
 from workbench.results import data as results_data
 from workbench.results import page as results_page
+from workbench.results import transfer as results_transfer
 
 WHAT = ["method", "perturbation", "metric", "seed", "fold", "draw", "panel"]
 SIX = ["method", "metric", "value", "low", "high", "n"]
@@ -568,21 +569,72 @@ def test_verdicts_are_drawn_with_their_intervals_and_colours():
     assert "95 % interval" in axis.get_xlabel()
 
 
-def test_the_page_reads(table):
+def test_the_page_reads(table, tmp_path):
     rows = summarise(table).query("metric == 'pearson'").set_index("method")
-    section = results_page.Section(
-        "Title",
-        "> 0.3",
-        results_page.text(rows.loc[ALL]),
-        results_page.verdict(False),
-        results_page.markdown(rows),
-        12.0,
-    )
-    page = results_page.page({"name": section})
-    assert "| [Title](#name) | > 0.3 | 0." in page
-    assert "| **no** |" in page
-    assert f"| **{ALL}** |" in page
+    reached = rows.loc[ALL]
+    value = reached["value"]
+    goals = [
+        results_page.goal("Title", reached, 0.3),
+        results_page.goal("Too much", reached, value + 0.01, value + 0.02),
+        results_page.goal("Far", reached, value - 0.02, value - 0.01),
+    ]
+    results_page.Section("Title of the part", goals, results_page.markdown(rows), 12.0).save(tmp_path / "name.json")
+    page = results_page.page({"name": results_page.Section.load(tmp_path / "name.json")})
+    assert f"| [Title](#name) | >= 0.3 | {value:.3f} [" in page
+    (line,) = [line for line in page.split("\n") if line.startswith("| [Too much]")]
+    assert "(moonshot 0." in line
+    assert line.endswith("| **no** |")
+    (line,) = [line for line in page.split("\n") if line.startswith("| [Far]")]
+    assert line.endswith("| yes, and the moonshot |")
+    assert "## Title of the part" in page
+    assert [line.split("|")[1].strip() for line in page.split("\n") if line.startswith("| **")] == [f"**{ALL}**"]
     assert "--only name` (12 s)" in page
+
+
+def test_what_is_added_to_see_harm(simulated, elsewhere):
+    """A weak table is a little like the truth, which shows over many; shuffled screens and random tables are not."""
+    effects, _ = simulated
+    names = effects.index
+    centred = effects - effects.mean()
+    truth = row_products(centred.to_numpy())
+
+    def agreement(make, of, seeds):
+        products = np.mean([row_products(make(of, seed).rows(names)) for seed in range(seeds)], axis=0)
+        return np.corrcoef(products, truth)[0, 1]
+
+    assert agreement(results_data.weak_table, effects, 200) > 0.2
+    assert abs(agreement(results_data.weak_table, effects, 1)) < 0.2
+    assert abs(agreement(results_data.random_table, names, 200)) < 0.15
+    part = names[:20]
+    shuffled = results_data.shuffled_screen(elsewhere, part, 0)
+    assert list(shuffled.perturbations) == list(part)
+    at = [int(np.flatnonzero((elsewhere.scores == row).all(axis=1))[0]) for row in shuffled.scores]
+    assert len(set(at)) == 20
+    assert sum(i == j for i, j in enumerate(at)) < 5
+
+
+def row_products(rows):
+    """The products of all pairs of different rows, brought to length 1."""
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return (rows @ rows.T)[np.triu_indices(len(rows), 1)]
+
+
+def test_a_copy_of_another_screen_is_its_difference_to_the_same_training_mean(simulated):
+    effects, _ = simulated
+    far = effects * 2 + 7
+    train, test = effects.iloc[:20], effects.iloc[20:]
+    predicted = results_data.Copied(far).fit(train).predict(test.index)
+    expected = train.mean() + 2 * (test - train.mean())
+    pd.testing.assert_frame_equal(predicted, expected)
+
+
+def test_draws_of_training_knock_downs_hold_out_all_others(simulated):
+    names = simulated[0].index
+    large, small = (results_transfer._all_but(names, n, 3) for n in (20, 8))
+    for much, little in zip(large, small, strict=True):
+        assert (len(much), len(little)) == (10, 22)
+        assert set(much) < set(little) < set(names)
+    assert set(small[0]) != set(small[1])
 
 
 def test_best_constant_is_the_best(challenge):

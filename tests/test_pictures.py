@@ -16,7 +16,7 @@ from method import MODEL_FILE, Predictor
 from workbench import compare, pictures
 from workbench.compare import CEILING, YOURS
 from workbench.pictures import cells as cell_pictures
-from workbench.pictures.style import WHOLE_WITHOUT_PART, plain_numbers
+from workbench.pictures.style import BLUE, GREY, WHOLE_WITHOUT_PART, plain_numbers
 
 mpl.use("agg")
 DEMO = "demo data"
@@ -194,6 +194,26 @@ def test_genes_that_move_are_the_largest_with_their_size():
     assert {"+0.50", "+0.40", "+0.30"} <= set(texts(figure.axes[0]))
     assert {"-0.70", "-1.20", "-0.20"} <= set(texts(figure.axes[1]))
     assert "nan" not in "".join(texts(figure))
+
+
+def test_what_helps_shows_gains_with_their_errors_and_what_was_left_out(trained):
+    model = Predictor.load(trained / MODEL_FILE).expression
+    figure = pictures.what_helps(model, source=DEMO)
+    (axes,) = figure.axes
+    judged = model.judged_.sort_values("gain", ascending=False)
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == [f"{name} (knows {share:.0%})" for name, share in judged["coverage"].items()]
+    assert {"expression", "template", "own response"} <= set(judged.index)
+    places = [tuple(part.get_offsets()[0]) for part in axes.collections]
+    assert places == [(gain, row) for row, gain in enumerate(judged["gain"])]
+    colours = [mpl.colors.to_hex(part.get_facecolor()[0]) for part in axes.collections]
+    assert colours == [BLUE if enters else GREY for enters in judged["enters"]]
+    assert set(colours) == {BLUE, GREY}
+    bars = np.array([line.get_xdata() for line in axes.lines[: len(judged)]])
+    np.testing.assert_allclose(np.diff(bars)[:, 0] / 2, judged["standard_error"])
+    assert axes.yaxis_inverted()
+    assert DEMO in figure.get_suptitle()
+    assert covered(figure) == []
 
 
 def test_mean_of_is_by_name(tiny):

@@ -19,7 +19,7 @@ from method import CellGenerator, fit_predictor
 from response import ResponseModel
 from workbench.compare import local_truth
 from workbench.evaluation import field, likeness
-from workbench.results.page import BUILD, Section, mean_text, save_picture, verdict
+from workbench.results.page import BUILD, Goal, Section, mean_text, save_picture, verdict
 from workbench.simulate import simulate
 
 AMPLITUDES = (1.0, 1.5, 2.0)
@@ -50,13 +50,12 @@ def cells(data: Path, executor: Executor | None) -> Section:
         parts.append(f"{text_of_part}\n\n![{title}: zeros per gene, variance against mean](docs/{picture})")
         hits.append(hit)
         lines.append(line)
-    return Section(
+    title, asked = (
         "Predicted cells beside real cells",
         "zeros within .02, none negative, forest below .75, MMD not worse by .0005",
-        "; ".join(lines),
-        verdict(all(hits)),
-        "\n\n".join([*parts, _field_part(data)]),
     )
+    goals = [Goal(title, asked, "; ".join(lines), verdict(all(hits)))]
+    return Section(title, goals, "\n\n".join([*parts, _field_part(data)]))
 
 
 def _cells_part(title: str, table: pd.DataFrame) -> tuple[str, bool, str]:

@@ -1,4 +1,4 @@
-"""The data behind RESULTS.md: real effects and priors, ceilings that need no model, and simulated data with an answer.
+"""The data behind RESULTS.md: real effects, priors and screens, ceilings that need no model, simulated data.
 
 In: the folder of the real data, or a seed. Out: effects, tables and scores, which `workbench.results` takes next.
 """
@@ -6,20 +6,24 @@ In: the folder of the real data, or a seed. Out: effects, tables and scores, whi
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pandas as pd
 import scipy.optimize
+from sklearn.base import BaseEstimator
 
 import helpers
 from contract import OBESITY_1 as CRUNCH
 from knowledge import FeatureTable, GeneKnowledge, read_features, symbol_table
 from method import fit_predictor
 from response import ResponseModel
+from screens import Screen, read_screen
+from workbench.evaluation.effects import read_effects
 from workbench.evaluation.folds import COLUMNS
-from workbench.evaluation.methods import PCA_RIDGE
+from workbench.evaluation.methods import PCA_RIDGE, RANDOM_FEATURES
 from workbench.simulate import simulate
 
 PRIORS = {  # files of priors/ -> their names on the page
@@ -35,6 +39,55 @@ def effect_tables(names: pd.Index, columns: pd.Index, data: Path) -> dict[str, F
     own = read_features(data / "priors", names)
     symbol = symbol_table(sorted({*names, *columns}))
     return {"symbol": symbol, **{PRIORS.get(name, name): table for name, table in own.items()}}
+
+
+def replogle_effects(data: Path, line: str) -> pd.DataFrame:
+    """585 knock-downs x 7,225 genes of one cell line, "K562" or "RPE1", by rank scores of the genes that rise."""
+    return read_effects(data / f"replogle_{line.lower()}_rank_up.parquet")
+
+
+def replogle_screen(data: Path, line: str) -> Screen:
+    """The same as a screen, as a user's file would be read."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*ranks .* are turned into scores")
+        return read_screen(data / f"replogle_{line.lower()}_rank_up.parquet")
+
+
+class Copied(BaseEstimator):
+    """Baseline: a knock-down does here what it did elsewhere, beside the mean of the training ones."""
+
+    def __init__(self, elsewhere: pd.DataFrame) -> None:
+        self.elsewhere = elsewhere
+
+    def fit(self, means: pd.DataFrame) -> Copied:
+        """Learn both means."""
+        self.shift_ = means.mean() - self.elsewhere.loc[means.index].mean()
+        return self
+
+    def predict(self, targets: Sequence[str]) -> pd.DataFrame:
+        """Targets x responses."""
+        return self.elsewhere.loc[list(targets)] + self.shift_
+
+
+# What a table or screen may be that should not be believed.
+
+
+def random_table(names: pd.Index, seed: int) -> FeatureTable:
+    """50 normal numbers for each gene."""
+    return FeatureTable.of(names, np.random.default_rng(seed).standard_normal((len(names), RANDOM_FEATURES)))
+
+
+def weak_table(effects: pd.DataFrame, seed: int) -> FeatureTable:
+    """The 10 first principal components of the true effects, each with 5 times as much noise as it varies."""
+    centred = effects.to_numpy() - effects.to_numpy().mean(axis=0)
+    truth = np.linalg.svd(centred, full_matrices=False)[0][:, :10] * np.sqrt(len(effects))
+    return FeatureTable.of(effects.index, truth + 5 * np.random.default_rng(seed).standard_normal(truth.shape))
+
+
+def shuffled_screen(screen: Screen, names: pd.Index, seed: int) -> Screen:
+    """The profiles of a screen under names to which they do not belong: one for each of `names`."""
+    rows = np.random.default_rng(seed).permutation(len(screen.perturbations))[: len(names)]
+    return Screen(names, screen.responses, screen.scores[rows], screen.basis)
 
 
 def morphic_effects(data: Path) -> tuple[pd.DataFrame, pd.Series]:
@@ -57,7 +110,7 @@ def same_gene(effects: pd.DataFrame, genes: pd.Series) -> pd.DataFrame:
         reference = effects[genes != gene].groupby(genes[genes != gene]).mean().mean().to_numpy()
         others = (mine.sum(axis=0) - mine) / (len(mine) - 1)
         value = helpers.row_correlations(mine - reference, others - reference).mean()
-        rows.append(("other contrasts of the gene", gene, "pearson", value, 0, 0, 0, 0, np.nan, np.nan))
+        rows.append(("other contrasts of the gene", gene, "pearson", value, 0, 0, 0, 0, np.nan, np.nan, False))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
