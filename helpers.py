@@ -1470,14 +1470,14 @@ def _temporary(path: Path) -> Iterator[Path]:
         _remove(lock)
 
 
-TOKEN_BYTES = 8
+NUMBER_BYTES = 8  # of the random number in a temporary name
 STALE = 24 * 3600.0  # seconds: where there are no locks, what has not changed for so long is a leftover
 
 
 def _new_lock(path: Path) -> tuple[Path, BinaryIO]:
-    """A lock file beside `path`, `.NAME.TOKEN.lock`, and the open file that holds the lock."""
+    """A lock file beside `path`, `.NAME.NUMBER.lock`, and the open file that holds the lock."""
     while True:
-        lock = path.with_name(f".{path.name}.{os.urandom(TOKEN_BYTES).hex()}.lock")
+        lock = path.with_name(f".{path.name}.{os.urandom(NUMBER_BYTES).hex()}.lock")
         file = lock.open("xb")
         if _locked(file) is not False and _still_there(file, lock):
             return lock, file
@@ -1487,8 +1487,9 @@ def _new_lock(path: Path) -> tuple[Path, BinaryIO]:
 def _remove_leftovers(path: Path, now: float) -> None:
     """Remove the temporary files of `path` whose process has ended. `now` is the time by the clock of their disk."""
     for lock in path.parent.iterdir():
-        token = lock.name.removeprefix(f".{path.name}.").removesuffix(".lock")
-        if lock.name != f".{path.name}.{token}.lock" or len(token) != 2 * TOKEN_BYTES:
+        number = lock.name.removeprefix(f".{path.name}.").removesuffix(".lock")
+        is_ours = len(number) == 2 * NUMBER_BYTES and set(number) <= set("0123456789abcdef")
+        if lock.name != f".{path.name}.{number}.lock" or not is_ours:
             continue
         with suppress(OSError):  # another run removes it as well, or it is another user's
             with lock.open("r+b") as file:

@@ -345,10 +345,10 @@ def read_h5ad(path: str | os.PathLike[str], backed: Literal["r"] | None = None) 
     raise DataError(f"{path}: {some(elsewhere)} lie in another file; write them into this one")
 
 
-def checked_matrix(X: Any, where: str) -> sp.csr_matrix:
-    """Cells x features as CSR, float32. Raises DataError, which begins with `where`, for what is no such matrix.
+def checked_matrix(X: Any, where: str, cells: pd.Index) -> sp.csr_matrix:
+    """Cells x features as CSR, float32; `cells` are their names. Raises DataError, which begins with `where`.
 
-    That is texts, values that are NaN or infinite, and places of sparse values that lie outside the matrix.
+    It does for texts, values that are NaN or infinite, and places of sparse values that lie outside the matrix.
     """
     if not sp.issparse(X):
         X = np.asarray(X)
@@ -362,8 +362,8 @@ def checked_matrix(X: Any, where: str) -> sp.csr_matrix:
     with np.errstate(over="ignore"):  # seen below
         matrix = sp.csr_matrix(X, dtype=np.float32)
     if not np.isfinite(matrix.data).all():
-        rows = np.unique(np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))[~np.isfinite(matrix.data)])
-        raise DataError(f"{where}: NaN or infinite values in {len(rows)} cells, the first in row {rows[0]}")
+        rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))[~np.isfinite(matrix.data)]
+        raise DataError(f"{where}: NaN or infinite values in cells {some(cells[np.unique(rows)])}")
     return matrix
 
 
@@ -380,7 +380,7 @@ def write_cells(
     so that the whole matrix is never in memory. Raises DataError as well for values that are not finite.
     """
     if block is None:
-        checked_matrix(cells.X, f"{path}: not written")
+        checked_matrix(cells.X, f"{path}: not written", cells.obs_names)
     with replacing(Path(path)) as temporary:
         cells.write_h5ad(temporary, compression="gzip" if block is None else None)
         if block is not None:

@@ -21,12 +21,14 @@ from challenges.drug_response.models import (
     Model,
     Settings,
     changes,
-    check_genes,
+    check_origin,
+    check_responses,
     fit_model,
     provenance,
     what_it_takes,
 )
 from helpers import DataError, some
+from workbench.commands import check_folder, check_outputs
 
 
 def prepare(options: argparse.Namespace) -> None:
@@ -36,6 +38,7 @@ def prepare(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Train a method and save the model; stage_2 needs the model of stage_1."""
+    check_outputs([_model_file(options, options.method)], _inputs(options))
     responses, queries = _read(options)
     _train(options, options.method, responses, queries)
 
@@ -43,16 +46,21 @@ def train(options: argparse.Namespace) -> None:
 def predict(options: argparse.Namespace) -> None:
     """Predict the rows of id_map.csv, which may be a new one, with a trained model."""
     path, known = _model_file(options, options.method), options.data / data.TRAIN_FILE
-    model, _ = common.load_model(path, *CLASSES)
+    out = options.out or path.with_suffix(".csv")
+    check_outputs([out], [path, *_inputs(options)])
+    model, about = common.load_model(path, *CLASSES)
+    check_origin(path, options.method, about)
     queries = data.read_queries(options.data / data.QUERY_FILE)
     if known.exists():
-        check_genes(path, model, data.read_responses(known).columns, str(known))
+        check_responses(path, model, about, data.read_responses(known), str(known))
     _check_sample(options, queries, model.genes_)
-    _submit(options.out or path.with_suffix(".csv"), model, queries)
+    _submit(out, model, queries)
 
 
 def repro(options: argparse.Namespace) -> None:
     """Do all that a method needs, from the files to its submission: of stage_2, both stages."""
+    files = [_model_file(options, method) for method in _steps(options.method)]
+    check_outputs([options.out, *files, *(path.with_suffix(".csv") for path in files)], _inputs(options))
     responses, queries = _read(options)
     _describe(options, responses, queries)
     for method in _steps(options.method):
@@ -63,6 +71,10 @@ def repro(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Measure methods beside the baselines, on folds or on known answers; missing models are trained."""
+    out, pictures = options.out or options.work / "table.csv", options.pictures or options.work
+    models = [_model_file(options, name) for name in METHODS]
+    check_outputs([out], [options.truth, *models, *_inputs(options)])
+    check_folder(pictures)
     responses, queries = _read(options)
     methods = [name for name in METHODS if name in options.method]
     if options.truth:
@@ -71,9 +83,9 @@ def evaluate(options: argparse.Namespace) -> None:
     else:
         table = on_folds(responses, methods, _settings(options))
     found = summary(table)
-    common.show_table(options.out or options.work / "table.csv", found)
     print(differences_text(found))
-    common.save_pictures(options.pictures or options.work, {"by_compound": plots.by_compound(table)})
+    common.show_table(out, found)
+    common.save_pictures(pictures, {"by_compound": plots.by_compound(table)})
 
 
 SYSTEM = common.System(
@@ -105,6 +117,10 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 def _model_file(options: argparse.Namespace, method: str) -> Path:
     return options.work / f"{method}.h5"
+
+
+def _inputs(options: argparse.Namespace) -> list[Path]:
+    return [options.data / name for name in (data.TRAIN_FILE, data.QUERY_FILE, data.SAMPLE_FILE)]
 
 
 def _steps(method: str) -> tuple[str, ...]:
@@ -148,6 +164,7 @@ def _train(options: argparse.Namespace, method: str, responses: pd.DataFrame, qu
     if method == "stage_2":
         path = _model_file(options, "stage_1")
         first, about = common.load_model(path, *CLASSES)
+        check_origin(path, "stage_1", about)
         now = provenance("stage_1", responses, data.pairs_of(queries), _settings(options))
         if other := changes(about, now):
             raise DataError(f"{path}: trained with other {some(other)} than stage_2 now; train stage_1 again")

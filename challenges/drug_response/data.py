@@ -10,30 +10,39 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from challenges.common import read_csv
 from helpers import DataError, replacing, some
+from workbench.commands import one_line
 
 KEYS = ["cell_type", "sm_name"]
 ABOUT = [*KEYS, "sm_lincs_id", "SMILES", "control"]  # every other column of de_train.parquet is a gene
+# Columns of Kaggle's other tables, and of indices that were saved by mistake: numbers, but no genes.
+NO_GENES = {
+    *("id", "obs_id", "cell_id", "library_id", "donor_id", "plate_name", "well", "row", "col", "split", "batch"),
+    *("dose", "dose_um", "timepoint_hr", "replicate", "index", "level_0", "__index_level_0__"),
+}
 TRAIN_FILE, QUERY_FILE, SAMPLE_FILE = "de_train.parquet", "id_map.csv", "sample_submission.csv"
 
 
 def read_responses(path: str | os.PathLike[str]) -> pd.DataFrame:
     """Responses, rows (`cell_type`, `sm_name`) x genes, float32, sign(logFC) x -log10(p) or a score like it.
 
-    Raises DataError for a missing file or column, genes that are not numbers or come twice, rows that come twice, NaN.
+    Raises DataError for a missing file or column, genes that are not numbers or come twice, columns that are known to
+    be no genes, rows that come twice, NaN.
     """
     path = Path(path)
-    if not path.exists():
-        raise DataError(f"{path}: no such file; put Kaggle's {path.name} there")
+    if not path.is_file():
+        raise DataError(f"{path}: {'not a file' if path.exists() else 'no such file'}; put Kaggle's {path.name} there")
     try:
         table = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a parquet file, or a broken one ({error})") from error
+    except Exception as error:
+        raise DataError(f"{path}: not a parquet file, or a broken one ({one_line(error)})") from error
+    table.columns = table.columns.astype(str)
     if missing := [name for name in KEYS if name not in table]:
         raise DataError(f"{path}: no column {some(missing)}")
     genes = table.columns.difference(ABOUT, sort=False)
@@ -41,12 +50,15 @@ def read_responses(path: str | os.PathLike[str]) -> pd.DataFrame:
         raise DataError(f"{path}: no gene columns beside {some(ABOUT)}")
     if genes.has_duplicates:
         raise DataError(f"{path}: genes that come twice: {some(genes[genes.duplicated()].unique())}")
-    if texts := [name for name in genes if not pd.api.types.is_numeric_dtype(table[name])]:
+    if odd := [name for name in genes if name.lower() in NO_GENES or name.startswith("Unnamed") or not name.strip()]:
+        raise DataError(f"{path}: columns that are no genes: {some(map(repr, odd))}; leave them out of the file")
+    if texts := [name for name in genes if not _is_number(table[name].dtype)]:
         raise DataError(f"{path}: gene columns that are not numbers: {some(texts)}")
     labels = _labels(table, path)
     if labels.has_duplicates:
         raise DataError(f"{path}: rows that come twice: {some(_pairs(labels[labels.duplicated()].unique()))}")
-    values = table[genes].to_numpy(np.float32)
+    with np.errstate(over="ignore"):  # seen below
+        values = table[genes].to_numpy(np.float32, na_value=np.nan)
     if not np.isfinite(values).all():
         rows, columns = ~np.isfinite(values).all(axis=1), ~np.isfinite(values).all(axis=0)
         raise DataError(
@@ -71,6 +83,8 @@ def read_queries(path: str | os.PathLike[str]) -> pd.DataFrame:
     labels = _labels(table, path)
     if labels.has_duplicates:
         raise DataError(f"{path}: rows that come twice: {some(_pairs(labels[labels.duplicated()].unique()))}")
+    if (table["id"].str.strip() == "").any():
+        raise DataError(f"{path}: {(table['id'].str.strip() == '').sum()} rows without an id; give each its own")
     if table["id"].duplicated().any():
         raise DataError(f"{path}: ids that come twice: {some(table['id'][table['id'].duplicated()].unique())}")
     return table.set_index("id")[KEYS]
@@ -143,6 +157,11 @@ def write_submission(path: str | os.PathLike[str], queries: pd.DataFrame, predic
         pd.DataFrame(values, pd.Index(queries.index, name="id"), prediction.columns).to_csv(
             temporary, float_format="%.6g"
         )
+
+
+def _is_number(dtype: Any) -> bool:
+    is_number = pd.api.types.is_numeric_dtype(dtype)
+    return is_number and not pd.api.types.is_bool_dtype(dtype) and not pd.api.types.is_complex_dtype(dtype)
 
 
 def _labels(table: pd.DataFrame, path: Path) -> pd.MultiIndex:

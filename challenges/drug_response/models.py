@@ -95,7 +95,9 @@ def provenance(method: str, responses: pd.DataFrame, pairs: pd.MultiIndex, setti
     """What a model depends on, to be kept beside it: the same provenance, the same model."""
     specs = [asdict(spec) for spec in specs_of(method)]
     return {
-        "data": fingerprint(responses, pairs if method == "stage_2" else None),
+        "method": method,
+        "data": fingerprint(responses),
+        "rows to predict": fingerprint(responses, pairs) if method == "stage_2" else "",
         "--seed": settings.seed,
         "--quick": settings.quick,
         "hyper-parameters": json.loads(json.dumps(specs)),  # as a file gives them back
@@ -116,8 +118,18 @@ def what_it_takes(method: str, settings: Settings) -> str:
     return f"{len(specs)} x {settings.repeats} networks, {many} epochs each"
 
 
-def check_genes(path: str | os.PathLike[str], model: Model, genes: pd.Index, where: str) -> None:
-    """Raises DataError where the model of `path` was trained on other genes than `where` has."""
-    odd = model.genes_.symmetric_difference(genes)
+def check_origin(path: str | os.PathLike[str], method: str, about: dict[str, Any]) -> None:
+    """Raises DataError where the file `path`, whose provenance is `about`, is the model of another method."""
+    if about.get("method") != method:
+        raise DataError(f"{path}: a model of {about.get('method')!r}, not of {method!r}; train again")
+
+
+def check_responses(
+    path: str | os.PathLike[str], model: Model, about: dict[str, Any], responses: pd.DataFrame, where: str
+) -> None:
+    """Raises DataError where the model of `path` was trained on other genes or responses than `where` has."""
+    odd = model.genes_.symmetric_difference(responses.columns)
     if len(odd):
         raise DataError(f"{path}: trained on other genes than {where} has: {some(odd)}; train again")
+    if about["data"] != fingerprint(responses):
+        raise DataError(f"{path}: trained on other responses than {where} has; train again")

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from typing import NamedTuple
 
@@ -21,6 +23,7 @@ from tqdm.auto import tqdm
 
 from challenges.common import load_module, module_arrays, reproducible, under
 from challenges.drug_response.networks import Autoencoder, Problem, Spec, make_network, n_out
+from helpers import DataError
 
 LATENT_SHARE = 0.5  # of the autoencoder's epochs that its second network gets
 
@@ -38,17 +41,25 @@ class Task(NamedTuple):
 def fit_networks(tasks: Sequence[Task], said: str) -> list[dict[str, np.ndarray]]:
     """The weights of each task, in their order: one process per core, or on a GPU one after the other.
 
-    `said` stands before the progress bar.
+    `said` stands before the progress bar. Raises DataError when a process dies.
     """
     if len(tasks) == 1 or tasks[0].device != "cpu":
         return [fit_network(*task) for task in tqdm(tasks, said, unit="network")]
-    return list(tqdm(_workers().map(_fit_task, tasks), said, len(tasks), unit="network"))
+    try:
+        return list(tqdm(_workers().map(_fit_task, tasks), said, len(tasks), unit="network"))
+    except BrokenProcessPool as error:
+        raise DataError("a process that trained a network died, perhaps for want of memory") from error
 
 
 @cache
 def _workers() -> ProcessPoolExecutor:
     """One process per core, for the whole command: each takes seconds to start."""
-    return ProcessPoolExecutor(os.cpu_count() or 1, multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(os.cpu_count() or 1, multiprocessing.get_context("spawn"), _end_quietly)
+
+
+def _end_quietly() -> None:
+    """A worker that is interrupted says nothing: the command does."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _fit_task(task: Task) -> dict[str, np.ndarray]:

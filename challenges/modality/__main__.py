@@ -18,6 +18,7 @@ from challenges.modality.folds import held_out
 from challenges.modality.models import METHODS, ReducedModel, make_model
 from challenges.modality.networks import LOSSES
 from helpers import DataError
+from workbench.commands import check_folder, check_outputs
 
 
 def prepare(options: argparse.Namespace) -> None:
@@ -30,14 +31,16 @@ def prepare(options: argparse.Namespace) -> None:
 def train(options: argparse.Namespace) -> None:
     """Train a method on the training cells and save the model."""
     pair = _read(options)
+    path = _model_file(options, pair)
+    check_outputs([path], _inputs(options))
     device = common.pick_device(options.device).type
     model = make_model(
         options.method, accessibility=pair.mod1 == "ATAC", seed=options.seed, device=device, loss=options.loss
     )
     features = pair.train_source.var_names, pair.train_target.var_names
     model.fit(pair.train_source.X, pair.train_target.X, data.batches_of(pair.train_source), features)
-    path = _model_file(options, pair)
-    common.save_model(path, model, mod1=pair.mod1, mod2=pair.mod2, dataset_id=pair.dataset_id)
+    about = {"mod1": pair.mod1, "mod2": pair.mod2, "dataset_id": pair.dataset_id, "fingerprint": pair.fingerprint()}
+    common.save_model(path, model, **about)
     print(f"{path} written: {model.chosen()}")
 
 
@@ -45,33 +48,43 @@ def predict(options: argparse.Namespace) -> None:
     """Predict the second modality of the test cells with a trained model; features are aligned by name."""
     pair = _read(options)
     path = _model_file(options, pair)
+    out = options.out or path.with_suffix(".h5ad")
+    check_outputs([out], [path, *_inputs(options)])
     model, about = common.load_model(path, ReducedModel)
-    if (about["mod1"], about["mod2"]) != (pair.mod1, pair.mod2):
-        raise DataError(f"{path}: trained from {about['mod1']} to {about['mod2']}, not from {pair.mod1} to {pair.mod2}")
+    if (about.get("mod1"), about.get("mod2")) != (pair.mod1, pair.mod2):
+        told = f"trained from {about.get('mod1')} to {about.get('mod2')}, not from {pair.mod1} to {pair.mod2}"
+        raise DataError(f"{path}: {told}; train again")
+    if model.method != options.method:
+        raise DataError(f"{path}: a model of {model.method!r}, not of {options.method!r}; train again")
+    if about.get("fingerprint") != pair.fingerprint():
+        raise DataError(f"{path}: trained on other cells than those of {options.data}; train again")
     cells = data.same_features(pair.asked, model.source_features_, pair.mod1)
     var = data.same_features(pair.train_target, model.target_features_, pair.mod2).var
     uns = {"dataset_id": pair.dataset_id, "method_id": options.method}
-    out = options.out or path.with_suffix(".h5ad")
     data.write_prediction(out, cells.obs, var, pair.mod2, model.predict(cells.X), uns)
     print(f"{out} written: {cells.n_obs:,} cells x {len(var):,} features")
 
 
 def evaluate(options: argparse.Namespace) -> None:
     """Measure methods beside the baselines on held-out cells; each is trained anew on the others."""
-    pairs, how = held_out(_read(options), options.seed)
+    pair = _read(options)
+    name = f"{pair.mod1}_{pair.mod2}"
+    out, pictures = options.out or options.work / f"{name}_table.csv", options.pictures or options.work
+    check_outputs([out], _inputs(options))
+    check_folder(pictures)
+    pairs, how = held_out(pair, options.seed)
     print(f"Held out: {how}")
     methods = [name for name in METHODS if name in options.method]
     found = on_folds(pairs, methods, options.seed, common.pick_device(options.device).type, options.loss)
     pair, table = found.last, found.table
-    name = f"{pair.mod1}_{pair.mod2}"
-    common.show_table(options.out or options.work / f"{name}_table.csv", table)
+    common.show_table(out, table)
     rmse = table[(table["metric"] == "RMSE") & table["method"].isin(methods)]
     best = str(rmse.set_index("method")["value"].idxmin())
     figures = {
         f"{name}_cells": plots.predicted_and_measured(pair, found.predictions[best], found.by_feature, best),
         f"{name}_features": plots.by_feature_picture(found.by_feature, methods, best, pair),
     }
-    common.save_pictures(options.pictures or options.work, figures)
+    common.save_pictures(pictures, figures)
 
 
 SYSTEM = common.System(
@@ -99,6 +112,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _read(options: argparse.Namespace) -> data.Pair:
     return data.read_pair(options.data, options.mod1, options.mod2)
+
+
+def _inputs(options: argparse.Namespace) -> list[Path]:
+    return data.files_of(options.data, options.mod1, options.mod2)
 
 
 def _model_file(options: argparse.Namespace, pair: data.Pair) -> Path:

@@ -7,18 +7,18 @@ Next: `folds`.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from challenges.common import write_cells
+from challenges.common import checked_matrix, read_h5ad, write_cells
 from helpers import DataError, some
 
 MODALITIES = ("GEX", "ATAC", "ADT")
@@ -54,6 +54,16 @@ class Pair:
     test_source: ad.AnnData | None
     test_target: ad.AnnData | None
 
+    def fingerprint(self) -> str:
+        """A hash of the training cells: tells whether a model belongs to them."""
+        digest = hashlib.sha256()
+        for part in (self.train_source, self.train_target):
+            digest.update("\n".join([*part.obs_names, *part.var_names, *batch_names(part)]).encode())
+            values = part.X.sorted_indices()
+            for array in (values.data, values.indices.astype(np.int64), values.indptr.astype(np.int64)):
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
+
     @property
     def asked(self) -> ad.AnnData:
         """The cells to predict. Raises DataError where there are none."""
@@ -72,10 +82,16 @@ class Pair:
 def read_pair(data: str | os.PathLike[str], mod1: str | None = None, mod2: str | None = None) -> Pair:
     """Read and check the files of `data`; `mod1` to `mod2` is the direction, by default that of the files.
 
-    Raises DataError for missing or unpaired files, an unknown modality, other cells, other features, NaN.
+    Raises DataError for missing or unpaired files, an unknown modality, other cells, other features, NaN, training and
+    test files on two scales, and training cells among the test cells.
     """
     files = _find(Path(data), {name for name in (mod1, mod2) if name})
-    cells = {part: _read(path) for part, path in files.items()}
+    cells, layers = {}, {}
+    for part, path in files.items():
+        cells[part], layers[part] = _read(path)
+    for part in ("mod1", "mod2"):
+        if f"test_{part}" in cells:
+            _check_alike(files, cells, layers, part)
     part_of = _parts_by_modality(files, cells, mod1, mod2)
     source_name, target_name = _direction(list(part_of), mod1, mod2, files["train_mod1"])
     train_source, train_target = (cells[f"train_{part_of[name]}"] for name in (source_name, target_name))
@@ -146,12 +162,18 @@ def write_prediction(
     write_cells(path, labels, prediction.block, ("X", "layers/normalized"))
 
 
+def files_of(data: Path, mod1: str | None = None, mod2: str | None = None) -> list[Path]:
+    """The files that `read_pair` reads."""
+    return list(_find(Path(data), {name for name in (mod1, mod2) if name}).values())
+
+
 def _find(data: Path, wanted: set[str]) -> dict[str, Path]:
     """train_mod1, train_mod2 and where there are any test_mod1, test_mod2; of several data sets the one `wanted`."""
     if data.is_file():
         raise DataError(f"{data}: a file; give the folder, or the common beginning of the files' names")
     folder, start = (data, "") if data.is_dir() else (data.parent, data.name)
-    files = sorted(folder.glob(f"{start}*.h5ad"))
+    there = folder.iterdir() if folder.is_dir() else iter(())  # no glob: a name may hold its characters
+    files = sorted(path for path in there if path.name.startswith(start) and path.suffix == ".h5ad")
     if not files:
         raise DataError(f"{data}: no .h5ad files; give the folder, or the common beginning of the files' names")
     sets = _data_sets(files)
@@ -191,34 +213,51 @@ def _beginning(path: Path) -> tuple[str, str]:
 
 def _modalities(found: dict[str, Path]) -> set[str | None]:
     """Of the two training files, without their values."""
-    return {_modality(_opened(found[name], backed="r"), found[name]) for name in ("train_mod1", "train_mod2")}
+    return {_modality(read_h5ad(found[name], backed="r"), found[name]) for name in ("train_mod1", "train_mod2")}
 
 
-def _opened(path: Path, backed: Literal["r"] | None = None) -> ad.AnnData:
-    try:
-        return ad.read_h5ad(path, backed=backed)
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{path}: not an h5ad file, or a broken one ({error})") from error
-
-
-def _read(path: Path) -> ad.AnnData:
-    """Normalised values as CSR float32 in `X`; everything else that is large is left out."""
-    cells = _opened(path)
-    values = next((cells.layers[name] for name in LAYERS if name in cells.layers), cells.X)
-    if values is None:
+def _read(path: Path) -> tuple[ad.AnnData, str]:
+    """Normalised values as CSR float32 in `X`, and where they were; everything else that is large is left out."""
+    cells = read_h5ad(path)
+    layer = next((name for name in LAYERS if name in cells.layers), "X")
+    found = cells.layers.get(layer, cells.X)
+    if found is None:
         raise DataError(f"{path}: no X, and none of the layers {some(LAYERS)}")
-    values = sp.csr_matrix(values, dtype=np.float32)
+    values = checked_matrix(found, str(path), cells.obs_names)
     if values.shape[0] == 0 or values.shape[1] < 2:
         raise DataError(f"{path}: {values.shape[0]} cells x {values.shape[1]} features; at least 1 x 2 are needed")
     for what, names in (("cells", cells.obs_names), ("features", cells.var_names)):
         if names.has_duplicates:
             raise DataError(f"{path}: {what} that come twice: {some(names[names.duplicated()].unique())}")
-    if not np.isfinite(values.data).all():
-        rows = np.repeat(np.arange(values.shape[0]), np.diff(values.indptr))
-        odd = cells.obs_names[np.unique(rows[~np.isfinite(values.data)])]
-        raise DataError(f"{path}: NaN or infinite values in cells {some(odd)}")
     uns = {name: cells.uns[name] for name in ("dataset_id",) if name in cells.uns}
-    return ad.AnnData(values, obs=cells.obs, var=cells.var, uns=uns)
+    return ad.AnnData(values, obs=cells.obs, var=cells.var, uns=uns), layer
+
+
+def _check_alike(files: dict[str, Path], cells: dict[str, ad.AnnData], layers: dict[str, str], part: str) -> None:
+    """Raises DataError where the training and the test file of a modality cannot be on one scale, or share cells."""
+    train, test = f"train_{part}", f"test_{part}"
+    if layers[train] != layers[test]:
+        raise DataError(
+            f"{files[test]}: its values are in {layers[test]}, those of {files[train].name} in {layers[train]}; write "
+            "both into the same place, on the same scale"
+        )
+    if cells[train].X.nnz and cells[test].X.nnz and _is_whole(cells[train].X) != _is_whole(cells[test].X):
+        counts, other = (train, test) if _is_whole(cells[train].X) else (test, train)
+        raise DataError(
+            f"{files[counts]}: whole numbers only, as counts are, unlike {files[other].name}; write both on one scale"
+        )
+    shared, features = (
+        getattr(cells[train], names).intersection(getattr(cells[test], names)) for names in ("obs_names", "var_names")
+    )
+    if len(shared) and len(features):
+        ours, theirs = (cells[name][shared, features].X for name in (train, test))
+        same = np.diff(sp.csr_matrix(ours != theirs).indptr) == 0
+        if (same & (np.diff(theirs.indptr) > 0)).any():
+            raise DataError(f"{files[test]}: training cells among the test cells: {some(shared[same])}; leave them out")
+
+
+def _is_whole(values: sp.csr_matrix) -> bool:
+    return bool((values.data == np.rint(values.data)).all())
 
 
 def _modality(cells: ad.AnnData, path: Path) -> str | None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 
 from challenges import common
 from challenges.synthesis import data, main_job, mixing, plots
@@ -25,7 +26,8 @@ from challenges.synthesis.baselines import INDEPENDENT, REAL
 from challenges.synthesis.evaluate import generators, on_held_out, summary
 from challenges.synthesis.folds import split
 from challenges.synthesis.models import GAN, METHODS, START, CellGAN, seconds_to_train
-from helpers import DataError, some, text_time
+from helpers import DataError, some, text_size, text_time
+from workbench.commands import check_folder, check_outputs, whole
 
 PICTURED = 2000  # held-out cells at most, in the pictures
 
@@ -45,30 +47,35 @@ def prepare(options: argparse.Namespace) -> None:
 def train(options: argparse.Namespace) -> None:
     """Train on all but the held-out cells and save the model; a killed run goes on from its checkpoint."""
     path = _model_file(options, options.method)
+    checkpoint = path.with_suffix(".checkpoint.h5")
+    check_outputs([path, checkpoint], [options.data])
     training, held_out = _split(options)
     print(f"Training on {len(training):,} cells; {len(held_out):,} are held out for evaluate.")
     model = CellGAN(_steps(options), options.label_mixing, options.seed, options.device)
-    model.fit(training, path.with_suffix(".checkpoint.h5"))
+    model.fit(training, checkpoint)
     about = {"label": _label(options), "conditions": training.conditions, "fingerprint": training.fingerprint()}
     common.save_model(path, model, data=str(_data(options)), **about)
+    checkpoint.unlink(missing_ok=True)  # not before the model is safe
     print(f"{path} written: {len(model.types_)} types, {len(model.genes_):,} genes, model {model.identity()}")
 
 
 def sample(options: argparse.Namespace) -> None:
     """Draw synthetic cells of named types or mixtures, or of every type, into an .h5ad."""
-    if options.n < 1:
-        raise DataError(f"--n is the number of cells of each type or mixture, at least 1; it was {options.n}")
+    path = _model_file(options, options.method)
+    out = options.out or path.with_suffix(".h5ad")
+    check_outputs([out], [path, options.data])
     model, about = _load(options, options.method)
     wanted = [model.weights(name) for name in options.type]
     wanted += [model.weights(mixing.parse_mix(text)) for text in options.mix]
-    weights = np.repeat(wanted or [model.weights(name) for name in model.types_], options.n, axis=0)
+    wanted = wanted or [model.weights(name) for name in model.types_]
+    _check_memory(len(wanted) * options.n, len(model.genes_), "fewer cells (--n)")
+    weights = np.repeat(wanted, options.n, axis=0)
     cells = model.sample(weights, _conditions(options.condition), options.seed)
     if options.data:
         genes = data.read(options.data, options.label or about["label"], drop_rare=True).genes
         _check_genes(model, genes, options.data)
         cells = cells.for_genes(genes)
     made = data.to_anndata(cells, about["label"], weights, _identity(model, about, options.seed))
-    out = options.out or _model_file(options, options.method).with_suffix(".h5ad")
     common.write_cells(out, made)
     counts = made.obs[about["label"]].value_counts()
     print(f"{out} written: {len(made):,} cells ({some(f'{n} {name}' for name, n in counts.items())})")
@@ -76,9 +83,12 @@ def sample(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Compare synthetic cells with held-out real ones, beside simpler generators."""
+    out = options.out or options.work / ("challenge.csv" if options.challenge else "table.csv")
+    pictures, models_there = options.pictures or options.work, [_model_file(options, name) for name in METHODS]
+    check_outputs([out], [options.data, *models_there])
+    check_folder(pictures)
     if options.challenge:
-        table = main_job.compare_cells(options.challenge, seed=options.seed)
-        common.show_table(options.out or options.work / "challenge.csv", table)
+        common.show_table(out, main_job.compare_cells(options.challenge, seed=options.seed))
         return
     name = GAN if GAN in options.method else START
     model, about = _load(options, name)
@@ -87,9 +97,9 @@ def evaluate(options: argparse.Namespace) -> None:
     if name == GAN and START in options.method:  # what adversarial training began from
         models = {START: CellGAN(0, seed=model.seed, device=model.device).fit(training), GAN: model}
     table = on_held_out(models, training, held_out, draws=options.draws, seed=options.seed)
-    common.show_table(options.out or options.work / "table.csv", summary(table), rows="metric")
+    common.show_table(out, summary(table), rows="metric")
     figures = _figures({name: model}, training, held_out, options.seed)
-    common.save_pictures(options.pictures or options.work, figures)
+    common.save_pictures(pictures, figures)
 
 
 SYSTEM = common.System(
@@ -117,7 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
         _add_training_options(verbs[name])
     _add_sampling_options(verbs["sample"])
     verbs["evaluate"].add_argument(
-        "--draws", type=int, default=5, metavar="N", help="halves of the held-out cells; default 5"
+        "--draws", type=whole(1), default=5, metavar="N", help="halves of the held-out cells; default 5"
     )
     verbs["evaluate"].add_argument(
         "--challenge", type=Path, metavar="DIR", help="instead: the crunch's MMD on its local truth"
@@ -129,7 +139,11 @@ def main(arguments: list[str] | None = None) -> None:
 def _add_training_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--conditions", metavar="DONOR,DAY", help="columns that shift expression beside the type")
     verb.add_argument(
-        "--steps", type=int, default=CellGAN().steps, metavar="N", help="generator updates of gan; default %(default)s"
+        "--steps",
+        type=whole(0),
+        default=CellGAN().steps,
+        metavar="N",
+        help="generator updates of gan; default %(default)s",
     )
     verb.add_argument(
         "--label-mixing", type=float, default=0.0, metavar="X", help="share of a batch with mixed labels; default 0"
@@ -141,7 +155,7 @@ def _add_training_options(verb: argparse.ArgumentParser) -> None:
 
 
 def _add_sampling_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--n", type=int, default=100, metavar="N", help="cells of each type or mixture; default 100")
+    verb.add_argument("--n", type=whole(1), default=100, metavar="N", help="cells of each type or mixture; default 100")
     verb.add_argument("--type", action="append", default=[], metavar="TYPE", help="a type; may be given again")
     verb.add_argument(
         "--mix", action="append", default=[], metavar="TYPE:WEIGHT,...", help="a mixture; may be given again"
@@ -168,8 +182,22 @@ def _model_file(options: argparse.Namespace, method: str) -> Path:
 
 
 def _load(options: argparse.Namespace, method: str) -> tuple[CellGAN, dict[str, Any]]:
-    model, about = common.load_model(_model_file(options, method), CellGAN)
+    path = _model_file(options, method)
+    model, about = common.load_model(path, CellGAN)
+    found = START if model.steps == 0 else GAN
+    if not {"label", "conditions", "fingerprint", "data"} <= set(about) or found != method:
+        raise DataError(f"{path}: a model of {found!r}, not of {method!r}, or of unknown cells; train again")
     return model.set_params(device=options.device), about
+
+
+def _check_memory(n_cells: int, n_genes: int, what: str) -> None:
+    """Raises DataError for cells that would not fit: about four float32 matrices of them are there at a time."""
+    needed, free = 16 * n_cells * n_genes, psutil.virtual_memory().available
+    if needed > free:
+        raise DataError(
+            f"{n_cells:,} cells x {n_genes:,} genes take {text_size(needed)} of memory, {text_size(free)} are free; "
+            f"ask for {what}"
+        )
 
 
 def _split(options: argparse.Namespace) -> tuple[data.Cells, data.Cells]:

@@ -22,10 +22,12 @@ import pandas as pd
 import scipy.sparse as sp
 from tqdm.auto import tqdm
 
-from challenges.common import read_csv
+from challenges.common import checked_matrix, read_csv, read_h5ad
 from challenges.synthesis.scale import Scale, recover
 from contract import OBESITY_1 as CRUNCH
 from helpers import DataError, some, text_size
+from workbench.commands import one_line
+from workbench.validate import stored_elsewhere
 
 EMBEDDED = "pbmc68k_reduced"
 EMBEDDED_LABEL = "bulk_labels"
@@ -116,14 +118,11 @@ def read(
 
         adata = scanpy.datasets.pbmc68k_reduced()
         cells = from_anndata(adata, label or EMBEDDED_LABEL, conditions, EMBEDDED)
-    elif not Path(source).exists():
-        raise DataError(f"{source}: no such file (an .h5ad, train_cite_inputs.h5, or {EMBEDDED})")
+    elif not Path(source).is_file():
+        what = "a folder, or no plain file" if Path(source).exists() else "no such file"
+        raise DataError(f"{source}: {what}; name an .h5ad, train_cite_inputs.h5, or {EMBEDDED}")
     elif Path(source).suffix == ".h5ad":
-        try:
-            adata = ad.read_h5ad(source)
-        except (OSError, KeyError, ValueError, TypeError) as error:
-            raise DataError(f"{source}: not an .h5ad file, or a broken one ({error})") from error
-        cells = from_anndata(adata, label or LABEL, conditions, str(source))
+        cells = from_anndata(read_h5ad(source), label or LABEL, conditions, str(source))
     else:
         cells = read_cite(Path(source), label or LABEL, conditions)
     return _with_enough_cells(cells, drop_rare)
@@ -147,7 +146,8 @@ def from_anndata(adata: ad.AnnData, label: str, conditions: Sequence[str] = (), 
         if X is None:
             continue
         try:
-            matrix = _checked(X, f"{source}: {place}")
+            matrix = _checked(X, f"{source}: {place}", adata.obs_names)
+            _check_amounts(matrix, f"{source}: {place}")
         except DataError as error:
             complaints.append(error)
             continue
@@ -217,24 +217,40 @@ def read_cite(path: Path, label: str, conditions: Sequence[str] = ()) -> Cells:
     metadata = _read_metadata(path.with_name(METADATA))
     try:
         with h5py.File(path, "r") as file:
-            group = _frame(file, path)
-            genes, names = (_axis(group[axis], path) for axis in ("axis0", "axis1"))
-            if missing := sorted(set(names) - set(metadata.index)):
-                raise DataError(f"{path.with_name(METADATA)}: no row for the cells {some(missing)}")
-            about = metadata.loc[names]
-            if label not in about:
-                raise DataError(f"{path.with_name(METADATA)}: no column {label!r}; there is {some(about.columns)}")
-            shown = (about[label] != HIDDEN).to_numpy()
-            obs = _labels(about[shown], label, conditions, str(path.with_name(METADATA)))
-            parts = [
-                sp.csr_matrix(_checked(chunk[shown[rows]], f"{path}")) for rows, chunk in _chunks(group, genes, path)
-            ]
-    except OSError as error:
-        raise DataError(f"{path}: not an HDF5 file, or a broken one ({error})") from error
+            obs, genes, parts = _read_frame(file, path, metadata, label, conditions)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{path}: not an HDF5 file, or a broken one ({one_line(error)})") from error
     matrix = sp.vstack(parts, format="csr", dtype=np.float32)
+    _check_amounts(matrix, str(path))
     scale, counts, steps = recover(matrix)
     print(f"{path}: {len(obs):,} cells x {len(genes):,} genes, {text_size(matrix.data.nbytes * 2)} in memory; {scale}")
     return _without_empty(Cells(counts, steps, obs, pd.Index(genes), scale, str(path)))
+
+
+def _read_frame(
+    file: h5py.File, path: Path, metadata: pd.DataFrame, label: str, conditions: Sequence[str]
+) -> tuple[pd.DataFrame, np.ndarray, list[sp.csr_matrix]]:
+    """Labels, genes, and the cells with a label that is shown, chunk by chunk."""
+    if elsewhere := stored_elsewhere(file):
+        raise DataError(f"{path}: {some(elsewhere)} lie in another file; write them into this one")
+    group, labels = _frame(file, path), path.with_name(METADATA)
+    genes, names = (_axis(group[axis], path) for axis in ("axis0", "axis1"))
+    if missing := sorted(set(names) - set(metadata.index)):
+        raise DataError(f"{labels}: no row for the cells {some(missing)}")
+    about = metadata.loc[names]
+    if label not in about:
+        raise DataError(f"{labels}: no column {label!r}; there is {some(about.columns)}")
+    shown = (about[label] != HIDDEN).to_numpy()
+    if not shown.any():
+        raise DataError(f"{labels}: the column {label!r} is {HIDDEN!r} in all of the cells of {path.name}")
+    obs = _labels(about[shown], label, conditions, str(labels))
+    parts = [
+        _checked(chunk[shown[rows]], str(path), about.index[rows][shown[rows]])
+        for rows, chunk in _chunks(group, genes, path)
+    ]
+    return obs, genes, parts
 
 
 def _read_metadata(path: Path) -> pd.DataFrame:
@@ -313,10 +329,8 @@ def _labels(obs: pd.DataFrame, label: str, conditions: Sequence[str], source: st
     return table.set_index(obs.index.astype(str).rename("cell"))
 
 
-def _checked(X: Any, where: str) -> sp.csr_matrix:
-    matrix = sp.csr_matrix(X).astype(np.float32)
-    if not np.isfinite(matrix.data).all():
-        raise DataError(f"{where} has NaN or infinite values")
+def _checked(X: Any, where: str, cells: pd.Index) -> sp.csr_matrix:
+    matrix = checked_matrix(X, where, cells)
     if len(matrix.data) and matrix.data.min() < 0:
         raise DataError(
             f"{where} has negative values (down to {matrix.data.min():.3g}): scaled or regressed? "
@@ -325,6 +339,11 @@ def _checked(X: Any, where: str) -> sp.csr_matrix:
     matrix.eliminate_zeros()
     matrix.sort_indices()
     return matrix
+
+
+def _check_amounts(matrix: sp.csr_matrix, where: str) -> None:
+    if matrix.nnz and (matrix.data == 1).all():
+        raise DataError(f"{where} holds 0 and 1 only: what is there and what is not, but not how much; give counts")
 
 
 def _without_empty(cells: Cells) -> Cells:

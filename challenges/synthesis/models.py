@@ -74,7 +74,10 @@ class CellGAN(BaseEstimator):
         self.device = device
 
     def fit(self, cells: Cells, checkpoint: str | os.PathLike[str] | None = None) -> CellGAN:
-        """Learn from these cells. With a path for a checkpoint, go on from it where it is there; removed at the end."""
+        """Learn from these cells. With a path for a checkpoint, go on from it where it is there.
+
+        The checkpoint is left: whoever has saved the model removes it.
+        """
         device = pick_device(self.device)
         if not 0 <= self.label_mixing <= 1:
             raise DataError(f"label mixing is a share of the batch, from 0 to 1; it was {self.label_mixing}")
@@ -93,8 +96,6 @@ class CellGAN(BaseEstimator):
                 path = Path(checkpoint) if checkpoint else None
                 training.run(self.steps, path, f"{cells.fingerprint()}/{self.seed}/{self.label_mixing}")
                 generator = training.average
-                if path:
-                    path.unlink(missing_ok=True)
         self.generator_ = generator.cpu().eval()
         return self
 
@@ -106,6 +107,7 @@ class CellGAN(BaseEstimator):
         row = np.array([parts.get(name, 0.0) for name in self.types_], float)
         if not np.isfinite(row).all() or (row < 0).any() or row.sum() <= 0:
             raise DataError(f"the weights of a mixture are positive numbers; they were {parts}")
+        row /= row.max()  # whose sum, unlike that of huge numbers, is finite
         return row / row.sum()
 
     def sample(self, weights: np.ndarray, conditions: Mapping[str, str] | None = None, seed: int = 0) -> Cells:

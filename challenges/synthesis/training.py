@@ -26,6 +26,7 @@ from challenges.synthesis.networks import (
 )
 from challenges.synthesis.start import Library
 from helpers import DataError
+from workbench.commands import one_line
 
 KIND = "synthesis/checkpoint"
 BATCH = 64  # cells, drawn with replacement: there is no last, smaller batch
@@ -37,6 +38,7 @@ CLASS_WEIGHT = 0.2
 MOMENT_WEIGHT = 5.0  # of the squared errors of a batch's means and zero rates, summed over genes
 AVERAGING = 0.995
 CHECKPOINT_EVERY = 200
+BEGIN_ANEW = "remove it to begin anew"
 
 
 class Training:
@@ -69,10 +71,10 @@ class Training:
         """Train up to `steps`; `path` is the checkpoint, `of` says what it belongs to."""
         done = self._resume(path, of) if path and path.exists() else 0
         if done > steps:
-            raise DataError(f"{path}: a checkpoint of step {done:,}, beyond --steps {steps:,}; remove it to begin anew")
+            raise DataError(f"{path}: a checkpoint of step {done:,}, beyond --steps {steps:,}; {BEGIN_ANEW}")
         for step in tqdm(range(done, steps), desc="Training", initial=done, total=steps):
             self.step()
-            if path and (step + 1) % CHECKPOINT_EVERY == 0 and step + 1 < steps:
+            if path and ((step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps):
                 self._save(path, step + 1, of)
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -177,9 +179,17 @@ class Training:
         Bundle(KIND, {"step": step, "of": of}, arrays).save(path)
 
     def _resume(self, path: Path, of: str) -> int:
-        bundle = Bundle.load(path, KIND)
-        if bundle.settings["of"] != of:
-            raise DataError(f"{path}: a checkpoint of other cells, settings or another seed; remove it to begin anew")
+        bundle = Bundle.load(path, KIND, again=BEGIN_ANEW)
+        if bundle.settings.get("of") != of:
+            raise DataError(f"{path}: a checkpoint of other cells, settings or another seed; {BEGIN_ANEW}")
+        try:
+            step = self._take(bundle)
+        except Exception as error:
+            raise DataError(f"{path}: a damaged checkpoint ({one_line(error)}); {BEGIN_ANEW}") from error
+        print(f"Resumed at step {step:,} from {path}")
+        return step
+
+    def _take(self, bundle: Bundle) -> int:
         load_module(self.average, bundle.under("average"))
         for name, network in self.networks.items():
             load_module(network, bundle.under(f"network/{name}")).train()
@@ -192,5 +202,4 @@ class Training:
         torch.set_rng_state(torch.as_tensor(bundle.arrays["random"]))
         if "random_cuda" in bundle.arrays:
             torch.cuda.set_rng_state(torch.as_tensor(bundle.arrays["random_cuda"]), self.device)
-        print(f"Resumed at step {bundle.settings['step']:,} from {path}")
         return int(bundle.settings["step"])

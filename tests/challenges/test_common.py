@@ -86,7 +86,7 @@ def test_a_missing_broken_foreign_or_newer_bundle_is_said(tmp_path):
     with pytest.raises(DataError, match="another version"):
         common.Bundle.load(path, "test")
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(DataError, match="not a trained model, or a broken file"):
+    with pytest.raises(DataError, match="damaged, no trained model"):
         common.Bundle.load(path, "test")
 
 

@@ -167,7 +167,7 @@ def test_a_csv_that_cannot_be_read_is_said(files, content):
 
 def test_a_work_folder_that_is_a_file_is_said(files):
     (files / "work").write_text("")
-    with pytest.raises(SystemExit, match=r"error: work/kernel.h5: could not be written"):
+    with pytest.raises(SystemExit, match=r"error: work: cannot be written to"):
         run("train", "--data", files, "--method", "kernel", "--work", "work")
 
 

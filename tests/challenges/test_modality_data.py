@@ -98,6 +98,8 @@ def test_normalized_comes_before_log_norm_before_x_and_counts_are_never_read(tmp
     files["train_mod1"].layers["log_norm"] = files["train_mod1"].X * 2
     files["train_mod2"].layers["log_norm"] = files["train_mod2"].X * 2
     files["train_mod2"].layers["normalized"] = files["train_mod2"].X * 3
+    files["test_mod1"].layers["log_norm"] = files["test_mod1"].X * 2
+    files["test_mod2"].layers["normalized"] = files["test_mod2"].X * 3
     pair = data.read_pair(write(tmp_path, files))
     assert np.allclose(pair.train_source.X.sum(), 2 * files["train_mod1"].X.sum())
     assert np.allclose(pair.train_target.X.sum(), 3 * files["train_mod2"].X.sum())
@@ -110,7 +112,7 @@ def test_too_few_cells_no_files_and_a_broken_file_are_said(tmp_path, files):
     with pytest.raises(DataError, match="10 training cells; at least 20 are needed"):
         data.read_pair(tmp_path)
     (tmp_path / "set.train_mod1.h5ad").write_bytes(b"no hdf5")
-    with pytest.raises(DataError, match="not an h5ad file, or a broken one"):
+    with pytest.raises(DataError, match=r"train_mod1\.h5ad: not an \.h5ad file, or a broken one"):
         data.read_pair(tmp_path)
     (tmp_path / "set.train_mod1.h5ad").unlink()
     with pytest.raises(DataError, match=r"neither .*train_mod1.h5ad and .*train_mod2.h5ad nor two paired files"):

@@ -72,7 +72,7 @@ def test_the_crunchs_cells_can_be_labelled_by_state(demo_folder):
 def test_values_that_cannot_be_used_are_refused(adata):
     del adata.layers["counts"]
     adata.X[3, 4] = np.nan
-    with pytest.raises(DataError, match="X has NaN or infinite values"):
+    with pytest.raises(DataError, match=r"X: NaN or infinite values in cells cell_3$"):
         data.from_anndata(adata, "cell_type")
     adata.X = np.zeros(adata.shape, np.float32)
     with pytest.raises(DataError, match="every value is 0"):
