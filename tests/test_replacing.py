@@ -179,12 +179,14 @@ def test_files_that_belong_together_are_replaced_together(tmp_path):
     paths = [tmp_path / name for name in "abc"]
     for path in paths:
         path.write_text("old")
-    with (
-        pytest.raises(DataError, match=r"a, .*b, .*c: could not be written \(.*\); an older file is as it was"),
-        helpers.replacing_all(paths) as temporaries,
-    ):
-        temporaries[0].write_text("new")
-        (temporaries[1] / "x").write_text("no such folder")
+
+    def half() -> None:
+        with helpers.replacing_all(paths) as temporaries:
+            temporaries[0].write_text("new")
+            (temporaries[1] / "x").write_text("no such folder")
+
+    with pytest.raises(DataError, match=r"a, .*b, .*c: could not be written \(.*\); an older file is as it was"):
+        half()
     assert [path.read_text() for path in paths] == ["old"] * 3
     assert names(tmp_path) == ["a", "b", "c"]
     with helpers.replacing_all(paths) as temporaries:
