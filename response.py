@@ -229,7 +229,7 @@ def fit_response(
 
     # What each screen that entered foretells, then the template; the share of each by leave-one-out.
     rest, transfers = residuals.to_numpy(), dict[str, float]()  # rest: n x G
-    foretold: list[tuple[np.ndarray, np.ndarray]] = []  # loadings (genes + 1) x L, basis L x G
+    foretold: list[tuple[np.ndarray, np.ndarray]] = []  # loadings genes x L, basis L x G
     posterior = _Posterior.of(rest[some_rows], precision[some_rows], axes, rank)
     for name in [name for name in sources if name in tables]:
         loadings, basis = _foretelling(sources[name], kernel, genes, names, residuals.columns, smooth=name != TEMPLATE)
@@ -420,13 +420,12 @@ def _loo_pearson(log_weights: np.ndarray, kernels: np.ndarray, gram: np.ndarray)
     """Minus the mean leave-one-out correlation, and its gradient (T,), with unit noise and `gram` = z z' (n x n).
 
     With P = (sum_t w_t K_t + I)^-1 the left-out prediction of row i is a fixed mixture of the other rows,
-    sum_j S_ij z_j with S_ij = -P_ij / P_ii (Rasmussen and Williams 2006, eq. 5.12), so all correlations come
-    from n x n matrices.
+    sum_j -P_ij z_j / P_ii (Rasmussen and Williams 2006, eq. 5.12), so all correlations come from n x n matrices. They
+    do not see the factor 1 / P_ii.
     """
     n, weights = len(gram), np.exp(log_weights)
     P = np.linalg.inv(np.tensordot(weights, kernels, 1) + np.eye(n))
-    P_ii = np.diag(P).copy()
-    S = -P / P_ii[:, None]
+    S = -P
     np.fill_diagonal(S, 0.0)
     predicted = S @ gram  # predicted_ij: left-out prediction of row i, times row j
     size = np.sqrt(np.maximum((predicted * S).sum(axis=1), 1e-12 * np.trace(gram) / n))
@@ -435,9 +434,7 @@ def _loo_pearson(log_weights: np.ndarray, kernels: np.ndarray, gram: np.ndarray)
     # The gradient, backwards through the same steps: d_X is the derivative by X of the mean correlation.
     d_S = (gram / length[:, None] - predicted * (hit / size)[:, None]) / size[:, None] / n
     np.fill_diagonal(d_S, 0.0)
-    d_P = -d_S / P_ii[:, None]
-    np.fill_diagonal(d_P, (d_S * P).sum(axis=1) / P_ii**2)
-    d_kernel = -(P @ d_P @ P).T
+    d_kernel = (P @ d_S @ P).T
     gradient = np.tensordot(kernels, d_kernel, 2) * weights
     return -hit.mean(), -gradient
 
@@ -501,7 +498,7 @@ class _Kernel:
 
 @dataclass(frozen=True)
 class _Axes:
-    """Kernel = vectors diag(eigenvalues) vectors'; `eigenvalues` (m,), `vectors` n x m."""
+    """Kernel = vectors diag(eigenvalues) vectors'; `eigenvalues` (m,), `vectors` n x m; `back` leads to landmarks."""
 
     landmarks: pd.Index
     eigenvalues: np.ndarray

@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import sys
 from pathlib import Path
 
 import anndata as ad
@@ -206,6 +207,15 @@ def test_notes_in_the_folder_are_no_tables(tmp_path):
 def test_files_that_are_refused(tmp_path, name, content, message):
     with pytest.raises(DataError, match=message) as error:
         read(tmp_path, name, content)
+    assert "\n" not in str(error.value)
+
+
+def test_parquet_without_its_reader_is_one_line(tmp_path, monkeypatch):
+    pd.DataFrame({"x": [1.0, 2.0]}, index=GENES[:2]).to_parquet(tmp_path / "t.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "fastparquet", None)
+    with pytest.raises(DataError, match=r"t\.parquet: cannot be read as parquet: .*pyarrow") as error:
+        read_features(tmp_path, GENES)
     assert "\n" not in str(error.value)
 
 

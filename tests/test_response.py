@@ -199,11 +199,12 @@ def test_landmarks_that_span_the_kernel_lose_nothing(monkeypatch):
     check_solution(kernel, within, across, (names, genes, precision, scores, noise))
 
 
-def test_noise_is_chosen_by_leave_one_out_per_component():
-    kernel, names, _, precision, _, _ = small_kernel(2)
+@pytest.mark.parametrize("seed", [0, 19])
+def test_noise_is_chosen_by_leave_one_out_per_component(seed):
+    kernel, names, _, precision, _, _ = small_kernel(seed)
     axes = kernel.axes(names, precision)
-    within, rows = between(kernel, names, names) * np.outer(precision, precision), np.random.default_rng(2)
-    rows = rows.normal(size=(14, 40))
+    within = between(kernel, names, names) * np.outer(precision, precision)
+    rows = np.random.default_rng(seed).normal(size=(14, 40))
     scores, variance, _ = response._response_components(rows, 6)
     found = response._best_noise(axes, scores, variance, np.linalg.norm(rows, axis=1))
     hits = {}
@@ -218,6 +219,7 @@ def test_noise_is_chosen_by_leave_one_out_per_component():
             product, lengths = (left_out * scores).sum(axis=1), np.linalg.norm(left_out, axis=1)
             hits[rho, tau] = np.mean(product / (lengths * np.linalg.norm(rows, axis=1)))
     assert found == max(hits, key=hits.get)
+    assert found == {0: (0.02, 0.125), 19: (2.0, 8.0)}[seed], "two cases that differ in both"
 
 
 def test_components_of_many_rows_are_those_of_few(monkeypatch):
@@ -268,6 +270,15 @@ def test_own_responses_of_many_rows_are_those_of_few(monkeypatch):
     monkeypatch.setattr(response, "LANDMARKS", 10)
     for fast, slow in zip(response._own_responses(responses).kernels(genes, genes), exact, strict=True):
         np.testing.assert_allclose(fast, slow, atol=1e-6)
+
+
+def test_rows_are_drawn_from_all_in_order_and_always_the_same():
+    assert response._drawn(7, 7).tolist() == list(range(7))
+    drawn = response._drawn(1000, 50)
+    assert len(set(drawn)) == 50
+    assert (np.diff(drawn) > 0).all()
+    assert drawn.max() > 900
+    assert (drawn == response._drawn(1000, 50)).all()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -494,6 +505,7 @@ def test_transfer_lifts_a_prediction_above_similarity_alone_and_two_screens_abov
         found = [held_out(ResponseModel(), here, known) for known in knowledge]
         scores.append([score for score, _ in found])
         assert found[0][1].transfers_.empty
+        assert 0.3 < found[1][1].transfers_["one"] < 0.8, "it is noisy"
         both = found[3][1]
         assert both.transfers_.index.tolist() == ["one", "other"]
         assert both.transfers_.between(0.2, 1.2).all()
@@ -562,6 +574,40 @@ def test_a_gene_in_no_screen_is_predicted_from_the_rest():
     hits = row_correlations(predicted.to_numpy(), truth.to_numpy())
     strangers = row_correlations(predicted.to_numpy(), truth.to_numpy()[rng.permutation(20)])
     assert hits[:10].mean() > hits[10:].mean() > strangers.mean() + 0.2
+
+
+def test_a_prediction_is_what_screens_foretell_and_the_posterior_of_what_is_left():
+    """Put together by hand of the parts that other tests check, with responses of very different length."""
+    here, one, other = two_screens()
+    rng = np.random.default_rng(0)
+    train = here[20:] * rng.uniform(0.4, 3, (40, 1))
+    n_cells = pd.Series(rng.integers(3, 300, 40), train.index)
+    screens = {"one": one, "other": other}
+    model = ResponseModel(30).fit(train, n_cells, GeneKnowledge({}, screens))
+    assert model.judged_["enters"].tolist() == [1, 1]
+    tables = {name: screen_table(screen) for name, screen in screens.items()}
+    reference = np.average(train, axis=0, weights=n_cells)
+    pd.testing.assert_series_equal(model.reference_, pd.Series(reference, train.columns))
+
+    residuals, cells = train - reference, n_cells.to_numpy(float)
+    precision = 1 / np.sqrt((1 + np.median(cells) / cells) / 2)
+    profiles = {name: screen.profiles(train.index, train.columns).to_numpy(float) for name, screen in screens.items()}
+    judged = response.judge(residuals, cells, precision, tables, profiles)
+    pd.testing.assert_frame_equal(model.judged_, judged, atol=1e-6)
+
+    kernel = response._Kernel(tables, model.weights_.to_numpy())
+    axes = kernel.axes(train.index, precision)
+    genes, expected, rest = one.perturbations, reference * np.ones((60, 1)), residuals.to_numpy()
+    for name, screen in screens.items():
+        loadings, basis = response._foretelling(screen, kernel, genes, train.index, train.columns, smooth=True)
+        foretold = loadings @ basis
+        there = foretold[20:]
+        foretold = foretold * (response._factors(there, rest, precision) * model.transfers_[name])
+        expected, rest = expected + foretold, rest - foretold[20:]
+    posterior = response._Posterior.of(rest, precision, axes, 30)
+    whole = kernel.at(genes, train.index) @ (precision[:, None] * posterior.dual) @ posterior.basis
+    np.testing.assert_allclose(model.predict(genes), expected + whole[:-1], atol=1e-4)
+    np.testing.assert_allclose(model.predict(["NEW"]).loc["NEW"], reference + whole[-1], atol=1e-4)
 
 
 @pytest.mark.parametrize("landmarks", [7, 1000])
@@ -679,12 +725,16 @@ def test_gene_in_one_table_of_two_is_predicted_from_it():
     assert row_correlations(predicted.to_numpy(), truth.to_numpy()).mean() > 0.3
 
 
-def test_how_a_gene_responds_is_one_more_table():
-    """Knock-outs of genes that respond alike do alike here, and no other table says which do."""
+def alike_responses():
+    """Knock-outs of genes that respond alike do alike here."""
     rng = np.random.default_rng(0)
     names = [f"G{i}" for i in range(60)]
     hidden = rng.normal(size=(60, 3))
-    responses = pd.DataFrame(3 * hidden @ hidden.T + rng.normal(0, 2, (60, 60)), index=names, columns=names)
+    return pd.DataFrame(3 * hidden @ hidden.T + rng.normal(0, 2, (60, 60)), index=names, columns=names)
+
+
+def test_how_a_gene_responds_is_one_more_table():
+    responses = alike_responses()
     with_it, model = held_out(ResponseModel(), responses, GeneKnowledge({}))
     without, other = held_out(ResponseModel(own_response=False), responses, GeneKnowledge({}))
     assert with_it > 0.5 > without + 0.3
@@ -788,7 +838,8 @@ def test_scale_is_the_genes_own_and_that_of_an_unknown_gene_for_all_others():
 
 
 def test_a_response_without_a_name_is_no_gene():
-    responses, features = study(20)
-    responses.columns = ["", *responses.columns[1:]]
-    model = ResponseModel().fit(responses, knowledge=GeneKnowledge({"t": numeric_table(features)}))
-    assert model.predict_scale(["K1", "NEW"]).index.tolist() == ["K1", "NEW"]
+    responses = alike_responses()
+    responses.columns = [*responses.columns[:-1], ""]
+    model = ResponseModel().fit(responses)
+    assert model.judged_.loc[OWN_RESPONSE, "enters"] == 1
+    assert model.predict_scale(["G1", "NEW"]).index.tolist() == ["G1", "NEW"]
