@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent
 
+import psutil
 import pytest
 
 import helpers
@@ -85,24 +86,14 @@ def test_two_containers_on_one_folder_neither_disturb_each_other_nor_leave_anyth
     assert (tmp_path / "x").read_text() == "first"
     for _ in range(3):
         killed = held(tmp_path / "x", "killed", before)
-        killed.kill()
+        (inside,) = psutil.Process(killed.pid).children()
+        inside.kill()
         killed.communicate()
-
-    def written_again():
-        held(tmp_path / "x", "last", before).communicate("\n")
-        return names(tmp_path) == ["x"]
-
-    wait_until(written_again)  # the killed ones may take a moment to end
+        assert len(names(tmp_path)) == 3, "what the kill before left is gone"
+    last = held(tmp_path / "x", "last", before)
+    last.communicate("\n")
+    assert names(tmp_path) == ["x"]
     assert (tmp_path / "x").read_text() == "last"
-
-
-def wait_until(is_so):
-    """Looks again for a while: the processes of a namespace end a moment after their parent."""
-    for _ in range(100):
-        if is_so():
-            return
-        time.sleep(0.05)
-    pytest.fail("in vain")
 
 
 @pytest.mark.parametrize("name", ["x", "a[b]*?.h5", "with space", "ünï.csv", "x.lock", ".hidden"])
@@ -182,13 +173,13 @@ def test_files_that_belong_together_are_replaced_together(tmp_path):
     for path in paths:
         path.write_text("old")
 
-    def half() -> None:
+    def write_one_and_fail():
         with helpers.replacing_all(paths) as temporaries:
             temporaries[0].write_text("new")
             (temporaries[1] / "x").write_text("no such folder")
 
     with pytest.raises(DataError, match=r"a, .*b, .*c: could not be written \(.*\); an older file is as it was"):
-        half()
+        write_one_and_fail()
     assert [path.read_text() for path in paths] == ["old"] * 3
     assert names(tmp_path) == ["a", "b", "c"]
     with helpers.replacing_all(paths) as temporaries:
