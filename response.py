@@ -252,7 +252,9 @@ def fit_response(
     left_out = np.hstack([posterior.left_out, *(loadings[at] for loadings, _ in foretold)])  # n x K+L
     f = np.hstack([f, *(np.vstack([loadings, np.zeros(loadings.shape[1])]) for loadings, _ in foretold)])
     basis = np.vstack([posterior.basis, *(basis for _, basis in foretold)])  # K+L x G
-    loo_pearson = row_correlations(left_out @ basis, residuals.to_numpy())  # n
+    there, true = left_out @ basis, residuals.to_numpy()  # n x G
+    basis *= np.clip((there * true).sum() / max(float((there**2).sum()), 1e-12), 0.02, 1.0)  # a share sees no length
+    loo_pearson = row_correlations(there, true)  # n
     return FittedResponse(
         weights=pd.Series(kernel.weights, index=kernel.labels),
         judged=judged,
@@ -261,7 +263,7 @@ def fit_response(
         unknown=pd.Series(f[-1]),
         basis=pd.DataFrame(basis, columns=residuals.columns),
         loo_pearson=pd.Series(loo_pearson, index=names),
-        expected=_expected(f, left_out, basis, residuals.to_numpy(), loo_pearson).set_axis([*genes, ""]),
+        expected=_expected(f, left_out, basis, true, loo_pearson).set_axis([*genes, ""]),
     )
 
 
