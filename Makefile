@@ -43,7 +43,7 @@ bundle: setup
 submission: setup
 	$(BIN)/python -m workbench.submission
 
-# RESULTS.md: the benchmarks on real screens, which DATA names (about 10 minutes).
+# RESULTS.md: the benchmarks on real screens, which DATA names (a quarter of an hour).
 DATA ?= ../shared/data
 results: challenges
 	$(BIN)/python -m workbench.results --data $(DATA)

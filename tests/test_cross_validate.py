@@ -436,6 +436,7 @@ def test_the_last_lines_say_which_file_helps(files, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "screen other.h5ad: knows 29 of 30 perturbed genes and 80 of 80 responses" in said
     last = said.rstrip().split("\n")[-5:]
+    assert next(line.split("  ")[0] for line in said.split("\n") if line.startswith("* ")) == f"* {SCREENS}"
     assert [line.split("  ")[1] for line in last] == [SCREENS, "random.csv", "truth.csv", "other.h5ad", "all of mine"]
     assert last[0].endswith("submitted")
     assert last[1].endswith(UNCLEAR)
@@ -577,15 +578,18 @@ def test_the_page_reads(table, tmp_path):
         results_page.goal("Title", reached, 0.3),
         results_page.goal("Too much", reached, value + 0.01, value + 0.02),
         results_page.goal("Far", reached, value - 0.02, value - 0.01),
+        results_page.goal("Near", reached, value - 0.02, value + 0.01),
     ]
     results_page.Section("Title of the part", goals, results_page.markdown(rows), 12.0).save(tmp_path / "name.json")
     page = results_page.page({"name": results_page.Section.load(tmp_path / "name.json")})
-    assert f"| [Title](#name) | >= 0.3 | {value:.3f} [" in page
+    assert f"| [Title](#name) | >= 0.3 | {value:.4f} [" in page
     (line,) = [line for line in page.split("\n") if line.startswith("| [Too much]")]
     assert "(moonshot 0." in line
     assert line.endswith("| **no** |")
     (line,) = [line for line in page.split("\n") if line.startswith("| [Far]")]
     assert line.endswith("| yes, and the moonshot |")
+    (line,) = [line for line in page.split("\n") if line.startswith("| [Near]")]
+    assert line.endswith("| yes |")
     assert "## Title of the part" in page
     assert [line.split("|")[1].strip() for line in page.split("\n") if line.startswith("| **")] == [f"**{ALL}**"]
     assert "--only name` (12 s)" in page

@@ -3,7 +3,7 @@
     demo            data, notebook with the real client, both predicted files, a report
     simulate        demo data in the platform's layout, with a known answer
     compare         a prediction beside the baselines and real cells
-    cross_validate  leave perturbations out: every baseline, each table alone, your own class
+    cross_validate  leave perturbations out: every baseline, each table or screen alone and left out, your own class
     validate        the platform's rules for the predicted files and the method description
     submission      the folder to push from
     bundle          one notebook that carries everything, for Colab, Kaggle and the one-file upload

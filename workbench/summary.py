@@ -76,7 +76,11 @@ class Summary:
             f"{self.table['perturbation'].nunique()} knock-outs decide little. `python -m workbench.cross_validate "
             f"--data {self.challenge.folder} --folds loo` leaves out every measured one in turn."
         )
-        know = "Tell the model more about the genes: put tables into `resources/features/` and train again."
+        know = (
+            "Tell the model more about the genes: put tables into `resources/features/`, other screens into "
+            "`resources/screens/`, and train again. The same command with `--features` and `--screens` and these "
+            "folders says of each file whether it helps."
+        )
         return [*([real] if self.is_demo else []), sure, know, "Submit: section 7."]
 
     def notes(self) -> list[str]:

@@ -78,7 +78,7 @@ def goal(title: str, row: pd.Series, target: float, moonshot: float = np.inf) ->
     """A goal for the mean of a row of a summary, where higher is better; a moonshot is more than was asked."""
     asked = f">= {target:g}" + f" (moonshot {moonshot:g})" * bool(np.isfinite(moonshot))
     hit = verdict(row["value"] >= target) + ", and the moonshot" * bool(row["value"] >= moonshot)
-    return Goal(title, asked, text(row), hit)
+    return Goal(title, asked, text(row, 4), hit)
 
 
 def text(row: pd.Series, digits: int = 3, which: str = "value") -> str:
