@@ -1629,7 +1629,7 @@ def cell_scores(
     for values, what in ((truth, "true cells"), (prediction, "predicted cells"), (reference, "reference")):
         if len(values) == 0:
             raise DataError(f"{name}: there are no {what}")
-        _check_finite(values, f"{name}: the {what} hold NaN or infinite values, so it has no score")
+        _check_finite(values, f"{name}: NaN or infinite values in the {what}, so it has no score")
     is_reference = np.abs(prediction.mean(axis=0) - reference).max() < REFERENCE_TOLERANCE
     pearson = 0.0 if is_reference else pearson_delta(truth, prediction, reference)
     found = {"pearson_delta": 0.0 if np.isnan(pearson) else pearson, "mmd": mmd(truth, prediction, sigma)}

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -261,3 +262,116 @@ def test_the_command_prints_the_variables_and_serves_until_interrupted(tmp_path,
     assert (tmp_path / ".crunchdao" / "token").read_text() == hub_module.TOKEN
     source = Path(variables["CRUNCH_COMPETITIONS_SOURCE"].removeprefix("local://"))
     assert (source / "competitions" / "broad-obesity-1" / "scoring" / "runner.py").is_file()
+
+
+def test_the_log_keeps_no_key_and_no_token(project):
+    with serve(folder=project) as hub:
+        requests.get(hub.url + "v2/users/@me?apiKey=SECRET&sizeVariant=DEFAULT&token=SECRET", timeout=10)
+        requests.get(hub.url + "v2/users/@me?SECRET", timeout=10)
+        requests.get(hub.url + "v2/libraries?name=numpy&page=", headers={"Authorization": "SECRET"}, timeout=10)
+        assert hub.requests == [
+            "GET /v2/users/@me?apiKey=...&sizeVariant=DEFAULT&token=...",
+            "GET /v2/users/@me?SECRET=...",
+            "GET /v2/libraries?name=numpy&page=",
+        ]
+
+
+def raw(hub, *lines, body=b""):
+    """What the hub answers to these very bytes."""
+    with socket.create_connection(("127.0.0.1", int(hub.url.rsplit(":", 1)[1].strip("/"))), timeout=10) as connection:
+        connection.sendall("\r\n".join([*lines, "Connection: close", "", ""]).encode() + body)
+        connection.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+
+
+POST = "POST /v2/project-tokens/upgrade HTTP/1.1"
+
+
+@pytest.mark.parametrize(
+    ("lines", "body", "status", "says"),
+    [
+        (["GET /v2/libraries?page=abc HTTP/1.1"], b"", 400, "page: 'abc' is not a whole number"),
+        (["GET /v2/libraries?page=-1 HTTP/1.1"], b"", 400, "page: '-1' is not a whole number"),
+        (["GET /v2/libraries?size=1e3 HTTP/1.1"], b"", 400, "size: '1e3' is not a whole number"),
+        ([POST, "Content-Length: abc"], b"{}", 400, "Content-Length: 'abc' is not a whole number"),
+        ([POST, "Content-Length: -5"], b"{}", 400, "Content-Length: '-5' is not a whole number"),
+        ([POST, "Content-Length: 1000000000000000"], b"{}", 413, "Content-Length: '1000000000000000' is not"),
+        ([POST, f"Content-Length: {'9' * 5000}"], b"{}", 413, "Content-Length: "),
+        ([POST, "Content-Length: 5"], b"{not}", 400, "not a JSON object"),
+        ([POST, "Content-Length: 4"], b"\xff\xfe{}", 400, "not a JSON object"),
+        ([POST, "Content-Length: 3"], b"[1]", 400, "not a JSON object"),
+        ([POST, "Content-Length: 100000"], b"[" * 100_000, 400, "not a JSON object"),
+        ([POST], b"", 400, "not a JSON object"),
+    ],
+)
+def test_garbage_is_refused_and_the_hub_goes_on(hub, capfd, lines, body, status, says):
+    answer = raw(hub, *lines, body=body)
+    assert answer.splitlines()[0].split()[1] == str(status), answer
+    assert says in answer
+    assert requests.get(hub.url + "v2/users/@me", timeout=10).status_code == 200
+    assert capfd.readouterr().err == ""
+
+
+def test_a_large_body_is_read_and_dropped(hub, peak_memory):
+    """Unread, it would reset the connection; kept, it would take its size of memory."""
+
+    def upload():
+        parts = (bytes(1_000_000) for _ in range(300))
+        response = requests.post(hub.url + "v1/uploads", data=Body(parts, 300_000_000), timeout=60)
+        assert response.status_code == 404
+
+    assert peak_memory(upload) < 20e6
+
+
+class Body:
+    """300 MB that nobody holds."""
+
+    def __init__(self, parts, length):
+        self.parts, self.length = parts, length
+
+    def __len__(self):
+        return self.length
+
+    def read(self, _):
+        return next(self.parts, b"")
+
+
+def test_clients_that_hang_up_are_no_news(hub, capfd):
+    port = int(hub.url.rsplit(":", 1)[1].strip("/"))
+    for sent in (b"", b"GET /v2/lib", f"{POST}\r\nContent-Length: 100\r\n\r\nhalf".encode()):
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1, 0, 0, 0, 0, 0, 0, 0]))
+            connection.sendall(sent)
+    assert requests.get(hub.url + "v2/users/@me", timeout=10).status_code == 200
+    assert capfd.readouterr().err == ""
+
+
+def command(*arguments):
+    words = [sys.executable, "-m", "workbench.hub", *map(str, arguments)]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=30)
+
+
+def test_a_port_that_is_taken_or_does_not_exist_is_said(hub, tmp_path):
+    port = hub.url.rsplit(":", 1)[1].strip("/")
+    taken = command("--port", port)
+    assert (taken.returncode, taken.stdout) == (1, "")
+    said = taken.stderr.removeprefix("error: ").strip()
+    assert said.endswith(f"port {port} cannot be had: Address already in use; choose another")
+    assert len(taken.stderr.splitlines()) == 1
+    for wrong in ("99999", "-1", "http"):
+        refused = command("--port", wrong)
+        assert refused.returncode == 2
+        assert f"argument --port: '{wrong}' is not a whole number from 0 to 65535" in refused.stderr
+
+
+def test_a_project_that_is_no_folder_or_holds_no_json_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    refused = command("--project", tmp_path / "file")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
+    assert "file: cannot be written to (Not a directory)" in refused.stderr
+    (tmp_path / ".crunchdao").mkdir()
+    for broken in (b"{", b"\xff", b"[" * 100_000):
+        (tmp_path / ".crunchdao" / "project.json").write_bytes(broken)
+        refused = command("--project", tmp_path)
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
+        assert "project.json: not JSON" in refused.stderr

@@ -1,5 +1,7 @@
 """The local split: what is held out is in no training cell, centroids are the training part's, seeded."""
 
+import shutil
+
 import anndata as ad
 import numpy as np
 import pytest
@@ -58,10 +60,53 @@ def test_the_split_can_be_scored(challenge, tmp_path):
     assert table["perturbation"].nunique() == 2
 
 
-def test_bad_requests(challenge, tmp_path):
-    with pytest.raises(DataError, match="no cells of the perturbations to hold out: NOPE"):
-        helpers.local_split(challenge.train_path, tmp_path, ["NOPE"])
-    for share in (0.0, 1.0, 1.5):
-        with pytest.raises(ValueError, match="a share between 0 and 1"):
-            helpers.local_split(challenge.train_path, tmp_path, share)
+@pytest.mark.parametrize(
+    ("held_out", "options", "says"),
+    [
+        (["NOPE"], {}, "no cells of the perturbations to hold out: NOPE"),
+        ([], {}, "held_out names 0 of the 14 perturbations"),
+        ("all", {}, "held_out names 14 of the 14 perturbations .* leave at least one to train on"),
+        (["NC"], {}, "the control, NC, cannot be held out"),
+        (0.0, {}, "held_out is 0.0: a share between 0 and 1"),
+        (1.0, {}, "a share between 0 and 1"),
+        (1.5, {}, "a share between 0 and 1"),
+        (0.999, {}, "leaves some of the 14 perturbations"),
+        (float("nan"), {}, "held_out is nan"),
+        (np.float32(2), {}, "held_out is 2.0"),
+        (3, {}, "held_out is 3: a share"),
+        (0.2, {"n_genes": 0}, "n_genes is 0: it must be at least 1"),
+        (0.2, {"max_cells": 0}, "max_cells is 0: it must be at least 1"),
+        (0.2, {"max_cells": -3}, "max_cells is -3"),
+    ],
+)
+def test_bad_requests(challenge, tmp_path, held_out, options, says):
+    names = challenge.perturbations if isinstance(held_out, str) else held_out
+    with pytest.raises(DataError, match=says):
+        helpers.local_split(challenge.train_path, tmp_path, names, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_single_name_is_one_perturbation(challenge, tmp_path):
+    name = challenge.perturbations[3]
+    assert helpers.local_split(challenge.train_path, tmp_path, name).tolist() == [name]
+
+
+def test_the_source_is_never_overwritten(challenge, tmp_path):
+    path = tmp_path / "local_train.h5ad"
+    shutil.copy(challenge.train_path, path)
+    before = path.read_bytes()
+    with pytest.raises(DataError, match=r"local_train\.h5ad: it would be overwritten; choose another folder"):
+        helpers.local_split(path, tmp_path, 0.3)
+    assert path.read_bytes() == before
+
+
+def test_all_three_files_or_none(challenge, tmp_path):
+    helpers.local_split(challenge.train_path, tmp_path, 0.3, seed=1)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / "local_test_perturbated_genes.txt").unlink()
+    (tmp_path / "local_test_perturbated_genes.txt").mkdir()
+    with pytest.raises(DataError, match=r"local_test_perturbated_genes\.txt is a folder"):
+        helpers.local_split(challenge.train_path, tmp_path, 0.3, seed=2)
+    for name in NAMES - {"local_test_perturbated_genes.txt"}:
+        assert (tmp_path / name).read_bytes() == before[name]
+    assert {path.name for path in tmp_path.iterdir()} == NAMES

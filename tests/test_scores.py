@@ -1,9 +1,11 @@
 """The three scores against literal transcriptions of the platform's definitions, and `score` on whole files."""
 
 import multiprocessing
+import shutil
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -198,3 +200,127 @@ def test_cells_that_do_not_lie_together_are_scored_alike(files, tmp_path):
         shuffled.append(tmp_path / f"{number}.h5ad")
     table = helpers.score(shuffled[0], files[1], shuffled[1], files[3])
     pd.testing.assert_frame_equal(table, helpers.score(*files), check_exact=False, atol=1e-12)
+
+
+def with_value(path, out, name, column, value, last=False):
+    """A copy of a file of cells, dense, with one value changed in a cell of that perturbation."""
+    adata = ad.read_h5ad(path)
+    adata.X = helpers.dense(adata.X)
+    rows = np.flatnonzero(adata.obs["gene"] == name)
+    adata.X[rows[-1 if last else 0], column] = value
+    adata.write_h5ad(out)
+    return out
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("number", [0, 2], ids=["prediction", "truth"])
+def test_cells_that_are_not_finite_are_an_error_that_names_file_and_perturbation(files, tmp_path, number, value):
+    name = ad.read_h5ad(files[2]).obs["gene"].cat.categories[3]
+    for last in (False, True):  # MMD takes the first cells alone
+        changed = list(files)
+        changed[number] = with_value(files[number], tmp_path / "changed.h5ad", name, 7, value, last)
+        with pytest.raises(DataError, match=rf"changed\.h5ad: X holds NaN or infinite values in the cells of {name}"):
+            helpers.score(*changed, panel_size=30, n_panels=1)
+
+
+def test_values_too_large_to_square_are_no_score(files, tmp_path):
+    truth = ad.read_h5ad(files[2])
+    name = truth.obs["gene"].cat.categories[0]
+    truth.X[np.flatnonzero(truth.obs["gene"] == name)[0]] = 1e200
+    truth.write_h5ad(tmp_path / "t.h5ad")
+    with pytest.raises(DataError, match=f"{name}: .*mmd is not finite"):
+        helpers.score(*files[:2], tmp_path / "t.h5ad", files[3])
+
+
+def test_cell_scores_name_what_is_not_finite():
+    good, bad = np.ones((3, 4)), np.full((3, 4), np.nan)
+    reference = np.zeros(4)
+    for cells, what in (((bad, good, reference), "true cells"), ((good, bad, reference), "predicted cells")):
+        with pytest.raises(DataError, match=f"^A: NaN or infinite values in the {what}"):
+            helpers.cell_scores(*cells, name="A")
+    with pytest.raises(DataError, match=r"^A: NaN or infinite values in the reference"):
+        helpers.cell_scores(good, good, bad[0], name="A")
+    with pytest.raises(DataError, match=r"^A: there are no predicted cells"):
+        helpers.cell_scores(good, good[:0], reference, name="A")
+    assert helpers.cell_scores(good, good, reference)["pearson_delta"] == 0.0, "all genes differ by the same"
+
+
+@pytest.mark.parametrize("sigma", [0, -1, -5.0, np.nan, np.inf, "abc", "", None, "nan", 1e400])
+def test_a_bandwidth_is_positive_and_finite(files, sigma):
+    with pytest.raises(DataError, match=r"sigma is .* 'scaled', 'calibrated' or a positive number"):
+        helpers.score(*files, sigma=sigma)
+    with pytest.raises(DataError, match="sigma is"):
+        helpers.mmd(np.ones((2, 3)), np.zeros((2, 3)), sigma)
+
+
+def test_equal_cells_calibrate_no_bandwidth(files, tmp_path):
+    truth = ad.read_h5ad(files[2])
+    truth.X[:] = 1.5
+    truth.write_h5ad(tmp_path / "t.h5ad")
+    with pytest.raises(DataError, match=r"'calibrated': the mean squared distance between true cells is 0"):
+        helpers.score(*files[:2], tmp_path / "t.h5ad", files[3], sigma="calibrated")
+    truth[:1].copy().write_h5ad(tmp_path / "t.h5ad")
+    with pytest.raises(DataError, match=r"'calibrated': .* look at the 1 true cells"):
+        helpers.score(*files[:2], tmp_path / "t.h5ad", files[3], sigma="calibrated")
+
+
+def test_no_perturbation_is_left_out_of_a_mean(files, tmp_path):
+    for number in (1, 3):
+        table = pd.read_csv(files[number])
+        table.iloc[1:].to_csv(tmp_path / "short.csv", index=False)
+        changed = [*files[:number], tmp_path / "short.csv", *files[number + 1 :]]
+        with pytest.raises(DataError, match=f"short.csv: no row for the scored perturbations {table['gene'][0]}"):
+            helpers.score(*changed)
+    table = helpers.score(*files)
+    for value in (np.nan, np.inf):
+        table.loc[3, "value"] = value
+        with pytest.raises(DataError, match=f"NaN or infinite values for {table.loc[3, 'perturbation']}"):
+            helpers.summarise_scores(table)
+
+
+def test_shares_that_are_missing_have_no_distance():
+    truth = pd.DataFrame({"pre_adipo": 0.5, "adipo": 0.3, "other": 0.2, "lipo": 0.1}, index=["A", "B"])
+    for where, tables in (("true", (truth * np.nan, truth)), ("predicted", (truth, truth * np.inf))):
+        with pytest.raises(DataError, match=f"{where} proportions: values are missing or infinite for A, B"):
+            helpers.l1_by_perturbation(*tables)
+
+
+@pytest.mark.parametrize(
+    ("stored", "says"),
+    [
+        (lambda n: np.ones(n - 1), "must hold one number for each of the 240 genes of var"),
+        (lambda n: np.ones((n, 1)), "must hold one number for each of the 240 genes"),
+        (lambda n: np.full(n, b"x"), "must hold one number for each of the 240 genes"),
+        (lambda n: np.where(np.arange(n) == 1, np.nan, 1.0), "is NaN or infinite for "),
+    ],
+)
+def test_a_reference_that_does_not_fit_is_said(files, tmp_path, stored, says):
+    shutil.copy(files[2], tmp_path / "t.h5ad")
+    with h5py.File(tmp_path / "t.h5ad", "r+") as file:
+        del file["uns/perturbed_centroid_train"]
+        file["uns/perturbed_centroid_train"] = stored(240)
+    with pytest.raises(DataError, match=r"t\.h5ad: uns\['perturbed_centroid_train'\] " + says):
+        helpers.score(*files[:2], tmp_path / "t.h5ad", files[3])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"genes": []}, "genes: a panel of 0"),
+        ({"genes": ["KEEP"]}, "genes: a panel of 1; scores need at least two"),
+        ({"n_panels": 0}, "n_panels is 0"),
+        ({"panel_size": 1}, "panel_size 1"),
+    ],
+)
+def test_a_panel_has_at_least_two_genes(files, challenge, options, says):
+    if options.get("genes"):
+        options = {"genes": [challenge.genes_to_predict[0]]}
+    with pytest.raises(DataError, match=says):
+        helpers.score(*files, **options)
+
+
+def test_genes_in_common_are_needed():
+    with pytest.raises(DataError, match="have no gene in common"):
+        helpers.draw_panels(pd.Index(["A", "B"]), pd.Index(["C"]), None, 3, 1000, 0)
+    with pytest.raises(DataError, match="have 1 gene in common; scores need at least two"):
+        helpers.draw_panels(pd.Index(["A", "B"]), pd.Index(["A"]), None, 3, 1000, 0)

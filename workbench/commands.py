@@ -45,6 +45,11 @@ def command_line() -> Iterator[None]:
         _forget_output()
         raise SystemExit(1) from None
     except Exception as error:
+        with suppress(AttributeError):  # there is no stdout
+            try:
+                sys.stdout.flush()
+            except OSError:
+                _forget_output()
         from helpers import DataError  # noqa: PLC0415 - takes seconds, and some commands do without
 
         if not isinstance(error, DataError | OSError | MemoryError):
