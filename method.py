@@ -567,6 +567,8 @@ def _say_what_is_known(challenge: Challenge, knowledge: GeneKnowledge, model: An
                 line += f"; weight {weights[name]:.2g}"
                 line += f"; transfer {transfers[name]:.2f}" if transfers is not None and name in transfers else ""
         print(line)
+    if judged is not None and len(judged) and not judged["enters"].any():
+        print("  None enters: together they are not clearly better than the one direction that all knock-outs share.")
 
 
 def train(
