@@ -265,14 +265,15 @@ def _check_finite(arrays: Mapping[str, np.ndarray]) -> None:
             raise DataError(f"{name} holds NaN or infinite values")
 
 
-KINDS = {"texts": "O", "numbers": "iuf", "whole": "iu"}  # of arrays, with their dtypes
+KINDS = {"names": "O", "texts": "O", "numbers": "iuf", "whole": "iu"}  # of arrays, with their dtypes
 
 
 def check_arrays(arrays: Mapping[str, np.ndarray], layout: Mapping[str, str], **sizes: int) -> dict[str, int]:
-    """Hold arrays of a file against their layout, for instance `{"genes": "texts G", "weights": "numbers R G"}`.
+    """Hold arrays of a file against their layout, for instance `{"genes": "names G", "weights": "numbers R G"}`.
 
-    The first word is of KINDS, each other an axis, which has the same length wherever it stands, and that of `sizes`
-    where it is given there. Returns the lengths. Raises DataError for an array that is missing or does not fit.
+    The first word is of KINDS (names are texts, each there once), each other an axis, which has the same length
+    wherever it stands, and that of `sizes` where it is given there. Returns the lengths. Raises DataError for an array
+    that is missing or does not fit.
     """
     for name, words in layout.items():
         kind, *axes = words.split()
@@ -282,6 +283,8 @@ def check_arrays(arrays: Mapping[str, np.ndarray], layout: Mapping[str, str], **
         fits = array.dtype.kind in KINDS[kind] and array.ndim == len(axes)
         if not fits or any(sizes.setdefault(axis, n) != n for axis, n in zip(axes, array.shape, strict=True)):
             raise DataError(f"{name} holds {array.dtype} {array.shape}, which are no {words}")
+        if kind == "names" and len(set(array)) < len(array):
+            raise DataError(f"{name} holds names that come twice")
     return sizes
 
 
@@ -294,8 +297,10 @@ def check_codes(codes: np.ndarray, n: int, name: str) -> None:
 def check_module(make: Callable[[], torch.nn.Module], arrays: Mapping[str, np.ndarray]) -> None:
     """Raises DataError unless arrays are the parameters of what `make` makes; nothing is allocated to see it."""
     with torch.device("meta"):
-        wanted = {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
-    if wanted != {name: array.shape for name, array in arrays.items()}:
+        tensors = make().state_dict()
+    wanted = {name: (tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in tensors.items()}
+    held = {name: (array.shape, array.dtype.kind == "f") for name, array in arrays.items()}
+    if wanted != held or any(array.dtype.kind == "O" for array in arrays.values()):
         raise DataError("the parameters of a network are not of the shapes that its settings say")
 
 

@@ -26,9 +26,9 @@ from helpers import DataError, some, text_size
 SCALES = np.round(np.arange(0.3, 1.31, 0.05), 2)
 TUNING_REPEATS = 2  # of each network on each inner fold
 LAYOUT = {  # of the arrays in a file: T cell types, C compounds, G genes, R training rows, D dimensions
-    "genes": "texts G",
-    "cell_types": "texts T",
-    "compounds": "texts C",
+    "genes": "names G",
+    "cell_types": "names T",
+    "compounds": "names C",
     "components": "numbers D G",
     "coordinates": "numbers R D",
     **dict.fromkeys(("lowest", "highest"), "numbers G"),

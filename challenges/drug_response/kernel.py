@@ -28,7 +28,7 @@ JITTER = 1e-6
 FITTED = ("mean_kernel", "own_kernel", "shared_kernel", "noise", "similarity", "weights")
 LABELS = ("genes", "cell_types", "compounds")
 LAYOUT = {  # of the arrays in a file: T cell types, C compounds, G genes, R training rows
-    **dict(zip(LABELS, ("texts G", "texts T", "texts C"), strict=True)),
+    **dict(zip(LABELS, ("names G", "names T", "names C"), strict=True)),
     **dict.fromkeys(("mean_kernel", "own_kernel", "shared_kernel"), "numbers T T"),
     "noise": "numbers T",
     "similarity": "numbers C C",

@@ -209,7 +209,7 @@ class ReducedModel(BaseEstimator):
             check_arrays(bundle.under(side), names, F=len(features))
             for side, features in (("source", self.source_features_), ("target", self.target_features_))
         )
-        check_arrays(bundle.arrays, {"features/source": "texts S", "features/target": "texts T"})
+        check_arrays(bundle.arrays, {"features/source": "names S", "features/target": "names T"})
         if self.method not in METHODS or not np.isfinite([self.value_, self.shrink_]).all():
             raise DataError(f"the method {self.method!r} with {self.value_} and {self.shrink_}")
         layout = LAYOUT["adversarial" if self.method in RECIPES else self.method]

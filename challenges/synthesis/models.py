@@ -42,8 +42,8 @@ START, GAN = METHODS = ("start", "gan")
 SAMPLED_AT_ONCE = 1000
 TIMED_CELLS, TIMED_STEPS = 2000, 10  # to say how long training takes
 LAYOUT = {  # of the arrays in a file: T types, L levels, G genes, Q quantiles, N training cells, S kinds of cells seen
-    "genes": "texts G",
-    "trained_on": "texts N",
+    "genes": "names G",
+    "trained_on": "names N",
     "seen_count": "whole S",
     **{f"library/{name}": "numbers T" for name in ("mean", "sd", "step_intercept")},
     "library/shift": "numbers L",
@@ -207,7 +207,10 @@ class CellGAN(BaseEstimator):
         """
         settings, arrays = bundle.settings, bundle.arrays
         lengths = {"T": len(settings["types"]), "L": len(settings["levels"]), "Q": len(QUANTILES)}
-        check_arrays(arrays, LAYOUT | {f"seen/{name}": "texts S" for name in settings["conditions"]}, **lengths)
+        layout = LAYOUT | {f"seen/{name}": "texts S" for name in settings["conditions"]}
+        if settings["scale"][0] == "values":
+            layout["generator/values.quantiles"] = "numbers G V"
+        check_arrays(arrays, layout, **lengths)
         if settings["scale"][0] not in KINDS or not np.isfinite(settings["scale"][1]):
             raise DataError(f"its scale is {settings['scale']}")
         if not (set(arrays["seen/label"]) <= set(settings["types"]) and (arrays["seen_count"] > 0).all()):

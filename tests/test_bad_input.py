@@ -1,0 +1,678 @@
+"""Bad input, a line each: which good folder, what is called in it, how it is broken before, what the message must name.
+
+To add a case, add a line to a table: `Case(world, call, harm, says)`. A world is a folder of good input (`WORLDS`). A
+call is a command line, without `python -m`, or a function of the folder; it runs inside. A harm is a function of the
+folder, `NOTHING` where the call itself is wrong. `says` is a regular expression. Every case must end in ONE line: a
+command in exit status 1 (or the one given), a function in a DataError; what was there must be there still, and nothing
+else. `test_every_call_is_fine_without_harm` runs what is called in unharmed folders.
+"""
+
+import importlib
+import os
+import re
+import shlex
+import shutil
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from conftest import run_infer
+
+import helpers
+from contract import OBESITY_1 as CRUNCH
+from contract import TRAVELLING
+from helpers import DataError
+
+sys.path.append(str(Path(__file__).parent / "challenges"))
+import simulated_cells
+import simulated_pairs
+import simulated_responses
+
+from challenges.common import Bundle, load_model
+from challenges.drug_response.kernel import ResponseProcess
+from challenges.synthesis.models import CellGAN
+from workbench import bundle, submission, validate
+from workbench.compare import local_truth
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One fault."""
+
+    world: str
+    call: str | Callable[[], object]
+    harm: Callable[[Path], object]
+    says: str
+    status: int = 1  # of a command
+
+    def __str__(self) -> str:
+        """For the name of the test."""
+        call = self.call if isinstance(self.call, str) else self.call.__name__
+        return re.sub(r"[^\w.,:;=+ -]", "", f"{call}: {self.says}")[:90]
+
+
+def NOTHING(folder):  # noqa: N802 - reads as what it is in a table
+    """Leave all as it is."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ways to break a file: each gives a function of the folder
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def text(name, content, encoding="utf-8"):
+    return lambda folder: (folder / name).write_bytes(
+        content if isinstance(content, bytes) else content.encode(encoding)
+    )
+
+
+def gone(*names):
+    return lambda folder: [(folder / name).unlink() for name in names]
+
+
+def cut(name, share=0.5):
+    return lambda folder: os.truncate(folder / name, int(share * (folder / name).stat().st_size))
+
+
+def copied(name, to):
+    return lambda folder: shutil.copyfile(folder / name, folder / to)
+
+
+def made_folder(name):
+    return lambda folder: (folder / name).mkdir(parents=True)
+
+
+def in_its_place(name):
+    """A folder where a file should be."""
+
+    def harm(folder):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).mkdir()
+
+    return harm
+
+
+def cells(name, change):
+    """Change an `.h5ad` as AnnData; `change` gives it back, or None for the same."""
+
+    def harm(folder):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            adata = ad.read_h5ad(folder / name)
+            adata = change(adata) or adata
+            adata.write_h5ad(folder / name)
+
+    return harm
+
+
+def value(name, row, column, number):
+    def change(adata):
+        adata.X = helpers.dense(adata.X).copy()
+        adata.X[row, column] = number
+
+    return cells(name, change)
+
+
+def hdf5(name, change):
+    """Change an HDF5 file itself."""
+
+    def harm(folder):
+        with h5py.File(folder / name, "r+") as file:
+            change(file)
+
+    return harm
+
+
+def number_in(name, dataset, place, number):
+    def change(file):
+        file[dataset][place] = number
+
+    return hdf5(name, change)
+
+
+def replaced(name, key, content):
+    def change(file):
+        del file[key]
+        if content is not None:
+            file[key] = content
+
+    return hdf5(name, change)
+
+
+def elsewhere(name, key="X"):
+    """A part of a file that lies in another one."""
+
+    def harm(folder):
+        shutil.copyfile(folder / name, folder / "elsewhere.h5")
+        with h5py.File(folder / name, "r+") as file:
+            del file[key]
+            file[key] = h5py.ExternalLink(str(folder / "elsewhere.h5"), key)
+
+    return harm
+
+
+def csv(name, change):
+    def harm(folder):
+        change(pd.read_csv(folder / name, dtype=str, keep_default_na=False)).to_csv(folder / name, index=False)
+
+    return harm
+
+
+def with_cell(column, row, content):
+    def change(table):
+        table.loc[row, column] = content
+        return table
+
+    return change
+
+
+def parquet(name, change):
+    def harm(folder):
+        change(pd.read_parquet(folder / name)).to_parquet(folder / name)
+
+    return harm
+
+
+def both(*harms):
+    return lambda folder: [harm(folder) for harm in harms]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Functions that are called
+# ---------------------------------------------------------------------------------------------------------------------
+
+PREDICTED = Path("prediction", CRUNCH.prediction_file), Path("prediction", CRUNCH.predicted_proportions_file)
+TRUTH = Path("data", CRUNCH.local_truth_file), Path("data", CRUNCH.local_proportions_file)
+PREDICTION, SHARES, TRUE_CELLS, TRUE_SHARES = map(str, (*PREDICTED, *TRUTH))
+TRAIN = str(Path("data", CRUNCH.train_file))
+
+
+def score():
+    return helpers.score(*PREDICTED, *TRUTH)
+
+
+def score_calibrated():
+    return helpers.score(*PREDICTED, *TRUTH, sigma="calibrated")
+
+
+def split():
+    return helpers.local_split(TRAIN, "split", 0.3)
+
+
+def truth_of_the_challenge():
+    return local_truth(helpers.load_challenge("data"))
+
+
+def asked_for():
+    names = validate.requested_perturbations(Path("data"), local=False)
+    return validate.validate_prediction_folder("prediction", names, validate.requested_genes(Path("data")))
+
+
+def export():
+    return submission.export(Path("out"), root=Path("project"))
+
+
+def export_onto_the_project():
+    return submission.export(Path("project"), root=Path("project"))
+
+
+def bundle_of_the_project(out="new/bundle.ipynb"):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundle, "ROOT", Path("project").resolve())
+        return command(f"workbench.bundle {out}")
+
+
+def bundle_onto_a_module():
+    return bundle_of_the_project("project/helpers.py")
+
+
+def bundle_onto_the_notebook():
+    return bundle_of_the_project("project/notebook.ipynb")
+
+
+def load_drug_model():
+    return load_model("work/kernel.h5", ResponseProcess)
+
+
+def load_generator():
+    return load_model("work/gan.h5", CellGAN)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Worlds: folders of good input
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def crunch(tmp_path_factory, demo_folder, trained, challenge):
+    """A challenge folder, a prediction of its local knock-outs, and a project to submit."""
+    folder = tmp_path_factory.mktemp("crunch")
+    shutil.copytree(demo_folder, folder / "data")
+    targets = challenge.local_proportions.index
+    run_infer(demo_folder, trained, folder / "prediction", targets, challenge.genes_to_predict)
+    (folder / "project").mkdir()
+    for name in (*TRAVELLING, CRUNCH.description_file, "notebook.ipynb"):
+        shutil.copy(ROOT / name, folder / "project")
+    ours = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "workbench", folder / "project" / "workbench", ignore=ours)
+    shutil.copy(ROOT / CRUNCH.description_file, folder)
+    return folder
+
+
+def run_here(folder, *lines):
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        for line in lines:
+            command(line)
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def drug(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drug")
+    (folder / "op2").mkdir()
+    simulated_responses.write(folder / "op2", *simulated_responses.simulated())
+    return run_here(folder, "challenges.drug_response train --data op2 --method kernel --work work")
+
+
+@pytest.fixture(scope="session")
+def modality(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("modality")
+    (folder / "pairs").mkdir()
+    simulated_pairs.write(folder / "pairs", simulated_pairs.split(simulated_pairs.simulated()))
+    return run_here(folder, "challenges.modality train --data pairs --method ridge --work work")
+
+
+@pytest.fixture(scope="session")
+def synthesis(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("synthesis")
+    simulated_cells.make_adata().write_h5ad(folder / "cells.h5ad")
+    made = "challenges.synthesis train --data cells.h5ad --work work --device cpu --conditions donor"
+    return run_here(folder, f"{made} --steps 2", f"{made} --method start")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The tables
+# ---------------------------------------------------------------------------------------------------------------------
+
+COMPARE = "workbench.compare data prediction"
+VALIDATE = f"workbench.validate prediction data '{CRUNCH.description_file}'"
+SIMULATE = "workbench.simulate new --cells 300 --genes 60 --perturbations 3"
+
+SCORES = [
+    Case(
+        "crunch", score, value(PREDICTION, 150, 3, np.nan), r"prediction\.h5ad: X holds NaN or infinite values .*of \w+"
+    ),
+    Case("crunch", score, value(TRUE_CELLS, 40, 3, np.inf), r"gtruth\.h5ad: X holds NaN or infinite values .* of \w+"),
+    Case("crunch", score, cut(PREDICTION), r"prediction\.h5ad: not a readable HDF5 file"),
+    Case("crunch", score, gone(PREDICTION), r"prediction\.h5ad: no such file"),
+    Case("crunch", score, replaced(TRUE_CELLS, "uns/perturbed_centroid_train", None), r"uns has no 'perturbed_cent"),
+    Case(
+        "crunch", score, replaced(TRUE_CELLS, "uns/perturbed_centroid_train", [1.0]), "one number for each of the 240"
+    ),
+    Case("crunch", score, csv(TRUE_SHARES, lambda t: t[1:]), r"gtruth\.csv: no row for the scored perturbations"),
+    Case("crunch", score, csv(SHARES, lambda t: t[1:]), r"program_proportion\.csv: no row for the scored"),
+    Case("crunch", score, csv(SHARES, with_cell("adipo", 1, "")), r"program_proportion\.csv: values are missing"),
+    Case("crunch", score, cells(PREDICTION, lambda a: a[:, :1].copy()), "have 1 gene in common"),
+    Case("crunch", score, cells(PREDICTION, lambda a: a[100:].copy()), "no cells for the scored perturbations"),
+    Case("crunch", score_calibrated, cells(TRUE_CELLS, lambda a: setattr(a, "X", a.X * 0)), "'calibrated': the mean"),
+    Case("crunch", split, cut(TRAIN), r"obesity_challenge_1\.h5ad: not a readable HDF5 file"),
+    Case("crunch", split, text("split", ""), "could not be written|split.* is a file|File exists"),
+    Case("crunch", truth_of_the_challenge, gone(TRUE_CELLS), "no local truth, so there is nothing to compare"),
+]
+
+COMPARING = [
+    Case("crunch", COMPARE, gone(PREDICTION), r"prediction\.h5ad: no such file; PREDICTION is the folder"),
+    Case("crunch", COMPARE, in_its_place(SHARES), r"program_proportion\.csv: no such file; PREDICTION is"),
+    Case("crunch", "workbench.compare data nowhere", NOTHING, r"nowhere/prediction\.h5ad: no such file"),
+    Case("crunch", "workbench.compare nowhere prediction", NOTHING, r"nowhere/obesity_challenge_1\.h5ad: no such file"),
+    Case("crunch", COMPARE, gone(TRUE_CELLS), "data: no local truth"),
+    Case("crunch", COMPARE, value(PREDICTION, 150, 3, np.nan), r"prediction\.h5ad: X holds NaN"),
+    Case("crunch", f"{COMPARE} --out {SHARES}", NOTHING, r"program_proportion\.csv: an input of this command"),
+    Case("crunch", f"{COMPARE} --out data/{CRUNCH.genes_file}", NOTHING, r"genes_to_predict\.txt: an input of this"),
+    Case("crunch", f"{COMPARE} --out data", NOTHING, "data: a folder; name a file"),
+    Case(
+        "crunch", f"{COMPARE} --out file/table.csv", text("file", ""), r"file: cannot be written to \(Not a directory"
+    ),
+    Case("crunch", f"{COMPARE} --sigma 0", NOTHING, "argument --sigma: invalid choice: '0'", 2),
+    Case("crunch", "workbench.compare data", NOTHING, "the following arguments are required: prediction", 2),
+]
+
+VALIDATING = [
+    Case("crunch", VALIDATE, gone(TRUE_SHARES), r"gtruth\.csv: not a readable CSV file"),
+    Case("crunch", VALIDATE, gone(f"data/{CRUNCH.genes_file}"), r"genes_to_predict\.txt: cannot be read as text"),
+    Case("crunch", VALIDATE, text(f"data/{CRUNCH.genes_file}", ""), r"genes_to_predict\.txt: the file is empty"),
+    Case(
+        "crunch", VALIDATE, text(f"data/{CRUNCH.genes_file}", "ÄB", "utf-16"), r"genes_to_predict\.txt: cannot be read"
+    ),
+    Case(
+        "crunch", VALIDATE, csv(TRUE_SHARES, lambda t: t.drop(columns="gene")), r"gtruth\.csv: no column gene; it has"
+    ),
+    Case("crunch", VALIDATE, text(TRUE_SHARES, b"\xff\xfe\x00"), r"gtruth\.csv: not a readable CSV file"),
+    Case("crunch", "workbench.validate nowhere data", NOTHING, "nowhere: no such folder", 2),
+    Case("crunch", "workbench.validate prediction data/x", NOTHING, "data/x: no such folder", 2),
+]
+
+MAKING = [
+    Case("crunch", f"{SIMULATE} --seed -1", NOTHING, "argument --seed: '-1' is not a whole number from 0", 2),
+    Case("crunch", f"{SIMULATE} --genes abc", NOTHING, "argument --genes: 'abc' is not a whole number", 2),
+    Case("crunch", f"{SIMULATE} --genes 10", NOTHING, "genes=10: at least 60 are needed", 2),
+    Case("crunch", f"{SIMULATE} --cells 2000000000 --genes 2000000", NOTHING, "GB are needed at .* GB are free"),
+    Case("crunch", f"{SIMULATE} --predictable nan", NOTHING, "predictable=nan: must lie between 0 and 1", 2),
+    Case("crunch", f"{SIMULATE} --answer new/answer.h5", NOTHING, "answer .* must be a file outside", 2),
+    Case("crunch", SIMULATE.replace("new", "data"), NOTHING, "already exists; --force", 2),
+    Case("crunch", SIMULATE.replace("new", "file"), text("file", ""), "file is not a folder", 2),
+    Case("crunch", SIMULATE.replace("new", "file/new"), text("file", ""), "file/new: a part of its path is a file", 2),
+    Case(
+        "crunch", SIMULATE, both(made_folder("new.partial"), text("new.partial/thesis.txt", "")), "it holds thesis", 2
+    ),
+    Case("crunch", "workbench.demo --folder file", text("file", ""), "--folder file: not a folder"),
+    Case(
+        "crunch", "workbench.demo --folder new --data nowhere", NOTHING, r"--data nowhere: holds no obesity_challenge"
+    ),
+    Case(
+        "crunch", "workbench.demo --folder . --data data", NOTHING, "--data data: it is data already; leave --data out"
+    ),
+    Case("crunch", "workbench.demo --folder . --picture data", NOTHING, "data: a folder; name a file"),
+    Case("crunch", "workbench.demo --folder new --picture file/x.png", text("file", ""), "file: cannot be written to"),
+    Case("crunch", "workbench.demo --folder .", cut(TRAIN), r"obesity_challenge_1\.h5ad: not a readable HDF5 file"),
+    Case("crunch", "workbench.bundle data", NOTHING, "data: a folder; name a file"),
+    Case("crunch", "workbench.bundle file/x.ipynb", text("file", ""), "file: cannot be written to"),
+    Case("crunch", bundle_onto_a_module, NOTHING, r"helpers\.py: an input of this command"),
+    Case("crunch", bundle_onto_the_notebook, NOTHING, r"notebook\.ipynb: an input of this command"),
+    Case("crunch", bundle_of_the_project, text("project/notebook.ipynb", "{"), r"notebook\.ipynb: not a notebook"),
+    Case("crunch", bundle_of_the_project, text("project/helpers.py", "def f(:"), r"not Python: 'def f\(:'"),
+    Case(
+        "crunch",
+        f"workbench.submission --out {CRUNCH.description_file.split()[0]}",
+        text("Method", ""),
+        "Method: a file",
+    ),
+    Case("crunch", "workbench.submission --out data", NOTHING, "data holds no main.py and requirements.txt"),
+    Case("crunch", export_onto_the_project, NOTHING, "project: holds the project itself; choose another folder"),
+    Case("crunch", "workbench.submission --out file/out", text("file", ""), "file: cannot be written to"),
+    Case("crunch", export, text("project/notebook.ipynb", "{"), r"notebook\.ipynb: not a notebook, or a broken one"),
+    Case("crunch", export, gone("project/helpers.py"), r"No such file or directory: .*helpers\.py"),
+    Case("crunch", "workbench.bench --keep file", text("file", ""), "--keep file: a file; name a folder"),
+    Case("crunch", "workbench.bench --page data", NOTHING, "data: a folder; name a file"),
+    Case("crunch", "workbench.bench --quick", text("build", ""), "build: cannot be written to"),
+    Case("crunch", "workbench.hub --port 65536", NOTHING, "'65536' is not a whole number from 0 to 65535", 2),
+    Case("crunch", "workbench.hub --project file", text("file", ""), "file: cannot be written to"),
+    Case(
+        "crunch",
+        "workbench.hub --project .",
+        both(made_folder(".crunchdao"), text(".crunchdao/project.json", "{")),
+        "not JSON",
+    ),
+]
+
+DRUG = "challenges.drug_response {} --data op2 --method kernel --work work"
+PREPARE, PREDICT, TRAINING = DRUG.format("prepare"), DRUG.format("predict"), DRUG.format("train")
+TABLE, ROWS, DRUG_MODEL = "op2/de_train.parquet", "op2/id_map.csv", "work/kernel.h5"
+DRUGS = [
+    Case("drug", PREPARE, gone(TABLE), r"de_train\.parquet: no such file; put Kaggle's"),
+    Case("drug", PREPARE, in_its_place(TABLE), r"de_train\.parquet: not a file; put Kaggle's"),
+    Case("drug", PREPARE, cut(TABLE), r"de_train\.parquet: not a parquet file, or a broken one"),
+    Case("drug", PREPARE, text(TABLE, "cell_type,sm_name,A1"), r"de_train\.parquet: not a parquet file"),
+    Case("drug", PREPARE, parquet(TABLE, lambda t: t.assign(dose_uM=1.0)), r"columns that are no genes: 'dose_uM'"),
+    Case("drug", PREPARE, parquet(TABLE, lambda t: t.assign(**{"Unnamed: 0": 1.0})), "no genes: 'Unnamed: 0'"),
+    Case("drug", PREPARE, parquet(TABLE, lambda t: t.assign(G1=True)), "gene columns that are not numbers: G1"),
+    Case("drug", PREPARE, parquet(TABLE, lambda t: t.assign(G1="x")), "gene columns that are not numbers: G1"),
+    Case("drug", PREPARE, parquet(TABLE, lambda t: t.assign(G1=1e300)), "NaN or infinite targets .* genes G1$"),
+    Case(
+        "drug", PREPARE, parquet(TABLE, lambda t: t.assign(G1=pd.array([None] * len(t), "Int64"))), "NaN .* genes G1$"
+    ),
+    Case("drug", PREPARE, parquet(TABLE, lambda t: t.drop(columns="sm_name")), "no column sm_name"),
+    Case("drug", PREPARE, csv(ROWS, with_cell("id", 2, "")), r"id_map\.csv: 1 rows without an id"),
+    Case("drug", PREPARE, csv(ROWS, with_cell("id", 2, "0")), r"id_map\.csv: ids that come twice: 0"),
+    Case("drug", PREPARE, csv(ROWS, with_cell("sm_name", 2, "")), r"id_map\.csv: empty labels in column sm_name"),
+    Case(
+        "drug", PREPARE, text(ROWS, "id;cell_type;sm_name\n0;B cells;D01\n"), r"id_map\.csv: .*separated by semicolons"
+    ),
+    Case("drug", PREPARE, text(ROWS, "id\tcell_type\tsm_name\n"), r"id_map\.csv: .*separated by tabs"),
+    Case("drug", PREPARE, text(ROWS, "id,cell_type,sm_name\n1,a,b", "utf-16"), r"id_map\.csv: not a csv file in UTF-8"),
+    Case("drug", PREPARE, in_its_place(ROWS), r"id_map\.csv"),
+    Case("drug", PREDICT, copied(TABLE, DRUG_MODEL), r"kernel\.h5: damaged, no trained model"),
+    Case("drug", PREDICT, cut(DRUG_MODEL, 0.9), r"kernel\.h5: damaged, .*; train again"),
+    Case(
+        "drug", PREDICT.replace("kernel", "simple"), copied(DRUG_MODEL, "work/simple.h5"), "a model of 'kernel', not of"
+    ),
+    Case(
+        "drug", PREDICT, parquet(TABLE, lambda t: t.assign(G1=t["G1"] + 1)), r"kernel\.h5: trained on other responses"
+    ),
+    Case("drug", PREDICT, parquet(TABLE, lambda t: t.drop(columns="G1")), r"kernel\.h5: trained on other genes .*G1"),
+    Case("drug", f"{PREDICT} --out {ROWS}", NOTHING, r"id_map\.csv: an input of this command"),
+    Case("drug", f"{PREDICT} --out op2/../{DRUG_MODEL}", NOTHING, r"kernel\.h5: an input of this command"),
+    Case("drug", f"{PREDICT} --out op2", NOTHING, "op2: a folder; name a file"),
+    Case("drug", TRAINING.replace("--work work", "--work file"), text("file", ""), "file: cannot be written to"),
+    Case(
+        "drug", f"{TRAINING} --seed 100000000000000000000000", NOTHING, "is not a whole number from 0 to 4294967295", 2
+    ),
+    Case("drug", DRUG.format("evaluate") + f" --truth {TABLE} --out {TABLE}", NOTHING, "parquet: an input of this"),
+    Case("drug", DRUG.format("evaluate") + " --pictures file", text("file", ""), "file: cannot be written to"),
+    Case(
+        "drug",
+        load_drug_model,
+        lambda folder: Bundle("drug_response/kernel", {}, {}).save(folder / DRUG_MODEL),
+        r"kernel\.h5: damaged \('rank'\); train again",
+    ),
+]
+
+PAIRS = "challenges.modality {} --data pairs --method ridge --work work"
+CHECK, APPLY = PAIRS.format("prepare"), PAIRS.format("predict")
+ONE, TWO, TEST = (f"pairs/set.{part}.h5ad" for part in ("train_mod1", "train_mod2", "test_mod1"))
+
+
+def with_layer(name):
+    def change(adata):
+        adata.layers["normalized"] = adata.X.copy()
+
+    return cells(name, change)
+
+
+def as_counts(adata):
+    adata.X = sp.csr_matrix(np.rint(10 * adata.X.toarray()).astype(np.float32))
+
+
+MODALITIES = [
+    Case("modality", CHECK, gone(ONE), "neither .*train_mod1.h5ad and"),
+    Case("modality", CHECK.replace("pairs", "nowhere"), NOTHING, r"nowhere: no \.h5ad files"),
+    Case("modality", CHECK.replace("pairs", "pairs/[x]*"), NOTHING, r"no \.h5ad files"),
+    Case("modality", CHECK, cut(ONE), r"train_mod1\.h5ad: not an \.h5ad file, or a broken one"),
+    Case("modality", CHECK, in_its_place(ONE), r"train_mod1\.h5ad: not a file"),
+    Case("modality", CHECK, elsewhere(ONE), r"train_mod1\.h5ad: X lie in another file"),
+    Case("modality", CHECK, number_in(ONE, "X/indices", 5, 2**30), r"train_mod1\.h5ad: damaged, its sparse values"),
+    Case("modality", CHECK, number_in(ONE, "X/indptr", 5, 10**6), r"train_mod1\.h5ad: .*(damaged|broken)"),
+    Case("modality", CHECK, replaced(ONE, "X", None), r"train_mod1\.h5ad"),
+    Case("modality", CHECK, replaced(ONE, "obs", None), r"train_mod1\.h5ad"),
+    Case("modality", CHECK, replaced(ONE, "X", np.full((60, 30), b"0.1")), r"train_mod1\.h5ad"),
+    Case(
+        "modality",
+        CHECK,
+        number_in(TWO, "X/data", 0, np.nan),
+        r"train_mod2\.h5ad: NaN or infinite values in cells C000",
+    ),
+    Case("modality", CHECK, with_layer(ONE), r"test_mod1\.h5ad: its values are in X, those of .* in normalized"),
+    Case("modality", CHECK, with_layer(TEST), r"test_mod1\.h5ad: its values are in normalized, those of .* in X"),
+    Case("modality", CHECK, cells(TEST, as_counts), r"test_mod1\.h5ad: whole numbers only, as counts are"),
+    Case("modality", CHECK, copied(ONE, TEST), r"test_mod1\.h5ad: training cells among the test cells: C000"),
+    Case(
+        "modality", APPLY, cells(TWO, lambda a: setattr(a, "X", a.X * 2)), r"GEX_ADT_ridge\.h5: trained on other cells"
+    ),
+    Case(
+        "modality",
+        APPLY.replace("ridge", "knn"),
+        copied("work/GEX_ADT_ridge.h5", "work/GEX_ADT_knn.h5"),
+        r"GEX_ADT_knn\.h5: a model of 'ridge', not of 'knn'; train again",
+    ),
+    Case("modality", APPLY, cut("work/GEX_ADT_ridge.h5", 0.8), r"GEX_ADT_ridge\.h5: damaged, .*; train again"),
+    Case("modality", f"{APPLY} --out {TEST}", NOTHING, r"test_mod1\.h5ad: an input of this command"),
+    Case("modality", f"{APPLY} --out work/GEX_ADT_ridge.h5", NOTHING, r"GEX_ADT_ridge\.h5: an input of this command"),
+    Case("modality", PAIRS.format("train").replace("--work work", "--work file"), text("file", ""), "file: cannot be"),
+    Case("modality", PAIRS.format("evaluate") + f" --out {TWO}", NOTHING, r"train_mod2\.h5ad: an input of this"),
+    Case("modality", f"{CHECK} --mod1 RNA", NOTHING, "argument --mod1: invalid choice: 'RNA'", 2),
+]
+
+GAN = "challenges.synthesis {} --work work --device cpu"
+SAMPLE, READ, LEARN = (
+    GAN.format("sample") + " --n 2",
+    GAN.format("prepare") + " --data cells.h5ad",
+    (GAN.format("train") + " --data cells.h5ad --steps 2 --conditions donor"),
+)
+CELLS, CHECKPOINT = "cells.h5ad", "work/gan.checkpoint.h5"
+
+
+def ones(adata):
+    adata.X = sp.csr_matrix((adata.X.toarray() > 0).astype(np.float32))
+    del adata.layers["counts"]
+
+
+GENERATED = [
+    Case("synthesis", READ, gone(CELLS), r"cells\.h5ad: no such file"),
+    Case("synthesis", READ.replace("cells.h5ad", "work"), NOTHING, "work: a folder, or no plain file; name an .h5ad"),
+    Case("synthesis", READ, cut(CELLS), r"cells\.h5ad: not an \.h5ad file, or a broken one"),
+    Case("synthesis", READ, elsewhere(CELLS), r"cells\.h5ad: X lie in another file"),
+    Case(
+        "synthesis",
+        READ,
+        both(number_in(CELLS, "X/indices", 3, 2**30), replaced(CELLS, "layers/counts", None)),
+        r"cells\.h5ad: X: damaged, its sparse values",
+    ),
+    Case("synthesis", READ, cells(CELLS, ones), r"cells\.h5ad: X holds 0 and 1 only"),
+    Case(
+        "synthesis",
+        READ,
+        hdf5(CELLS, lambda f: f["X"].attrs.update({"encoding-version": "9.9"})),
+        r"cells\.h5ad: not an",
+    ),
+    Case("synthesis", READ, replaced(CELLS, "obs", None), r"cells\.h5ad: not an \.h5ad file, or a broken one"),
+    Case("synthesis", READ.replace(".h5ad", ".h5"), copied(CELLS, "cells.h5"), r"metadata\.csv: no such file"),
+    Case("synthesis", f"{READ} --label donor --held-out 1", NOTHING, "--held-out is a share from 0 to below 1"),
+    Case("synthesis", f"{LEARN} --steps -3", NOTHING, "argument --steps: '-3' is not a whole number", 2),
+    Case("synthesis", LEARN, text(CHECKPOINT, "half"), r"checkpoint\.h5: damaged, .*; remove it to begin anew"),
+    Case(
+        "synthesis", LEARN, copied("work/gan.h5", CHECKPOINT), r"checkpoint\.h5: a model of 'synthesis', .*remove it to"
+    ),
+    Case(
+        "synthesis",
+        LEARN,
+        lambda folder: Bundle("synthesis/checkpoint", {}, {}).save(folder / CHECKPOINT),
+        r"checkpoint\.h5: a checkpoint of other cells, .*; remove it to begin anew",
+    ),
+    Case("synthesis", LEARN.replace("--work work", "--work file"), text("file", ""), "file: cannot be written to"),
+    Case("synthesis", LEARN.replace("cells.h5ad", "work/gan.h5"), NOTHING, r"gan\.h5: an input of this command"),
+    Case("synthesis", SAMPLE.replace("--n 2", "--n 0"), NOTHING, "argument --n: '0' is not a whole number from 1", 2),
+    Case("synthesis", SAMPLE.replace("--n 2", "--n 2000000000"), NOTHING, "cells x 30 genes take .* GB of memory"),
+    Case("synthesis", f"{SAMPLE} --out work/gan.h5", NOTHING, r"gan\.h5: an input of this command"),
+    Case("synthesis", f"{SAMPLE} --data cells.h5ad --out cells.h5ad", NOTHING, r"cells\.h5ad: an input of this"),
+    Case("synthesis", SAMPLE, cut("work/gan.h5", 0.99), r"gan\.h5: damaged, .*; train again"),
+    Case("synthesis", SAMPLE, copied("work/start.h5", "work/gan.h5"), r"gan\.h5: a model of 'start', not of 'gan'"),
+    Case("synthesis", f"{SAMPLE} --mix 'B cell:inf,NK cell:1'", NOTHING, "the weight of 'B cell' is inf"),
+    Case("synthesis", GAN.format("evaluate") + " --draws 0", NOTHING, "argument --draws: '0' is not a whole number", 2),
+    Case(
+        "synthesis", GAN.format("evaluate") + " --out cells.h5ad --data cells.h5ad", NOTHING, r"cells\.h5ad: an input"
+    ),
+    Case(
+        "synthesis", GAN.format("evaluate") + " --challenge nowhere", NOTHING, r"nowhere/obesity_challenge_1\.h5ad: no"
+    ),
+    Case(
+        "synthesis",
+        load_generator,
+        lambda folder: Bundle("synthesis", {"types": 3}, {}).save(folder / "work/gan.h5"),
+        r"gan\.h5: damaged \(.*\); train again",
+    ),
+]
+
+CASES = [*SCORES, *COMPARING, *VALIDATING, *MAKING, *DRUGS, *MODALITIES, *GENERATED]
+GOOD = {
+    "crunch": [
+        score,
+        score_calibrated,
+        split,
+        truth_of_the_challenge,
+        export,
+        bundle_of_the_project,
+        COMPARE,
+        VALIDATE,
+        SIMULATE,
+    ],
+    "drug": [PREPARE, PREDICT, TRAINING, load_drug_model],
+    "modality": [CHECK, APPLY],
+    "synthesis": [READ, LEARN, SAMPLE, load_generator],
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is asserted of each
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def command(line):
+    """Run a command line in this process, as `python -m` would."""
+    module, *words = shlex.split(line)
+    name = f"{module}.__main__" if module.startswith("challenges.") else module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module, *words])
+        return importlib.import_module(name).main()
+
+
+def called(call):
+    return command(call) if isinstance(call, str) else call()
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def here(request, tmp_path, monkeypatch):
+    """Go into a copy of a world."""
+
+    def go(world):
+        folder = Path(shutil.copytree(request.getfixturevalue(world), tmp_path / "world"))
+        monkeypatch.chdir(folder)
+        return folder
+
+    return go
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bad_input_ends_in_one_line_that_names_it(case, here, capsys):
+    folder = here(case.world)
+    case.harm(folder)
+    before = contents(folder)
+    with pytest.raises((DataError, OSError, SystemExit)) as raised:
+        called(case.call)
+    message = str(raised.value)
+    if case.status != 1:  # argparse has said it
+        assert raised.value.code == case.status
+        message = capsys.readouterr().err.rstrip().splitlines()[-1]
+    elif isinstance(raised.value, SystemExit):
+        assert message.startswith("error: ")
+    else:
+        assert not isinstance(case.call, str)
+    assert "\n" not in message
+    assert re.search(case.says, message), message
+    assert contents(folder) == before, "what was there is there still, and nothing else"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("world", "call"), [(world, call) for world, calls in GOOD.items() for call in calls], ids=str)
+def test_every_call_is_fine_without_harm(world, call, here):
+    """So that what a case says comes of its harm."""
+    here(world)
+    called(call)
