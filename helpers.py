@@ -1232,7 +1232,8 @@ def write_prediction(
     thread writes those before. `mode` is "disk" (at most two slabs of 32 MB are in memory), "ram" (as many as wait for
     the disk, all of them at most) or "auto" (by the memory available); both give the same file. `form` is "plain",
     "compact" (values in steps of 1/64, shuffled and compressed by lzf: about 40 % of the size, several times as slow;
-    the mean of the cells stays exact to the step) or "auto" (plain, unless only the compact form fits the free disk).
+    the mean of the cells stays exact to the step; lzf may pack the same values in other bytes another time) or "auto"
+    (plain, unless only the compact form fits the free disk).
     `layout` is "dense", "sparse" (CSR, for a generator whose zeros are the same for all knock-outs) or "auto" (the
     smaller). The file is written beside under a temporary name and renamed at the end, so that an interrupted run
     leaves an older file as it was.
