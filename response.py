@@ -40,6 +40,7 @@ JUDGED_FOLDS, JUDGED_SPLITS = 5, 2
 FEWEST_TO_JUDGE = 10
 JUDGED_SHARE = 0.5  # of the least-squares factor of a screen's profiles, while it is judged
 ENTERS, CLEAR = 1.0, 1.64  # standard errors: of what a table must add, and of what counts as clear
+LEAST_GAIN = 0.001  # in correlation, that a table must add
 
 SMOOTHING = 4.0  # noise of a screen's profile, in units of its mean variance
 
@@ -60,7 +61,7 @@ class ResponseModel(BaseEstimator):
     a prediction is the least-squares amplitude of the left-out predictions.
 
     A table or screen enters where, out of fold on the training knock-outs with all weights learned in the fold, the
-    correlation is worse without it by more than a standard error of the paired difference (`judge`).
+    correlation is worse without it by more than a standard error of the paired difference, and by .001 (`judge`).
 
     A screen that enters also foretells: its profiles, smoothed by the same kernel, times a factor of each response
     (a shrunken least-squares factor), times a share that maximises the leave-one-out correlation. The template of
@@ -347,7 +348,7 @@ def judge(
         for name in doubtful:
             gain = hits - without[name]
             table.loc[name, ["gain", "standard_error"]] = gain.mean(), error(gain)
-            margin[name] = gain.mean() - ENTERS * error(gain)
+            margin[name] = gain.mean() - max(ENTERS * error(gain), LEAST_GAIN)
         worst = min(doubtful, key=lambda name: margin[name])
         if margin[worst] > 0:
             break

@@ -18,9 +18,11 @@ from helpers import DataError
 
 ROOT = Path(helpers.__file__).parent
 HOLD = dedent("""
+    import signal
     import sys
     from pathlib import Path
     import helpers
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell starts with it ignored
     with helpers.replacing(Path(sys.argv[1])) as temporary:
         temporary.write_text(sys.argv[2])
         print("holding", flush=True)
