@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from response import ResponseModel
 from workbench.pictures.style import BLUE, GREY, legend_below, plain_style, titled
 
-LONGEST = 30  # characters of a name
+LONGEST = 44  # characters of a name
 
 
 @plain_style()

@@ -26,6 +26,7 @@ from workbench.cross_validate import (
 from workbench.evaluation import methods, pictures
 from workbench.evaluation.folds import TRUE_MEAN
 from workbench.evaluation.methods import ALL, BOTH, MEDIAN, PCA_RIDGE, WITHOUT, ZERO
+from workbench.evaluation.verdicts import verdicts
 from workbench.results.data import (
     PRIORS,
     best_constant,
@@ -198,7 +199,7 @@ def thp1(data: Path, executor: Executor | None) -> Section:
         "(all of them one panel), leave one out, 100 written cells, bandwidth of MMD calibrated on the cells. Gene "
         "knowledge: the control cells and the priors. All rows but the starter's write scaled real cells.\n\n"
         f"{_thp1_table(parts)}\n\n![One point per knock-out](docs/results_thp1.png)\n\n"
-        f"{_thp1_pearson(pearson, challenge)}\n\n"
+        f"{_thp1_pearson(pearson, challenge)}\n\n{_what_priors_add(table)}\n\n"
         f"{_thp1_mmd(wide, n_cells, ratios)}"
     )
     over_constant = pearson[BOTH] - pearson[methods.CONSTANT]
@@ -243,6 +244,16 @@ def _thp1_pearson(scores: pd.DataFrame, challenge: helpers.Challenge) -> str:
         f"{unmeasured} targets that are not among the {len(challenge.genes)} genes, and its intercept is the mean of "
         f"the other {len(scores) - unmeasured}."
     )
+
+
+def _what_priors_add(table: pd.DataFrame) -> str:
+    """The verdicts on the user's files, which the priors are here, in a sentence."""
+    found = verdicts(table)
+    parts = [
+        f"{str(name).removeprefix(WITHOUT)} {text(row, which='difference')} ({row['verdict']})"
+        for name, row in found.rename(columns={"low": "difference_low", "high": "difference_high"}).iterrows()
+    ]
+    return f"What the priors add to the Pearson of what is submitted, as `cross_validate` says it: {'; '.join(parts)}."
 
 
 def _thp1_mmd(wide: pd.DataFrame, n_cells: pd.Series, ratios: list[float]) -> str:
