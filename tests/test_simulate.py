@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
+import helpers
 from contract import OBESITY_1 as CRUNCH
 from workbench import simulate as module
 from workbench.simulate import FILES, OBS, simulate
@@ -404,3 +405,34 @@ def test_command_line(tmp_path):
     assert refused.returncode == 2
     assert "already exists" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_two_at_once_do_not_mix(tmp_path):
+    """Of two runs into one folder one wins; the other says so, and the files are all of the first's seed."""
+    command = [sys.executable, "-m", "workbench.simulate", tmp_path / "data", "--cells", "3000", "--genes", "400"]
+    command += ["--force", "--perturbations", "8", "--seed"]
+    root, pipe = Path(__file__).parents[1], subprocess.PIPE
+    runs = [subprocess.Popen([*command, str(seed)], cwd=root, stderr=pipe, stdout=pipe, text=True) for seed in (1, 2)]
+    said = [run.communicate()[1] for run in runs]
+    codes = [run.returncode for run in runs]
+    assert 0 in codes
+    seed = 1 + codes.index(0)
+    if codes == [0, 0]:
+        pytest.skip("they did not meet")
+    assert "data: another run is writing it" in said[2 - seed]
+    assert "Traceback" not in said[2 - seed]
+    simulate(tmp_path / "same", cells=3000, genes=400, perturbations=8, seed=seed)
+    assert arrays(tmp_path / "data") == arrays(tmp_path / "same")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "same"]
+
+
+def test_one_run_waits_for_nobody_and_says_so(tmp_path):
+    with helpers.only_one(tmp_path / "data"), pytest.raises(helpers.DataError, match="data: another run is writing it"):
+        simulate(tmp_path / "data", **TINY)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_no_hdf5_is_named(tmp_path):
+    (tmp_path / "x.h5ad").write_text("no")
+    with pytest.raises(helpers.DataError, match=r"x\.h5ad: not a readable HDF5 file"):
+        module.is_simulated(tmp_path / "x.h5ad")

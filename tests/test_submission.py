@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -260,6 +261,66 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_written(tmp_path, damage
     with pytest.raises(DataError, match=message):
         export(tmp_path / "out", root=project)
     assert {path.name for path in tmp_path.glob("out/*")} == ({"thesis.txt"} if damage == "folder" else set())
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """A submission in `out`, signed in, and the project that it was made of."""
+    project = write_project_with(tmp_path / "project", "import os", "METHOD = None")
+    export(tmp_path / "out", root=project)
+    (tmp_path / "out" / ".crunchdao").mkdir()
+    (tmp_path / "out" / ".crunchdao" / "token").write_text("mine")
+    return project, tmp_path / "out"
+
+
+KILL = """
+    import os, signal, sys
+    from pathlib import Path
+    from workbench.submission import export
+    rename = Path.rename
+    def stopped(self, target):
+        if self.name == "out" and self.parent.name == ".out.partial":
+            os.kill(os.getpid(), int(sys.argv[3]))
+        return rename(self, target)
+    Path.rename = stopped
+    export(Path(sys.argv[1]), root=Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_stopped_between_the_two_renames_the_sign_in_is_not_lost(exported, stop):
+    project, out = exported
+    command = [sys.executable, "-c", dedent(KILL), out, project, str(int(stop))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode in (-stop, 1, 130), done.stderr
+    assert out.exists() == (stop == signal.SIGINT)
+    export(out, root=project)
+    assert (out / ".crunchdao" / "token").read_text() == "mine"
+    assert {path.name for path in out.parent.iterdir()} == {"project", "out"}
+
+
+@pytest.mark.parametrize("lost", ["main.py", "requirements.txt", "its first line"])
+def test_a_folder_that_was_not_exported_is_never_replaced(exported, lost):
+    project, out = exported
+    (out / "thesis.txt").write_text("precious")
+    if lost == "its first line":
+        (out / "requirements.txt").write_text("numpy\n")
+    else:
+        (out / lost).unlink()
+    with pytest.raises(DataError, match=r"out holds no main\.py and requirements\.txt of an exported submission"):
+        export(out, root=project)
+    assert (out / "thesis.txt").exists()
+
+
+def test_the_project_itself_is_never_replaced(exported):
+    """Though it may look like an export: `crunch convert` writes a main.py into it."""
+    project, out = exported
+    for name in ("main.py", "requirements.txt"):
+        shutil.copy(out / name, project)
+    for place in (project, project.parent):
+        with pytest.raises(DataError, match="holds the project itself"):
+            export(place, root=project)
+    assert (project / "notebook.ipynb").exists()
 
 
 def test_push_from_a_clone(tmp_path):

@@ -192,6 +192,8 @@ def cell(row, column, value):
         (cell(1, "adipo", np.inf), "column adipo is infinite for CHD4"),
         (cell(1, "lipo", "a tenth"), "column lipo is no number for CHD4"),
         (cell(1, "lipo", 0.41), "column lipo exceeds adipo for CHD4"),
+        (cell(1, "lipo", -0.1), "column lipo is negative for CHD4"),
+        (lambda t: t.assign(pre_adipo=[1.2, 0.3, 0.3], other=[-0.6, 0.3, 0.3]), "column other is negative for SOX6"),
         (cell(1, "other", 0.302), "pre_adipo \\+ adipo \\+ other is not 1 for CHD4"),
         (cell(2, "other", 0.297), "pre_adipo \\+ adipo \\+ other is not 1 for ZBTB20"),
     ],
@@ -284,3 +286,80 @@ def test_the_command_prints_ok_or_the_problems(folder, tmp_path, capsys):
     assert "prediction.h5ad: obs column gene lacks 2 (PPARG, CEBPA)" in capsys.readouterr().out
     shutil.copy(method, method.with_name("README.md"))
     assert main([str(folder), str(data), str(method.with_name("README.md"))]) == 1
+
+
+def test_genes_may_be_called_na_and_names_may_hold_spaces(tmp_path):
+    """One name a line, as `helpers` reads them, with or without a byte-order mark."""
+    names = ["NA", "nan", "null", "HLA A", "None"]
+    folder, data = tmp_path / "prediction", tmp_path / "data"
+    for made in (folder, data):
+        made.mkdir()
+    obs = pd.DataFrame({"gene": np.repeat(names, 100)}).rename(str)
+    cells = ad.AnnData(np.zeros((500, 5), np.float32), obs, pd.DataFrame(index=names))
+    cells.write_h5ad(folder / "prediction.h5ad")
+    table = pd.DataFrame({"gene": names, "pre_adipo": 0.3, "adipo": 0.4, "lipo": 0.1, "other": 0.3})
+    table.to_csv(folder / "predict_program_proportion.csv", index=False)
+    table.to_csv(data / "program_proportion_local_gtruth.csv", index=False)
+    (data / "genes_to_predict.txt").write_text("\n".join(names) + "\n", encoding="utf-8-sig")
+    (data / "predict_perturbations.txt").write_text(" NA\r\nnan \r\n\nnull\nHLA A\nNone", encoding="utf-8-sig")
+    for words in ([], ["--cloud"]):
+        assert main([str(folder), str(data), *words]) == 0
+
+
+@pytest.mark.parametrize("kind", [sparse.csr_matrix, sparse.csc_matrix])
+@pytest.mark.parametrize(
+    ("dataset", "place", "value", "says"),
+    [
+        ("indices", 5, 10**6, "X has values outside its (4 genes|300 cells)"),
+        ("indices", -1, -1, "X has values outside its (4 genes|300 cells)"),
+        ("indptr", 1, 0, ""),
+        ("indptr", 0, 1, "X has an indptr that does not rise from 0 to its 1200 values"),
+        ("indptr", 2, 1199, "X has an indptr that does not rise"),
+        ("indptr", -1, 1199, "X has an indptr that does not rise"),
+    ],
+)
+def test_sparse_values_lie_where_they_can(folder, kind, dataset, place, value, says, monkeypatch):
+    monkeypatch.setattr(validate, "SLAB_VALUES", 64)
+    prediction = make_prediction()
+    prediction.X = kind(prediction.X)
+    prediction.write_h5ad(folder / "prediction.h5ad")
+    with h5py.File(folder / "prediction.h5ad", "r+") as file:
+        file["X"][dataset][place] = value
+    problems = problems_of(folder)
+    assert len(problems) == bool(says)
+    if says:
+        assert re.search(says, problems[0])
+
+
+def test_fewer_indices_than_values_are_seen(folder):
+    prediction = make_prediction()
+    prediction.X = sparse.csr_matrix(prediction.X)
+    prediction.write_h5ad(folder / "prediction.h5ad")
+    with h5py.File(folder / "prediction.h5ad", "r+") as file:
+        short = file["X/indices"][:-1]
+        del file["X/indices"]
+        file["X/indices"] = short
+    assert "X has 1199 indices for 1200 values" in problems_of(folder)[0]
+
+
+def test_cells_that_lie_in_another_file_are_refused(folder, tmp_path):
+    shutil.copy(folder / "prediction.h5ad", tmp_path / "secret.h5")
+    with h5py.File(folder / "prediction.h5ad", "r+") as file:
+        del file["X"]
+        file["X"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "X")
+    assert problems_of(folder) == ["prediction.h5ad: X lie in another file, which does not travel; write them here."]
+
+
+@pytest.mark.parametrize("harm", ["obs", "var", "columns", "version"])
+def test_a_file_of_another_make_is_a_problem_and_no_error(folder, harm):
+    with h5py.File(folder / "prediction.h5ad", "r+") as file:
+        if harm == "version":
+            file["obs"].attrs["encoding-version"] = "9.9"
+        elif harm == "columns":
+            del file["obs/gene"]
+        else:
+            del file[harm]
+            file[harm] = np.zeros(300)
+    (problem,) = problems_of(folder)
+    assert problem.startswith("prediction.h5ad: not a readable h5ad file (")
+    assert "\n" not in problem

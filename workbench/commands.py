@@ -119,8 +119,10 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 def _end_workers() -> None:
     """Processes of a pool would finish what they have begun, and keep the program waiting."""
-    for process in multiprocessing.active_children():
-        process.kill()
+    if workers := multiprocessing.active_children():
+        threading.excepthook = lambda _: None  # the thread of a pool complains of workers that are gone
+    for worker in workers:
+        worker.kill()
 
 
 def _on_sigterm(handler: Callable | int | None) -> Callable | int | None:

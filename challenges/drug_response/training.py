@@ -54,12 +54,12 @@ def fit_networks(tasks: Sequence[Task], said: str) -> list[dict[str, np.ndarray]
 @cache
 def _workers() -> ProcessPoolExecutor:
     """One process per core, for the whole command: each takes seconds to start."""
-    return ProcessPoolExecutor(os.cpu_count() or 1, multiprocessing.get_context("spawn"), _end_quietly)
+    return ProcessPoolExecutor(os.cpu_count() or 1, multiprocessing.get_context("spawn"), _leave_interrupts)
 
 
-def _end_quietly() -> None:
-    """A worker that is interrupted says nothing: the command does."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _leave_interrupts() -> None:
+    """A worker leaves an interrupt to the command, which ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _fit_task(task: Task) -> dict[str, np.ndarray]:

@@ -197,6 +197,9 @@ class Training:
             for key, value in bundle.under(f"optimiser/{name}").items():
                 i, part = key.split("/")
                 state.setdefault(int(i), {})[part] = torch.as_tensor(np.asarray(value))
+            for number, parameter in enumerate(network.parameters()):
+                if any(value.ndim and value.shape != parameter.shape for value in state.get(number, {}).values()):
+                    raise DataError(f"the optimiser of {name} does not fit its network")
             groups = self.optimisers[name].state_dict()["param_groups"]
             self.optimisers[name].load_state_dict({"state": state, "param_groups": groups})
         torch.set_rng_state(torch.as_tensor(bundle.arrays["random"]))

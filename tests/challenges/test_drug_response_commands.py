@@ -1,13 +1,21 @@
 """Drug response: evaluation and the command line."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from simulated_responses import GENES, simulated, write
 
 from challenges.common import load_model
 from challenges.drug_response import __main__ as cli
-from challenges.drug_response import baselines, data, evaluate, models, networks
+from challenges.drug_response import baselines, data, evaluate, models, networks, training
 from challenges.drug_response.kernel import ResponseProcess
 from helpers import DataError
 
@@ -183,3 +191,38 @@ def test_a_stage_that_is_missing_is_asked_for(files):
         run("train", "--data", files, "--method", "stage_2")
     with pytest.raises(SystemExit, match=r"simple.h5: no such model; train first"):
         run("predict", "--data", files)
+
+
+def test_a_worker_that_dies_is_said(files, small_table, monkeypatch):
+    monkeypatch.setattr(training, "_fit_task", _die)
+    training._workers.cache_clear()
+    with pytest.raises(SystemExit, match="error: a process that trained a network died, perhaps for want of memory"):
+        run("train", "--data", files, "--method", "stage_1", "--quick")
+    training._workers.cache_clear()
+
+
+def _die(task):
+    os._exit(9)
+
+
+@pytest.mark.parametrize(("stop", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_workers_end_with_the_command_and_nothing_is_left(files, stop, status):
+    """The real networks of stage 1, which take minutes."""
+    words = ["train", "--data", files, "--method", "stage_1", "--work", "work"]
+    command = [sys.executable, "-m", "challenges.drug_response", *words]
+    root = Path(cli.__file__).resolve().parents[2]
+    process = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": str(root)}, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while "Training" not in process.stderr.readline():
+        assert process.poll() is None
+    workers = psutil.Process(process.pid).children(recursive=True)
+    while sum(worker.status() == "running" for worker in workers) == 0:
+        workers = psutil.Process(process.pid).children(recursive=True)
+        time.sleep(0.05)
+    os.killpg(process.pid, stop) if stop == signal.SIGINT else process.send_signal(stop)
+    error = process.stderr.read()
+    assert process.wait(60) == status
+    assert "Traceback" not in error
+    assert not psutil.wait_procs(workers, 10)[1]
+    assert not (files / "work").exists()

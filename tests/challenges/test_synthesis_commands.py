@@ -201,6 +201,55 @@ def test_a_killed_run_ends_in_the_same_model(adata, tmp_path, capsys):
     assert models[0].identity() == models[1].identity()
 
 
+def test_a_save_that_fails_at_the_end_loses_no_training(adata, tmp_path, capsys, monkeypatch):
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    how = {"data": tmp_path / "cells.h5ad", "work": tmp_path, "steps": 4}
+    fit = CellGAN.fit
+
+    def fit_and_spoil(self, *arguments):
+        fitted = fit(self, *arguments)
+        (tmp_path / "gan.h5").mkdir()
+        return fitted
+
+    monkeypatch.setattr(CellGAN, "fit", fit_and_spoil)
+    with pytest.raises(SystemExit, match=r"error: .*gan\.h5: could not be written"):
+        run("train", **how)
+    assert (tmp_path / "gan.checkpoint.h5").exists()
+    (tmp_path / "gan.h5").rmdir()
+    monkeypatch.setattr(CellGAN, "fit", fit)
+    monkeypatch.setattr(training.Training, "step", lambda self: pytest.fail("trained again"))
+    run("train", **how)
+    assert "Resumed at step 4" in capsys.readouterr().out
+    assert not (tmp_path / "gan.checkpoint.h5").exists()
+    load_model(tmp_path / "gan.h5", CellGAN)
+
+
+@pytest.mark.parametrize(
+    "harm", ["random", "average/baseline", "optimiser/critic/0/exp_avg", "network/critic/score.bias"]
+)
+def test_a_checkpoint_that_does_not_fit_is_said_with_what_to_do(adata, tmp_path, harm):
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    how, path = {"data": tmp_path / "cells.h5ad", "work": tmp_path, "steps": 3}, tmp_path / "gan.checkpoint.h5"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CellGAN, "to_bundle", lambda self: pytest.fail("stop here"))
+        with pytest.raises(pytest.fail.Exception):
+            run("train", **how)
+    bundle = Bundle.load(path, training.KIND)
+    arrays = {name: array[:-1] if name == harm else array for name, array in bundle.arrays.items()}
+    Bundle(training.KIND, bundle.settings, arrays).save(path)
+    with pytest.raises(SystemExit, match=r"gan\.checkpoint\.h5: a damaged checkpoint \(.*\); remove it to begin anew"):
+        run("train", **how)
+
+
+def test_weights_of_any_size_make_a_mixture(work, tmp_path):
+    run(
+        "sample", work=work, n=2, mix=["B cell:1e308,NK cell:1e308", "B cell:5e-324,NK cell:0"], out=tmp_path / "s.h5ad"
+    )
+    made = ad.read_h5ad(tmp_path / "s.h5ad")
+    assert made.obs["cell_type"].tolist() == ["B cell:0.5,NK cell:0.5"] * 2 + ["B cell"] * 2
+    np.testing.assert_allclose(made.obsm["label_weights"].sum(axis=1), 1)
+
+
 def test_the_module_runs_as_a_program():
     done = subprocess.run(
         [sys.executable, "-m", "challenges.synthesis", "--help"], capture_output=True, text=True, check=True
