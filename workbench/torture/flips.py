@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import resource
 import signal
 import warnings
@@ -38,7 +39,7 @@ from workbench.torture.stress import Row
 BATCH = 50  # flips of one worker
 MEMORY = 4 << 30  # bytes that a worker may take beyond the imports
 SECONDS = 20  # that a flip may take
-SHARES = {"structure": 2, "indptr": 1, "indices": 1}  # of the flips in the training file
+SHARES = {"structure": 4, "indptr": 2, "indices": 2, "texts": 1}  # of the flips in the training file
 Span = tuple[int, int, str]
 
 
@@ -154,16 +155,19 @@ def stored_values(path: Path) -> list[Span]:
 
     with h5py.File(path, "r") as file:
         file.visititems(take)
+    body = path.read_bytes()
+    for found in re.finditer(b"GCOL", body):  # HDF5's heaps of texts
+        size = int.from_bytes(body[found.start() + 8 : found.start() + 16], "little")
+        spans.append((found.start() + 16, size - 16, "texts"))
     return sorted((start, start + size, name) for start, size, name in spans if start)
 
 
 def _places(size: int, spans: list[Span], n: int, chance: random.Random, is_structured: bool) -> Iterator[tuple]:
     """Bytes of the file and what they are combined with: never 0, so that each flip changes something."""
-    kinds = {"structure": [], "indptr": [], "indices": []} if is_structured else {"all": list(range(size))}
+    kinds: dict[str, list[int]] = {kind: [] for kind in SHARES} if is_structured else {"all": list(range(size))}
     for place in range(size if is_structured else 0):
-        name = _where((place, 0), spans)
-        if name == "structure" or name in ("X/indptr", "X/indices"):
-            kinds[name.removeprefix("X/")].append(place)
+        if (name := _where((place, 0), spans).removeprefix("X/")) in SHARES:
+            kinds[name].append(place)
     for kind, bytes_of_it in kinds.items():
         share = SHARES[kind] / sum(SHARES.values()) if is_structured else 1
         for _ in range(round(n * share)):
