@@ -75,6 +75,19 @@ class Crunch:
     ratio_weight: float  # of the ratio's difference
 
     @property
+    def data_files(self) -> list[str]:
+        """The files of `data/`, whose names the fields say."""
+        return [
+            self.train_file,
+            self.local_truth_file,
+            self.proportions_file,
+            self.local_proportions_file,
+            self.signatures_file,
+            self.targets_file,
+            self.genes_file,
+        ]
+
+    @property
     def states(self) -> list[str]:
         """The shares and the further state."""
         return [*self.shares, self.part]

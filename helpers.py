@@ -19,6 +19,9 @@ take several files, zarr stores and any executor: screens outgrow one file and o
 from __future__ import annotations
 
 import copy
+import hashlib
+import io
+import json
 import os
 import shutil
 import threading
@@ -135,8 +138,9 @@ class Challenge:
 def load_challenge(folder: str | os.PathLike[str]) -> Challenge:
     """Read and check the challenge's data folder.
 
-    Raises DataError for a missing or unreadable file, a missing column, duplicated names, no control cells, or a
-    perturbation without a row in `program_proportion.csv`.
+    Raises DataError for a missing or unreadable file, a missing column, names that stand twice or are none, no control
+    cells or nothing else, a perturbation without a row in `program_proportion.csv`, and genes to predict of which most
+    were not measured.
     """
     folder = Path(folder)
     obs, genes = read_labels(folder / CRUNCH.train_file, columns=[CRUNCH.perturbation, *CRUNCH.states])
@@ -144,8 +148,16 @@ def load_challenge(folder: str | os.PathLike[str]) -> Challenge:
     perturbations = set(obs[CRUNCH.perturbation].unique())
     if CRUNCH.control not in perturbations:
         raise DataError(f"{folder / CRUNCH.train_file}: no control cells: no row of obs['gene'] is '{CRUNCH.control}'")
+    if len(perturbations) == 1:
+        raise DataError(f"{folder / CRUNCH.train_file}: control cells alone: there is no perturbation to learn from")
     if missing := sorted(perturbations - set(proportions.index)):
         raise DataError(f"{folder / CRUNCH.proportions_file}: no row for the perturbations {some(missing)}")
+    targets, genes_to_predict = (_read_names(folder / name) for name in (CRUNCH.targets_file, CRUNCH.genes_file))
+    if CRUNCH.control in targets:
+        raise DataError(
+            f"{folder / CRUNCH.targets_file}: {CRUNCH.control} is the control, not a knock-out; take it out"
+        )
+    check_measured(genes_to_predict, genes, str(folder / CRUNCH.genes_file))
     truth = folder / CRUNCH.local_truth_file
     shares = folder / CRUNCH.local_proportions_file
     return Challenge(
@@ -155,8 +167,8 @@ def load_challenge(folder: str | os.PathLike[str]) -> Challenge:
         genes=genes,
         proportions=proportions,
         signatures=_read_table(folder / CRUNCH.signatures_file, CRUNCH.signature_columns),
-        targets=_read_names(folder / CRUNCH.targets_file),
-        genes_to_predict=_read_names(folder / CRUNCH.genes_file),
+        targets=targets,
+        genes_to_predict=genes_to_predict,
         local_truth_path=truth if truth.exists() else None,
         local_proportions=read_proportions(shares) if shares.exists() else None,
     )
@@ -164,39 +176,99 @@ def load_challenge(folder: str | os.PathLike[str]) -> Challenge:
 
 @contextmanager
 def _open_store(path: Path) -> Iterator[Any]:
-    """Open an `.h5ad` or `.zarr` for reading; a missing or truncated one becomes a DataError."""
+    """Open an `.h5ad` or `.zarr` for reading. Raises DataError for what is missing, damaged or lies in other files."""
     if not path.exists():
         raise DataError(
             f"{path}: no such file. `crunch download` fetches the challenge's data; "
             f"`python -m workbench.simulate {path.parent}` makes demo data"
         )
-    try:
-        if path.suffix == ".zarr":
-            import zarr  # noqa: PLC0415 - comes with anndata, and is needed for such a source alone
+    if path.suffix == ".zarr":
+        import zarr  # noqa: PLC0415 - comes with anndata, and is needed for such a source alone
 
-            yield zarr.open_group(path, mode="r")
-            return
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise DataError(f"{path}: not a readable HDF5 file, perhaps a broken download: {error}") from error
-    with file:
+        with readable(path):
+            group = zarr.open_group(path, mode="r")
+        yield group
+        return
+    with ExitStack() as stack:
+        with readable(path):
+            file = stack.enter_context(open_hdf5(path))
+        yield file
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Inside, whatever a library meets in a damaged or foreign file becomes a DataError that names the file."""
+    try:
+        yield
+    except (DataError, MemoryError, Warning):
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise DataError(f"{path}: not a readable HDF5 file, perhaps a broken download: {said}") from error
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Open an HDF5 file whose contents all lie in it: a link to another file would read whatever it names."""
+    if not path.is_file():  # a pipe would wait for ever
+        raise DataError(f"{path}: not a file; name an .h5ad")
+    with h5py.File(path, "r") as file:
+        found: list[str] = []
+
+        def look(name: str, item: h5py.Group | h5py.Dataset) -> None:
+            if isinstance(item, h5py.Group):
+                links = {f"{name}/{key}".lstrip("/"): item.get(key, getlink=True) for key in item}
+                found.extend(key for key, link in links.items() if not isinstance(link, h5py.HardLink))
+            elif isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
+                found.append(name)
+
+        look("", file)
+        file.visititems(look)  # each object once, whatever the links: a file may hold circles
+        if found:
+            raise DataError(f"{path}: {some(found)} lie elsewhere, perhaps in another file; write them into this one")
         yield file
 
 
 def read_labels(path: Path, columns: Sequence[str]) -> tuple[pd.DataFrame, pd.Index]:
     """`obs` (cells x `columns`) and the gene names of an `.h5ad` or `.zarr`, without its matrix."""
-    with _open_store(path) as file:
-        obs, genes = read_elem(file["obs"]), read_elem(file["var"]).index.astype(str)
+    with _open_store(path) as file, readable(path):
+        for part in ("obs", "var", "X"):
+            if part not in file:
+                raise DataError(f"{path}: holds no {part}; write it with AnnData's `write_h5ad`")
+        obs, var = read_elem(file["obs"]), read_elem(file["var"])
+        if not (isinstance(obs, pd.DataFrame) and isinstance(var, pd.DataFrame)):
+            raise DataError(f"{path}: obs or var is no table; write it again with AnnData's `write_h5ad`")
+    return _checked_obs(obs, columns, str(path)), _checked_var(var.index, str(path))
+
+
+def _checked_var(genes: pd.Index, where: str) -> pd.Index:
+    genes = genes.astype(str)
+    check_unique(genes, f"{where}: var")
+    if genes.empty:
+        raise DataError(f"{where}: var holds no genes")
+    return genes
+
+
+def _checked_obs(obs: pd.DataFrame, columns: Sequence[str], where: str) -> pd.DataFrame:
+    """The `columns` of a table of cells, the perturbation as texts. Raises DataError for empty names, wrong states."""
     if missing := [column for column in columns if column not in obs]:
-        raise DataError(f"{path}: obs has no column {some(missing)}; it has {some(obs.columns)}")
-    if obs[CRUNCH.perturbation].isna().any():
-        raise DataError(f"{path}: obs['gene'] is empty for {int(obs['gene'].isna().sum())} cells")
+        raise DataError(f"{where}: obs has no column {some(missing)}; it has {some(obs.columns)}")
+    if empty := int(obs[CRUNCH.perturbation].isna().sum()):
+        raise DataError(f"{where}: obs['gene'] is empty for {empty} cells")
+    if obs.empty:
+        raise DataError(f"{where}: obs holds no cells")
     obs = obs[list(columns)].copy()
     obs[CRUNCH.perturbation] = obs[CRUNCH.perturbation].astype(str).astype("category")
-    check_unique(genes, f"{path}: var")
-    if set(CRUNCH.shares) <= set(columns) and not (obs[CRUNCH.shares].sum(axis=1) == 1).all():
-        raise DataError(f"{path}: {' + '.join(CRUNCH.shares)} must be 1 for every cell of obs")
-    return obs, genes
+    states = [state for state in CRUNCH.states if state in columns]
+    for state in states:
+        if obs[state].dtype.kind not in "biuf" or not obs[state].isin((0, 1)).all():
+            raise DataError(f"{where}: obs['{state}'] must be 0 or 1 for every cell")
+    if set(CRUNCH.states) <= set(states):
+        if not (obs[CRUNCH.shares].sum(axis=1) == 1).all():
+            raise DataError(f"{where}: {' + '.join(CRUNCH.shares)} must be 1 for every cell of obs")
+        if (obs[CRUNCH.part] > obs[CRUNCH.whole]).any():
+            raise DataError(f"{where}: obs['{CRUNCH.part}'] is 1 where obs['{CRUNCH.whole}'] is 0")
+    return obs
 
 
 def check_unique(names: pd.Index, where: str) -> None:
@@ -205,24 +277,73 @@ def check_unique(names: pd.Index, where: str) -> None:
         raise DataError(f"{where}: duplicated names {some(names[names.duplicated()].unique())}; keep one of each")
 
 
-def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    if not path.exists():
+def check_measured(genes: pd.Index, measured: pd.Index, where: str) -> pd.Index:
+    """Those of `genes` that are not in `measured`. Raises DataError, which begins with `where`, for more than half."""
+    unknown = genes[~genes.isin(measured)]
+    if len(unknown) > len(genes) / 2:
+        raise DataError(
+            f"{where}: only {len(genes) - len(unknown)} of {len(genes)} genes were measured in the training cells: "
+            f"{some(unknown, 3)}, but there {some(measured, 3)}; use those names, or train on the cells of these"
+        )
+    return unknown
+
+
+def read_text(path: Path) -> str:
+    """A text in UTF-8, with or without a byte-order mark. Raises DataError for any other file."""
+    if not path.is_file():
         raise DataError(f"{path}: no such file; the data folder is not complete")
-    table = pd.read_csv(path, keep_default_na=False, na_values=[""])  # a gene may be called "NA"
-    if missing := [column for column in columns if column not in table]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: not a text in UTF-8 ({error.reason}, byte {error.start}); save it as UTF-8"
+        ) from error
+    if "\0" in text:
+        raise DataError(f"{path}: not a text in UTF-8, since it holds bytes that are 0; save it as UTF-8")
+    return text
+
+
+def _read_table(path: Path, names: Sequence[str], numbers: Sequence[str] = ()) -> pd.DataFrame:
+    """The columns of a csv: `names` are texts, `numbers` float64. Raises DataError where one is missing or empty."""
+    form = {"keep_default_na": False, "na_values": [""], "index_col": False}  # a gene may be called "NA"
+    try:
+        table = pd.read_csv(io.StringIO(read_text(path)), dtype=dict.fromkeys(names, str), **form)
+    except DataError:
+        raise
+    except ValueError as error:  # pandas' own errors are such
+        raise DataError(f"{path}: not a readable csv file: {' '.join(str(error).split())}") from error
+    if missing := [column for column in (*names, *numbers) if column not in table]:
         raise DataError(f"{path}: no column {some(missing)}; it has {some(table.columns)}")
-    return table
+    for column in (*names, *numbers):
+        if len(rows := np.flatnonzero(table[column].isna())):
+            raise DataError(f"{path}: values are missing in column {column}, line {rows[0] + 2}")
+    for column in numbers:
+        if table[column].dtype.kind not in "iuf":
+            bad = table[column][pd.to_numeric(table[column], errors="coerce").isna()]
+            raise DataError(f"{path}: column {column} holds {bad.iloc[0]!r}, not a number such as 0.25")
+    return table[[*names, *numbers]].astype(dict.fromkeys(numbers, float))
 
 
 def read_proportions(path: Path) -> pd.DataFrame:
     """Program proportions by perturbation: the four states and `lipo_adipo`; raises DataError for a bad table."""
-    table = _read_table(path, [CRUNCH.perturbation, *CRUNCH.states]).set_index(CRUNCH.perturbation)
+    table = _read_table(path, [CRUNCH.perturbation], CRUNCH.states).set_index(CRUNCH.perturbation)
     check_unique(table.index, f"{path}: column gene")
+    check_shares(table, str(path))
     table[CRUNCH.ratio] = _ratio(table)
-    table = table[[*CRUNCH.states, CRUNCH.ratio]].astype(float)
-    if bad := list(table.index[~np.isfinite(table).all(axis=1)]):
-        raise DataError(f"{path}: values are missing or infinite for {some(bad)}")
     return table
+
+
+def check_shares(table: pd.DataFrame, where: str) -> None:
+    """Raises DataError, which begins with `where`, for shares (perturbations x states) that cannot be."""
+    error, values = CRUNCH.sum_tolerance, table[CRUNCH.states].to_numpy(np.float64)
+    for wrong, what in (
+        (~np.isfinite(values).all(axis=1), "values are missing or infinite"),
+        (((values < 0) | (values > 1)).any(axis=1), "shares below 0 or above 1"),
+        ((table[CRUNCH.shares].sum(axis=1) - 1).abs() > error, f"{' + '.join(CRUNCH.shares)} is not 1"),
+        (table[CRUNCH.part] > table[CRUNCH.whole] + error, f"more {CRUNCH.part} than {CRUNCH.whole}"),
+    ):
+        if wrong.any():
+            raise DataError(f"{where}: {what} for {some(table.index[wrong])}")
 
 
 def _ratio(table: pd.DataFrame) -> pd.Series:
@@ -230,12 +351,20 @@ def _ratio(table: pd.DataFrame) -> pd.Series:
     return table[CRUNCH.part] / table[CRUNCH.whole].where(table[CRUNCH.whole] > 0, 1.0)
 
 
+HEADERS = ("gene", "genes", "gene_name", "gene_symbol", "symbol", "name", "perturbation", "perturbations", "target")
+
+
 def _read_names(path: Path) -> pd.Index:
-    if not path.exists():
-        raise DataError(f"{path}: no such file; the data folder is not complete")
-    names = pd.Index([line.strip() for line in path.read_text().splitlines() if line.strip()])
+    """One name a line. Raises DataError for a line that is a header, or holds quotes or several names."""
+    lines = [line.strip() for line in read_text(path).splitlines()]
+    for number, line in enumerate(lines, 1):
+        if set(line) & set("\"',;") or len(line.split()) > 1:
+            raise DataError(f"{path}: line {number} is {line[:40]!r}; write one name a line, without quotes or commas")
+    names = pd.Index([line for line in lines if line])
     if names.empty:
         raise DataError(f"{path}: the file is empty")
+    if names[0].lower() in HEADERS:
+        raise DataError(f"{path}: begins with {names[0]!r}, which looks like a header; write names alone")
     check_unique(names, str(path))
     return names
 
@@ -246,6 +375,7 @@ def _read_names(path: Path) -> pd.Index:
 
 SLAB_VALUES = 500_000  # stored values per slab: 6 MB of a float64 CSR file, which stay in the processor's cache
 TASK_VALUES = 8_000_000  # stored values per task for an executor
+MOST = float(np.log2(1 + CRUNCH.scale)) * (1 + 1e-6)  # the largest value that can be; float32 may round it up
 TASKS_AHEAD = 32  # tasks given to a user's executor before the first is waited for
 
 Source: TypeAlias = str | os.PathLike[str] | ad.AnnData
@@ -315,7 +445,12 @@ def perturbation_stats(
     CSC matrix, missing columns, duplicated or other genes; RuntimeError when a worker dies.
     """
     columns = [CRUNCH.perturbation, *(CRUNCH.states if by_state else [])]
-    shards = [_Shard.of(part, columns) for part in (source if isinstance(source, list | tuple) else [source])]
+    sources: list[Source] = list(source) if isinstance(source, list | tuple) else [source]  # type: ignore[list-item]
+    names = [f"AnnData {id(part)}" if isinstance(part, ad.AnnData) else str(Path(part).resolve()) for part in sources]
+    check_unique(pd.Index(names), "sources")
+    if not sources:
+        raise DataError("sources: the list is empty; name at least one file")
+    shards = [_Shard.of(part, columns) for part in sources]
     genes, obs = shards[0].genes, _joined_obs(shards)
     groups, codes = _group_codes(obs, by_state)
     if max_cells is not None:
@@ -404,8 +539,7 @@ def _add_rows(totals: list[np.ndarray], places: np.ndarray, parts: Iterable[np.n
 def _check_values(values: np.ndarray, where: str) -> float:
     """The lowest of the values of a slab. Raises DataError for values that cannot be expression."""
     lowest, highest = values.min(initial=np.inf), values.max(initial=0.0)
-    most = np.log2(1 + CRUNCH.scale)
-    if lowest >= 0 and highest <= most * (1 + 1e-6):  # float32 may round it up; NaN is neither
+    if lowest >= 0 and highest <= MOST:  # NaN is neither
         return lowest
     scale = f"log2(1 + {CRUNCH.scale:g} * count / total)"
     if not np.isfinite(highest):
@@ -413,7 +547,7 @@ def _check_values(values: np.ndarray, where: str) -> float:
     if lowest < 0:
         raise DataError(f"{where}: X holds negative values, down to {lowest:g}; expected {scale}")
     raise DataError(
-        f"{where}: X holds values up to {highest:g}, more than log2(1 + scale) = {most:.1f} allows: these look like "
+        f"{where}: X holds values up to {highest:g}, more than log2(1 + scale) = {MOST:.1f} allows: these look like "
         f"counts or CPM; normalise to {scale}"
     )
 
@@ -519,13 +653,9 @@ class _Shard:
             obs, genes = read_labels(Path(source), columns)
             return cls(Path(source), obs, genes, str(source))
         adata = source.to_memory() if source.isbacked else source
-        if missing := [column for column in columns if column not in adata.obs]:
-            raise DataError(f"the AnnData: obs has no column {some(missing)}")
-        check_unique(adata.var_names, "the AnnData: var")
-        obs = adata.obs[list(columns)].copy()
-        obs[CRUNCH.perturbation] = obs[CRUNCH.perturbation].astype(str).astype("category")
+        obs, genes = _checked_obs(adata.obs, columns, "the AnnData"), _checked_var(adata.var_names, "the AnnData")
         X = adata.X.tocsr() if sp.issparse(adata.X) else np.asarray(adata.X)
-        return cls(X, obs, adata.var_names, "the AnnData")
+        return cls(X, obs, genes, "the AnnData")
 
     def tasks(self, codes: np.ndarray, genes: pd.Index) -> list[_Task]:
         """Tasks that add up to the sums of this shard; runs without a wanted cell are left out.
@@ -566,6 +696,12 @@ class _Matrix:
 
     def __init__(self, matrix: Any, name: str, file: BinaryIO | None = None) -> None:
         self.name, self.sparse_file = name, not hasattr(matrix, "shape")
+        parts = {"data": 1, "indices": 1, "indptr": 1} if self.sparse_file else {"": 2}
+        for part, n_dimensions in parts.items():
+            array, kinds = matrix[part] if part else matrix, "iu" if part.startswith("ind") else "biuf"
+            if len(array.shape or ()) != n_dimensions or array.dtype.kind not in kinds:
+                shape = f"{array.dtype} of shape {array.shape}"
+                raise DataError(f"{name}: X{part and '/'}{part} holds {shape}, not numbers by cells x genes; {DAMAGED}")
         if self.sparse_file:
             self.shape = tuple(int(n) for n in matrix.attrs["shape"])
             self.indptr = matrix["indptr"][:].astype(np.int64)
@@ -683,13 +819,16 @@ def _open_rows(source: Path | sp.csr_matrix | np.ndarray) -> Iterator[_Matrix]:
         yield _Matrix(source, "the AnnData")
         return
     with _open_store(source) as store, ExitStack() as stack:
-        X = store["X"]
-        if not hasattr(X, "shape") and X.attrs["encoding-type"] != "csr_matrix":
-            raise DataError(
-                f"{source}: X is stored by genes ({X.attrs['encoding-type']}), so cells cannot be read by slabs; "
-                "write it again once with `adata.X = adata.X.tocsr()`"
-            )
-        yield _Matrix(X, str(source), stack.enter_context(source.open("rb", buffering=0)) if source.is_file() else None)
+        with readable(source):
+            X = store["X"]
+            if not hasattr(X, "shape") and X.attrs["encoding-type"] != "csr_matrix":
+                raise DataError(
+                    f"{source}: X is stored by genes ({X.attrs['encoding-type']}), so cells cannot be read by slabs; "
+                    "write it again once with `adata.X = adata.X.tocsr()`"
+                )
+            file = stack.enter_context(source.open("rb", buffering=0)) if source.is_file() else None
+            matrix = _Matrix(X, str(source), file)
+        yield matrix
 
 
 @contextmanager
@@ -709,6 +848,19 @@ def read_cells(path: Path, rows: np.ndarray) -> ad.AnnData:
         ]
         X = sp.vstack(parts).tocsr() if sp.issparse(parts[0]) else np.concatenate(parts)
     return ad.AnnData(X, obs=obs.iloc[rows], var=pd.DataFrame(index=genes))
+
+
+def fingerprint(path: Path) -> str:
+    """A digest of cells: of all labels of obs, all genes, and 64 cells spread over the file, however X is stored.
+
+    It takes no pass over the cells, which may be 10 GB, and yet other cells, genes, labels or another scale change it.
+    """
+    with open_matrix(path, [CRUNCH.perturbation, *CRUNCH.states]) as (matrix, obs, genes, _):
+        table = obs.astype({CRUNCH.perturbation: str} | dict.fromkeys(CRUNCH.states, int))
+        digest = hashlib.sha256(json.dumps([list(genes), *table.to_numpy().T.tolist()]).encode())
+        for row in np.unique(np.linspace(0, len(obs) - 1, 64).astype(int)):
+            digest.update(dense(matrix[slice(row, row + 1)]).astype(np.float32).tobytes())
+    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1238,9 +1390,14 @@ def write_prediction(
     smaller). The file is written beside under a temporary name and renamed at the end, so that an interrupted run
     leaves an older file as it was.
 
-    Returns mode, form and layout used. Raises DataError when the disk is too small or cannot be written to.
+    Returns mode, form and layout used. Raises DataError when the disk is too small or cannot be written to, for nothing
+    to predict, and for cells that are not what was asked for.
     """
     path, n_cells = Path(path), cells_per_perturbation
+    if means.empty:
+        raise DataError(f"{path}: {len(means)} targets x {means.shape[1]} genes: there is nothing to predict")
+    if isinstance(n_cells, bool) or not isinstance(n_cells, int | np.integer) or n_cells < 1:
+        raise DataError(f"cells_per_perturbation is {n_cells}: it must be a whole number of at least 1")
     generator, mean_values = cells.for_genes(means.columns), means.to_numpy(np.float32)
     pattern = _pattern(generator, n_cells, means.shape[1], layout)
     per_target = n_cells * means.shape[1] if pattern is None else int(pattern.sum())  # values
@@ -1279,8 +1436,15 @@ def checked_cells(generator: Any, target: str, mean: np.ndarray, n_cells: int) -
     cells, name = generator.sample(target, mean, n_cells), f"{type(generator).__name__}.sample"
     if np.shape(cells) != (n_cells, len(mean)):
         raise DataError(f"{name} gave {np.shape(cells)} for {target}; it must give cells x genes, {n_cells, len(mean)}")
-    _check_finite(cells, f"{name}: missing or infinite values for {target}")
+    _check_possible(cells, name, target)
     return cells
+
+
+def _check_possible(values: np.ndarray, name: str, target: str) -> None:
+    """Raises DataError for made values that are missing, infinite or of another scale: noise may exceed it a little."""
+    _check_finite(values, f"{name}: missing or infinite values for {target}")
+    if (highest := np.max(values, initial=0.0)) > 2 * MOST:
+        raise DataError(f"{name}: values up to {highest:g} for {target}; in log2 units a cell holds {MOST:.1f} at most")
 
 
 def _check_finite(values: np.ndarray, message: str) -> None:
@@ -1294,7 +1458,7 @@ def _target_values(
     """The stored values of one target, flat: all of them, or those at the pattern. Raises DataError for wrong cells."""
     if pattern is not None and form == "plain":
         values = generator.values(target, mean, n_cells)
-        _check_finite(values, f"{type(generator).__name__}.values: missing or infinite values for {target}")
+        _check_possible(values, f"{type(generator).__name__}.values", target)
         return values
     sample = checked_cells(generator, target, mean, n_cells)
     sample = in_steps(sample) if form == "compact" else sample
@@ -1340,7 +1504,7 @@ def _write_values(
 
     `values_of(i)` gives the values of a target, flat. At most `most` slabs are in memory; written, they serve again.
     """
-    rows, per_target = len(stored) // max(1, n_targets), stored.size // max(1, n_targets)
+    rows, per_target = len(stored) // n_targets, stored.size // n_targets
     per_slab = min(n_targets, max(1, SLAB_BYTES // max(1, 4 * per_target)))
     waiting: deque[Future[np.ndarray]] = deque()
 
@@ -1349,21 +1513,34 @@ def _write_values(
         stored.write_direct(values, np.s_[:], np.s_[first * rows : first * rows + len(values)])
         return slab
 
-    def written() -> np.ndarray:
-        slab = waiting.popleft().result()
-        progress.update(min(slab.nbytes, progress.total - progress.n))
+    def written(at_most: int) -> np.ndarray | None:
+        """Wait until at most so many slabs wait; the last one written."""
+        slab = None
+        while len(waiting) > at_most:
+            slab = waiting.popleft().result()
+            progress.update(min(slab.nbytes, progress.total - progress.n))
+        return slab
+
+    def made(first: int, most: int) -> np.ndarray:
+        ready = len(waiting) - 1 if waiting and waiting[0].done() else most - 1
+        slab = written(ready)
+        slab = np.empty((per_slab, per_target), np.float32) if slab is None else slab
+        for i in range(first, min(first + per_slab, n_targets)):
+            slab[i - first] = values_of(i)
         return slab
 
     with ThreadPoolExecutor(1) as writer:
         try:
             for first in range(0, n_targets, per_slab):
-                again = waiting and (waiting[0].done() or len(waiting) == most)
-                slab = written() if again else np.empty((per_slab, per_target), np.float32)
-                for i in range(first, min(first + per_slab, n_targets)):
-                    slab[i - first] = values_of(i)
+                try:
+                    slab = made(first, most)
+                except (
+                    MemoryError
+                ):  # less was free than it seemed: what waits is written first, and no more waits again
+                    written(0)
+                    most, slab = 1, made(first, 1)
                 waiting.append(writer.submit(write, first, slab))
-            while waiting:
-                written()
+            written(0)
         finally:
             for future in waiting:
                 future.cancel()
@@ -1379,7 +1556,8 @@ def in_steps(cells: np.ndarray, step: float = 1 / 64) -> np.ndarray:
 
 
 def write_proportions(path: str | os.PathLike[str], proportions: pd.DataFrame) -> None:
-    """Write `predict_program_proportion.csv` from targets x pre_adipo, adipo, lipo, other."""
+    """Write `predict_program_proportion.csv` from targets x pre_adipo, adipo, lipo, other; DataError for no shares."""
+    check_shares(proportions, "the predicted shares")
     table = proportions.rename_axis(CRUNCH.perturbation).reset_index()[CRUNCH.predicted_columns]
     with replacing(Path(path)) as temporary:
         table.to_csv(temporary, index=False)
@@ -1395,7 +1573,7 @@ def _choose(mode: str, form: str, folder: Path, size: int) -> tuple[str, str]:
     if mode not in ("auto", "ram", "disk") or form not in ("auto", "plain", "compact"):
         raise ValueError(f"mode is 'auto', 'ram' or 'disk', and form 'auto', 'plain' or 'compact', not {mode}, {form}")
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free, available = shutil.disk_usage(existing).free, psutil.virtual_memory().available
+    free, available = shutil.disk_usage(existing).free, free_memory()
     needed = {"plain": size + 50e6, "compact": COMPACT_SHARE * size + 50e6}
     if form == "auto":
         form = "plain" if needed["plain"] < free else "compact"
@@ -1414,6 +1592,36 @@ def _choose(mode: str, form: str, folder: Path, size: int) -> tuple[str, str]:
             f"{text_size(free)} of disk are free."
         )
     return mode, form
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: of the machine, of its container, and of its own limits."""
+    process, free = psutil.Process(), [psutil.virtual_memory().available]
+    if hasattr(process, "rlimit"):  # Linux
+        taken = process.memory_info()
+        for limit, used in ((psutil.RLIMIT_AS, taken.vms), (psutil.RLIMIT_DATA, taken.data)):
+            most = process.rlimit(limit)[0]
+            free += [most - used] if most != psutil.RLIM_INFINITY else []
+    return max(0, min([*free, *_free_in_groups()]))
+
+
+CONTROL_GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+GROUP_FILES = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")  # version 2, 1
+
+
+def _free_in_groups() -> Iterator[int]:
+    """What each control group of this process has left: a container is one. Cached files do not count as taken."""
+    lines = OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.exists() else []
+    for _, kind, group in (line.split(":", 2) for line in lines):
+        if kind and "memory" not in kind.split(","):
+            continue
+        top, names = CONTROL_GROUPS / kind, GROUP_FILES[bool(kind)]
+        folder = top / group.strip("/")
+        for place in [folder, *folder.parents][: len(folder.parts) - len(top.parts) + 1]:
+            with suppress(OSError, ValueError):  # no such group in here, no limit, not ours to read
+                most, used = (int((place / name).read_text()) for name in names)
+                stat = dict(line.split() for line in (place / "memory.stat").read_text().splitlines())
+                yield most - used + int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
 
 
 def _write_labels(path: Path, genes_of_cells: pd.Index, genes: pd.Index) -> None:
@@ -1550,18 +1758,79 @@ def only_one(path: Path) -> Iterator[None]:
             return
 
 
+SEAL_BYTES = hashlib.sha256().digest_size  # at the end of a sealed file: the hash of what comes before
+MOST_PACKED = 1100  # times that compression makes values smaller, at most: gzip reaches 1032
+
+
+@contextmanager
+def writing_sealed(path: Path) -> Iterator[h5py.File]:
+    """An open HDF5 file, written beside `path` and renamed; it ends in the hash of what it holds."""
+    with replacing(path) as temporary:
+        with h5py.File(temporary, "w") as file:
+            yield file
+        with temporary.open("r+b") as whole:
+            whole.write(hashlib.file_digest(whole, "sha256").digest())
+
+
+@contextmanager
+def reading_sealed(path: Path, again: str) -> Iterator[h5py.File]:
+    """Inside, what `writing_sealed` wrote. Raises DataError, which ends in `again`, for whatever is wrong with it.
+
+    Nothing in it is trusted: with a broken seal it is not opened, and other files that it refers to are not read.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; {again}")
+    if not _is_sealed(path):
+        raise DataError(f"{path}: damaged, no saved model, or made by another version of this project; {again}")
+    try:
+        with open_hdf5(path) as file:
+            yield file
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        raise DataError(f"{path}: damaged ({' '.join(str(error).split())}); {again}") from error
+
+
+def _is_sealed(path: Path) -> bool:
+    left, digest = path.stat().st_size - SEAL_BYTES, hashlib.sha256()
+    with path.open("rb") as file:
+        while left > 0 and (part := file.read(min(left, 1 << 20))):
+            digest.update(part)
+            left -= len(part)
+        return left == 0 and file.read() == digest.digest()
+
+
 def write_array(group: h5py.Group, name: str, values: np.ndarray) -> None:
-    """Write an array of numbers or texts (of any shape but a scalar) into an open HDF5 group, compressed."""
-    if values.dtype.kind in "OUT":
-        texts = np.array([str(value) for value in values.flat], object).reshape(values.shape)
-        group.create_dataset(name, data=texts, dtype=h5py.string_dtype())
-    else:
-        group.create_dataset(name, data=values, compression="gzip", compression_opts=1, shuffle=True)
+    """Write an array of numbers or texts (of any shape but a scalar) into an open HDF5 group, compressed.
+
+    Texts are written as the bytes of a JSON list, so that their size is known before they are read.
+    """
+    texts = json.dumps([str(value) for value in values.flat]).encode() if values.dtype.kind in "OUT" else None
+    stored = values if texts is None else np.frombuffer(texts, np.uint8)
+    group.create_dataset(name, data=stored, compression="gzip", compression_opts=1, shuffle=True)
+    if texts is not None:
+        group[name].attrs["texts"] = values.shape
 
 
 def read_array(dataset: h5py.Dataset) -> np.ndarray:
-    """What `write_array` wrote; texts come back as `str`."""
-    return dataset.asstr()[:] if dataset.dtype.kind == "O" else dataset[:]
+    """What `write_array` wrote; texts come back as `str`.
+
+    Raises ValueError for what are not numbers, and for more of them than can be stored there or fit into memory.
+    """
+    size = dataset.size * dataset.dtype.itemsize
+    chunk = int(np.prod(dataset.chunks or (0,), dtype=object)) * dataset.dtype.itemsize if size else 0
+    if dataset.dtype.kind not in "biuf" or max(size, chunk) > MOST_PACKED * max(1, dataset.id.get_storage_size()):
+        raise ValueError(
+            f"{dataset.name} claims {text_size(max(size, chunk))} of {dataset.dtype}, which it cannot hold"
+        )
+    if size > (free := free_memory()):
+        raise DataError(f"{dataset.name} takes {text_size(size)}, but {text_size(free)} of memory are free")
+    if "texts" not in dataset.attrs:
+        return dataset[:]
+    texts = json.loads(dataset[:].tobytes())
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{dataset.name} holds something else than texts")
+    return np.array(texts, object).reshape(dataset.attrs["texts"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

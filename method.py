@@ -28,7 +28,7 @@ import copy
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -51,13 +51,16 @@ from helpers import (
     PerturbedMean,
     RecentredCells,
     ScaledCells,
+    check_measured,
     check_unique,
     constrain_proportions,
+    fingerprint,
     load_challenge,
     perturbation_stats,
     pool_rows,
     read_array,
     read_cells,
+    reading_sealed,
     replacing,
     some,
     text_size,
@@ -65,6 +68,7 @@ from helpers import (
     write_array,
     write_prediction,
     write_proportions,
+    writing_sealed,
 )
 from knowledge import FEATURES_FOLDER, GeneKnowledge, read_features, training_knowledge
 from response import ResponseModel
@@ -73,7 +77,7 @@ from screens import SCREENS_FOLDER, read_screens
 MODEL_FILE = "model.h5"
 EXPECTED_FILE = "expected.csv"
 EXPECTED_COLUMNS = ["error", "pearson"]
-MODEL_FORMAT = 2
+MODEL_FORMAT = 3
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What an estimator must have. `fit` is given its first argument, and by name those further ones that it declares.
@@ -169,6 +173,7 @@ class Predictor:
     expression: MeanEstimator
     proportions: ProportionEstimator
     cells: CellGenerator
+    trained_on: str = field(default="", init=False)  # `helpers.fingerprint` of the training file, where there was one
 
     PARTS = {"expression": MeanEstimator, "proportions": ProportionEstimator, "cells": CellGenerator}  # noqa: RUF012
 
@@ -231,7 +236,8 @@ class Predictor:
         """Predict `targets` on `genes` (in that order) and write both files.
 
         A repeated target is predicted once, and a gene that was never measured is predicted as 0 (not detected),
-        each with a warning. Raises DataError for repeated genes, or when the model knows less than half of them.
+        each with a warning. Raises DataError for nothing to predict, repeated genes, genes of which most were never
+        measured, and for predictions that cannot be. Neither file is replaced before both can be.
         """
         names, columns = self._checked_targets(targets), self._checked_genes(genes)
         known = columns[columns.isin(self.genes)]
@@ -245,8 +251,11 @@ class Predictor:
         below = int((means.to_numpy() < 0).sum())
         if below and hasattr(self.cells, "pattern"):  # such cells are never negative
             print(f"{below:,} of {means.size:,} predicted means lie below 0; their cells hold 0.")
-        write_prediction(prediction_path, means, self.cells, cells_per_perturbation=cells_per_perturbation, mode=mode)
-        write_proportions(proportions_path, shares)
+        with replacing(Path(proportions_path)) as temporary:
+            write_proportions(temporary, shares)
+            write_prediction(
+                prediction_path, means, self.cells, cells_per_perturbation=cells_per_perturbation, mode=mode
+            )
 
     @staticmethod
     def _checked_targets(targets: Sequence[str]) -> pd.Index:
@@ -255,25 +264,24 @@ class Predictor:
             raise DataError("predict_perturbations is empty: there is nothing to predict")
         if index.has_duplicates:
             warnings.warn(f"listed twice, predicted once: {some(index[index.duplicated()].unique())}", stacklevel=3)
+        if CRUNCH.control in index:
+            warnings.warn(f"{CRUNCH.control} is the control; it is predicted as a knock-out is", stacklevel=3)
         return index.unique()
 
     def _checked_genes(self, genes: Sequence[str]) -> pd.Index:
         index = pd.Index([str(gene) for gene in genes])
+        if index.empty:
+            raise DataError("genes_to_predict is empty: there is nothing to predict")
         check_unique(index, "genes_to_predict")
-        unknown = index[~index.isin(self.genes)]
-        if len(unknown) > len(index) / 2:
-            raise DataError(
-                f"the model knows only {len(index) - len(unknown)} of the {len(index)} genes to predict: it was "
-                f"trained on other data; delete {MODEL_FILE} in the model folder and train again"
-            )
+        unknown = check_measured(index, self.genes, "genes_to_predict")
         if len(unknown):
             warnings.warn(f"never measured, predicted as 0: {some(unknown)}", stacklevel=3)
         return index
 
     def save(self, path: str | Path) -> None:
         """Write the fitted model as HDF5, without pickle. Raises DataError for an attribute that cannot be saved."""
-        with replacing(Path(path)) as temporary, h5py.File(temporary, "w") as file:
-            file.attrs["format"] = MODEL_FORMAT
+        with writing_sealed(Path(path)) as file:
+            file.attrs["format"], file.attrs["trained on"] = MODEL_FORMAT, self.trained_on
             write_array(file, "genes", self.genes.to_numpy())
             for part in self.PARTS:
                 _write_estimator(file.create_group(part), getattr(self, part))
@@ -282,19 +290,16 @@ class Predictor:
     def load(cls, path: str | Path, like: Predictor | None = None) -> Predictor:
         """Read a saved model. `like` is a predictor whose classes may be in it, beside the built-in ones.
 
-        Raises DataError for a file that is no saved model or of another version, for a class that is not known, and
-        where `like` is another method than the saved one.
+        Raises DataError for a file that is no saved model, damaged or of another version, for a class that is not
+        known, and where `like` is another method than the saved one. Nothing in the file is trusted.
         """
         again = f"delete {path} and train again"
         known = ESTIMATORS | {type(part).__name__: type(part) for part in (like.parts() if like else ())}
-        try:
-            with h5py.File(path, "r") as file:
-                if file.attrs.get("format") != MODEL_FORMAT:
-                    raise DataError(f"{path}: made by another version of method.py; {again}")
-                predictor = cls(*(_read_estimator(file[part], known, path) for part in cls.PARTS))
-                predictor.genes = pd.Index(read_array(file["genes"]))
-        except (OSError, KeyError) as error:
-            raise DataError(f"{path}: not a saved model, or a broken one ({error}); {again}") from error
+        with reading_sealed(Path(path), again) as file:
+            if _attribute(file, "format") != MODEL_FORMAT:
+                raise DataError(f"{path}: made by another version of method.py; {again}")
+            predictor = cls(*(_read_estimator(file[part], known, path) for part in cls.PARTS))
+            predictor.genes, predictor.trained_on = pd.Index(read_array(file["genes"])), _attribute(file, "trained on")
         if like is not None and (saved := predictor.describe()) != (asked := like.describe()):
             raise DataError(f"{path}: the saved model is {saved}, but the method is now {asked}; train again")
         return predictor
@@ -454,23 +459,33 @@ def _write_values(group: h5py.Group, label: str, values: Any) -> None:
 
 
 def _read_estimator(group: h5py.Group, known: dict[str, type], path: str | Path) -> Any:
-    name = group.attrs["class"]
+    name = _attribute(group, "class")
     if name not in known:
         raise DataError(
             f"{path}: holds the estimator {name}, which is not a built-in one ({some(ESTIMATORS)}). Say what it is: "
             f"`infer(..., predictor=Predictor(...))` or `Predictor.load(path, like=Predictor(...))` with {name} in it"
         )
     estimator: Any = object.__new__(known[name])  # its __init__ might ask for what is not saved
+    if hidden := [attribute for attribute in group if hasattr(known[name], attribute)]:
+        raise ValueError(f"{some(hidden)} would hide what {name} has")
     vars(estimator).update({attribute: _read_value(part) for attribute, part in group.items()})
     return estimator
 
 
+def _attribute(item: h5py.Group | h5py.Dataset, name: str) -> Any:
+    """An attribute that is one number or one text; ValueError for any other, before it is read."""
+    stored = item.attrs.get_id(name)
+    if stored.shape != () or not (stored.dtype.kind in "biuf" or h5py.check_string_dtype(stored.dtype)):
+        raise ValueError(f"{name} is neither a number nor a text")
+    return item.attrs[name]
+
+
 def _read_value(part: h5py.Group) -> Any:
-    kind = part.attrs["kind"]
+    kind = _attribute(part, "kind")
     if kind == "none":
         return None
     if kind in ("scalar", "number"):
-        value = part.attrs["value"]
+        value = _attribute(part, "value")
         return value.item() if kind == "scalar" and isinstance(value, np.generic) else value
     values, name = _read_values(part["values"])
     if kind == "array":
@@ -490,7 +505,7 @@ def _read_index(dataset: h5py.Dataset) -> pd.Index:
 
 def _read_values(dataset: h5py.Dataset) -> tuple[np.ndarray, Any]:
     """The array, and the name of the column or index."""
-    values, name = read_array(dataset), dataset.attrs.get("name")
+    values, name = read_array(dataset), _attribute(dataset, "name") if "name" in dataset.attrs else None
     if "fixed length" in dataset.attrs:
         values = values.astype(str)
     if "scalar" in dataset.attrs:
@@ -527,6 +542,12 @@ def fit_predictor(
     )
     local = pd.Index([]) if challenge.local_proportions is None else challenge.local_proportions.index
     names = challenge.perturbations.union(challenge.targets).union(local)
+    if len(unmeasured := challenge.targets[~challenge.targets.isin(challenge.genes)]):
+        warnings.warn(
+            f"{CRUNCH.targets_file}: {len(unmeasured)} of {len(challenge.targets)} are no genes of the training cells, "
+            f"so only their names and your own tables say anything of them: {some(unmeasured)}",
+            stacklevel=2,
+        )
     if several := [name for name in names if "+" in name]:
         warnings.warn(
             f"{some(several)}: names of several genes; each is read as one gene of which no table knows anything",
@@ -542,6 +563,7 @@ def fit_predictor(
         knowledge = training_knowledge(stats, pool, challenge.signatures, names)
     knowledge = replace(knowledge, tables=knowledge.tables | own, screens=elsewhere)
     predictor.fit(stats, challenge.proportions, pool, knowledge)
+    predictor.trained_on = fingerprint(challenge.train_path)
     _say_what_is_known(challenge, knowledge, predictor.expression)
     return predictor
 
@@ -627,11 +649,18 @@ def infer(
 ) -> None:
     """Predict with the saved model, which is all it needs; with an empty model folder it trains first.
 
-    `seed` and `predictor` are what was given to `train`. Raises DataError when the saved model is another one.
+    `seed` and `predictor` are what was given to `train`. Raises DataError when the saved model is another one, or was
+    trained on other cells than those of the data folder, where it holds any, and for an output that is an input.
     """
-    path = Path(model_directory_path) / MODEL_FILE
+    path, data = Path(model_directory_path) / MODEL_FILE, Path(data_directory_path)
+    inputs = [path, *(data / name for name in CRUNCH.data_files)]
+    for output in (prediction_h5ad_file_path, program_proportion_csv_file_path):
+        if Path(output).resolve() in [file.resolve() for file in inputs]:
+            raise DataError(f"{output}: an input, which would be overwritten; name another file")
     if path.exists():
-        fitted = Predictor.load(path, like=predictor)
+        fitted, cells = Predictor.load(path, like=predictor), data / CRUNCH.train_file
+        if fitted.trained_on and cells.exists() and fingerprint(cells) != fitted.trained_on:
+            raise DataError(f"{path}: trained on other cells than those of {cells}; delete it and train again")
     else:
         print(f"No {path}: training first.")
         fitted = train(data_directory_path, model_directory_path, seed=seed, predictor=predictor)

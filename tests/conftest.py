@@ -57,6 +57,7 @@ def trained(demo_folder, tmp_path_factory):
     resources = tmp_path_factory.mktemp("resources")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".* are no genes of the training cells")
         train(str(demo_folder), str(resources))
     return resources
 

@@ -121,7 +121,7 @@ def test_proportions_by_name_and_complete(folder, challenge):
     with pytest.raises(DataError, match=f"no row for the perturbations {lost}"):
         helpers.load_challenge(folder)
     table.assign(adipo=float("nan")).to_csv(path, index=False)
-    with pytest.raises(DataError, match="missing or infinite"):
+    with pytest.raises(DataError, match="values are missing in column adipo"):
         helpers.load_challenge(folder)
 
 

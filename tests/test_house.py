@@ -14,8 +14,8 @@ from contract import TRAVELLING
 ROOT = Path(contract.__file__).parent
 STANDARD = {
     "contract.py": "dataclasses",
-    "helpers.py": "collections concurrent contextlib contextvars copy dataclasses fcntl functools itertools os pathlib "
-    "shutil threading typing warnings weakref zlib",
+    "helpers.py": "collections concurrent contextlib contextvars copy dataclasses fcntl functools hashlib io itertools "
+    "json os pathlib shutil threading typing warnings weakref zlib",
     "screens.py": "collections dataclasses pathlib re typing warnings",
     "knowledge.py": "collections dataclasses gzip pathlib re typing warnings",
     "response.py": "collections dataclasses warnings",

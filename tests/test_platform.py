@@ -129,7 +129,7 @@ def test_duplicated_genes_and_no_targets(trained, challenge, tmp_path):
 
 
 def test_old_model_of_other_data(trained, tmp_path):
-    with pytest.raises(DataError, match="knows only 0 of the 50 genes to predict: it was trained on other data"):
+    with pytest.raises(DataError, match="genes_to_predict: only 0 of 50 genes were measured in the training cells"):
         run_infer("", trained, tmp_path, ["A"], [f"OTHER{i}" for i in range(50)])
     assert not list(tmp_path.iterdir())
 
