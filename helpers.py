@@ -221,6 +221,10 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
                 found.extend(key for key, link in links.items() if not isinstance(link, h5py.HardLink))
             elif isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
                 found.append(name)
+            types = [item.attrs.get_id(key).dtype for key in item.attrs]
+            types += [item.dtype] if isinstance(item, h5py.Dataset) else []
+            if not {h5py.check_vlen_dtype(found) for found in types} <= {None, str, bytes}:
+                raise DataError(f"{path}: damaged, a text of {name or 'it'} is a list of numbers")  # reading it may crash
 
         look("", file)
         file.visititems(look)  # each object once, whatever the links: a file may hold circles

@@ -124,7 +124,8 @@ def flips(target: Target, n: int, seed: int, folder: Path) -> list[Row]:
     body, spans = path.read_bytes(), stored_values(path)
     places = list(_places(len(body), spans, n, chance, target.is_structured))
     run(partial(_try, target, path, body, [None]), folder / "log")
-    wanted = _answers(path)[0]["digest"]
+    if not (wanted := _answers(path)[0]["digest"]):
+        raise RuntimeError(f"{target.what}: the whole file is refused: {_answers(path)[0]}")
     while places:
         worker = Worker(partial(_try, target, path, body, places[:BATCH]), folder / "log", {resource.RLIMIT_AS: MEMORY})
         outcome = worker.wait(SECONDS * BATCH)
