@@ -175,8 +175,9 @@ class FittedResponse:
 
 
 def _nothing_learned(residuals: pd.DataFrame) -> FittedResponse:
-    """Too few knock-outs, or all alike: every prediction is the reference."""
-    names, columns = residuals.index, residuals.columns
+    """Too few knock-outs, or all alike: every prediction is the reference. Its error is that of the left-out ones."""
+    names, columns, n = residuals.index, residuals.columns, len(residuals)
+    error = float(np.sqrt((residuals.to_numpy() ** 2).sum(axis=1).mean())) * n / max(n - 1, 1)
     return FittedResponse(
         weights=pd.Series(dtype=np.float64),
         judged=pd.DataFrame(columns=JUDGED, dtype=np.float64),
@@ -185,7 +186,7 @@ def _nothing_learned(residuals: pd.DataFrame) -> FittedResponse:
         unknown=pd.Series([0.0]),
         basis=pd.DataFrame(np.zeros((1, len(columns))), columns=columns),
         loo_pearson=pd.Series(0.0, index=names),
-        expected=pd.DataFrame({"error": [0.0], "pearson": [0.0]}, index=[""]),
+        expected=pd.DataFrame({"error": [error], "pearson": [0.0]}, index=[""]),
     )
 
 
@@ -675,17 +676,18 @@ def _expected(
     """Expected error and Pearson correlation of every prediction `f`, by straight lines of the left-out ones.
 
     Both follow the length of the prediction: a longer one is a surer one, since the tables agree. `f` is genes x K,
-    `left_out` n x K, `basis` K x G, `residuals` n x G, `hits` (n,) the left-out correlations.
+    `left_out` n x K, `basis` K x G, `residuals` n x G, `hits` (n,) the left-out correlations. Residuals sum to 0, so
+    those of few knock-outs are left-out predictions turned round: no correlation below 0 is expected.
     """
     product = basis @ basis.T
     size, known = (np.sqrt(np.maximum(((c @ product) * c).sum(axis=1), 0.0)) for c in (f, left_out))
     size = size.clip(known.min(), known.max())
     error = ((residuals - left_out @ basis) ** 2).sum(axis=1)
-    return pd.DataFrame({"error": np.sqrt(_line(known**2, error, size**2)), "pearson": _line(known, hits, size)})
+    return pd.DataFrame({"error": np.sqrt(_line(known**2, error, size**2)), "pearson": _line(known, hits, size).clip(0.0)})
 
 
 def _line(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """A straight line by least squares at `new`, kept within the middle 90 % of y."""
-    spread = ((x - x.mean()) ** 2).sum()
+    """A straight line by least squares at `new`, kept within the middle 90 % of y; of few points their mean."""
+    spread = ((x - x.mean()) ** 2).sum() if len(x) >= FEWEST_TO_JUDGE else 0.0
     slope = ((x - x.mean()) * (y - y.mean())).sum() / spread if spread > 0 else 0.0
     return np.clip(y.mean() + slope * (new - x.mean()), *np.quantile(y, [0.05, 0.95]))
