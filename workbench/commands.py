@@ -125,7 +125,7 @@ def _end_workers() -> None:
         worker.kill()
     for thread in threading.enumerate():  # ... and waits for ever for the rest of what a killed one was sending,
         if results := getattr(thread, "result_queue", None):  # unless nobody holds the other end of the pipe
-            results._writer.close()
+            results._writer.close()  # noqa: SLF001 - there is no public way
 
 
 def _on_sigterm(handler: Callable | int | None) -> Callable | int | None:
