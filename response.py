@@ -318,8 +318,9 @@ def judge(
     what it measured of the training perturbations (n x G, 0 where it did not).
 
     Backwards from all tables: the one without which the correlation out of fold is least worse, or better, goes, until
-    each one adds more than a standard error. Tables enter at all where the constant alone predicts nothing, or
-    where together they are clearly better than it.
+    each one adds more than a standard error. Where the constant alone clearly predicts something, tables enter only if
+    together they are clearly better than it. Where it does not, the last table stays if it adds anything: there is
+    nothing to lose.
     """
     rows = _drawn(len(residuals), JUDGED_ROWS)
     names, cells, precise = residuals.index, n_cells[rows], precision[rows]
@@ -342,23 +343,25 @@ def judge(
     if n < FEWEST_TO_JUDGE or not tables:
         return table
     kept = list(tables)
-    hits, doubtful = out_of_fold(kept), list(tables)
+    hits, doubtful, constant = out_of_fold(kept), list(tables), out_of_fold([])
+    predicts = constant.mean() > CLEAR * error(constant)
     while doubtful:
         without = {name: out_of_fold([other for other in kept if other != name]) for name in doubtful}
         margin = {}
         for name in doubtful:
             gain = hits - without[name]
             table.loc[name, ["gain", "standard_error"]] = gain.mean(), error(gain)
-            margin[name] = gain.mean() - max(ENTERS * error(gain), LEAST_GAIN)
+            margin[name] = gain.mean()
+            if predicts or len(kept) > 1:
+                margin[name] -= max(ENTERS * error(gain), LEAST_GAIN)
         worst = min(doubtful, key=lambda name: margin[name])
         if margin[worst] > 0:
             break
         kept.remove(worst)
         hits = without[worst]
         doubtful = [name for name in doubtful if name != worst and margin[name] <= 0]
-    constant = out_of_fold([])
     gain = hits - constant
-    if constant.mean() > CLEAR * error(constant) and gain.mean() <= CLEAR * error(gain):
+    if predicts and gain.mean() <= CLEAR * error(gain):
         kept = []
     table.loc[kept, "enters"] = 1.0
     return table
