@@ -122,13 +122,15 @@ class ResponseModel(BaseEstimator):
         `n_cells` (cells by perturbation) weighs the reference and says how noisy each response is; without it all
         count alike. `knowledge` is what is known of the genes; without it only the constant and the own responses are.
         """
+        control = responses[responses.index == CRUNCH.control]
         responses = responses.drop(index=CRUNCH.control, errors="ignore")
         knowledge = knowledge or GeneKnowledge({})
         cells = np.ones(len(responses)) if n_cells is None else n_cells[responses.index].to_numpy(np.float64)
         self.reference_ = pd.Series(np.average(responses, axis=0, weights=cells), index=responses.columns)
         residuals = responses - self.reference_
-        if len(residuals) < FEWEST or np.abs(residuals.to_numpy()).max() < 1e-9:
-            best = _nothing_learned(residuals)
+        centred = residuals.sub(residuals.mean(axis=1), axis=0)  # a direction is what is left: of one gene, nothing
+        if len(residuals) < FEWEST or np.abs(centred.to_numpy()).max() < 1e-9:
+            best = _nothing_learned(residuals, control - self.reference_)
         else:
             best = fit_response(residuals, cells, knowledge, rank=self.rank, own_response=self.own_response)
         for part in fields(best):
@@ -174,10 +176,14 @@ class FittedResponse:
     expected: pd.DataFrame
 
 
-def _nothing_learned(residuals: pd.DataFrame) -> FittedResponse:
-    """Too few knock-outs, or all alike: every prediction is the reference. Its error is that of the left-out ones."""
+def _nothing_learned(residuals: pd.DataFrame, control: pd.DataFrame) -> FittedResponse:
+    """Too few knock-outs, or all alike: every prediction is the reference. Its error is that of the left-out ones.
+
+    Of a single one there is nothing to go by but its own effect (`control`), and another may go anywhere from there.
+    """
     names, columns, n = residuals.index, residuals.columns, len(residuals)
-    error = float(np.sqrt((residuals.to_numpy() ** 2).sum(axis=1).mean())) * n / max(n - 1, 1)
+    left_out = residuals.to_numpy() * n / (n - 1) if n > 1 else control.to_numpy() * np.sqrt(2)
+    error = np.sqrt((left_out**2).sum(axis=1).mean()) if len(left_out) else 0.0
     return FittedResponse(
         weights=pd.Series(dtype=np.float64),
         judged=pd.DataFrame(columns=JUDGED, dtype=np.float64),
@@ -685,8 +691,11 @@ def _expected(
     product = basis @ basis.T
     size, known = (np.sqrt(np.maximum(((c @ product) * c).sum(axis=1), 0.0)) for c in (f, left_out))
     size = size.clip(known.min(), known.max())
-    error = ((residuals - left_out @ basis) ** 2).sum(axis=1)
-    return pd.DataFrame({"error": np.sqrt(_line(known**2, error, size**2)), "pearson": _line(known, hits, size).clip(0.0)})
+    n = len(residuals)
+    error = ((residuals - left_out @ basis) ** 2).sum(axis=1) * (n + 1) / (n - 1)  # their mean knows each of them
+    return pd.DataFrame(
+        {"error": np.sqrt(_line(known**2, error, size**2)), "pearson": _line(known, hits, size).clip(0.0)}
+    )
 
 
 def _line(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> np.ndarray:
