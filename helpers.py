@@ -999,14 +999,19 @@ class MedianProportions(_SameForAll):
     """
 
     def fit(self, proportions: pd.DataFrame) -> MedianProportions:
-        """Learn from perturbations x states; the control's row is left out."""
+        """Learn from perturbations x states; the control's row is left out. Raises DataError for no shares."""
         perturbed = proportions.drop(index=CRUNCH.control, errors="ignore")
+        check_shares(perturbed, "the training proportions")
         shares = perturbed[CRUNCH.shares].to_numpy(np.float64)
 
         def quantiles(q: float) -> np.ndarray:
             return np.quantile(shares, np.clip(q, 0, 1), axis=0)
 
-        q = scipy.optimize.brentq(lambda q: quantiles(q).sum() - 1.0, -1e-9, 1)
+        def beyond(q: float) -> float:
+            return quantiles(q).sum() - 1.0
+
+        # Rows that are all alike sum to 1 but for rounding, at every q.
+        q = scipy.optimize.brentq(beyond, -1e-9, 1) if beyond(0) < 0 < beyond(1) else 0.5
         self.mean_ = pd.Series(quantiles(q), index=CRUNCH.shares)
         self.mean_[CRUNCH.ratio] = _ratio(perturbed).median()
         return self

@@ -205,6 +205,8 @@ class Predictor:
         """
         asked = [_describe(part) for part in self.parts()]
         means, n_cells, proportions = stats.mean, stats.n_cells, proportions.loc[stats.mean.index]
+        if means.index.isin([CRUNCH.control]).all():
+            raise DataError(f"no perturbation to learn from: there is {some(means.index) or 'none'} alone")
         knowledge = knowledge or GeneKnowledge({})
         with threadpool_limits(1):
             call_with(self.expression.fit, means, n_cells=n_cells, knowledge=knowledge)

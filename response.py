@@ -122,13 +122,15 @@ class ResponseModel(BaseEstimator):
         `n_cells` (cells by perturbation) weighs the reference and says how noisy each response is; without it all
         count alike. `knowledge` is what is known of the genes; without it only the constant and the own responses are.
         """
+        control = responses[responses.index == CRUNCH.control]
         responses = responses.drop(index=CRUNCH.control, errors="ignore")
         knowledge = knowledge or GeneKnowledge({})
         cells = np.ones(len(responses)) if n_cells is None else n_cells[responses.index].to_numpy(np.float64)
         self.reference_ = pd.Series(np.average(responses, axis=0, weights=cells), index=responses.columns)
         residuals = responses - self.reference_
-        if len(residuals) < FEWEST or np.abs(residuals.to_numpy()).max() < 1e-9:
-            best = _nothing_learned(residuals)
+        centred = residuals.sub(residuals.mean(axis=1), axis=0)  # a direction is what is left: of one gene, nothing
+        if len(residuals) < FEWEST or np.abs(centred.to_numpy()).max() < 1e-9:
+            best = _nothing_learned(residuals, control - self.reference_)
         else:
             best = fit_response(residuals, cells, knowledge, rank=self.rank, own_response=self.own_response)
         for part in fields(best):
@@ -174,9 +176,14 @@ class FittedResponse:
     expected: pd.DataFrame
 
 
-def _nothing_learned(residuals: pd.DataFrame) -> FittedResponse:
-    """Too few knock-outs, or all alike: every prediction is the reference."""
-    names, columns = residuals.index, residuals.columns
+def _nothing_learned(residuals: pd.DataFrame, control: pd.DataFrame) -> FittedResponse:
+    """Too few knock-outs, or all alike: every prediction is the reference. Its error is that of the left-out ones.
+
+    Of a single one there is nothing to go by but its own effect (`control`), and another may go anywhere from there.
+    """
+    names, columns, n = residuals.index, residuals.columns, len(residuals)
+    left_out = residuals.to_numpy() * n / (n - 1) if n > 1 else control.to_numpy() * np.sqrt(2)
+    error = np.sqrt((left_out**2).sum(axis=1).mean()) if len(left_out) else 0.0
     return FittedResponse(
         weights=pd.Series(dtype=np.float64),
         judged=pd.DataFrame(columns=JUDGED, dtype=np.float64),
@@ -185,7 +192,7 @@ def _nothing_learned(residuals: pd.DataFrame) -> FittedResponse:
         unknown=pd.Series([0.0]),
         basis=pd.DataFrame(np.zeros((1, len(columns))), columns=columns),
         loo_pearson=pd.Series(0.0, index=names),
-        expected=pd.DataFrame({"error": [0.0], "pearson": [0.0]}, index=[""]),
+        expected=pd.DataFrame({"error": [error], "pearson": [0.0]}, index=[""]),
     )
 
 
@@ -317,8 +324,9 @@ def judge(
     what it measured of the training perturbations (n x G, 0 where it did not).
 
     Backwards from all tables: the one without which the correlation out of fold is least worse, or better, goes, until
-    each one adds more than a standard error. Tables enter at all where the constant alone predicts nothing, or
-    where together they are clearly better than it.
+    each one adds more than a standard error. Where the constant alone clearly predicts something, tables enter only if
+    together they are clearly better than it. Where it does not, the last table stays if it adds anything: there is
+    nothing to lose.
     """
     rows = _drawn(len(residuals), JUDGED_ROWS)
     names, cells, precise = residuals.index, n_cells[rows], precision[rows]
@@ -341,23 +349,25 @@ def judge(
     if n < FEWEST_TO_JUDGE or not tables:
         return table
     kept = list(tables)
-    hits, doubtful = out_of_fold(kept), list(tables)
+    hits, doubtful, constant = out_of_fold(kept), list(tables), out_of_fold([])
+    predicts = constant.mean() > CLEAR * error(constant)
     while doubtful:
         without = {name: out_of_fold([other for other in kept if other != name]) for name in doubtful}
         margin = {}
         for name in doubtful:
             gain = hits - without[name]
             table.loc[name, ["gain", "standard_error"]] = gain.mean(), error(gain)
-            margin[name] = gain.mean() - max(ENTERS * error(gain), LEAST_GAIN)
+            margin[name] = gain.mean()
+            if predicts or len(kept) > 1:
+                margin[name] -= max(ENTERS * error(gain), LEAST_GAIN)
         worst = min(doubtful, key=lambda name: margin[name])
         if margin[worst] > 0:
             break
         kept.remove(worst)
         hits = without[worst]
         doubtful = [name for name in doubtful if name != worst and margin[name] <= 0]
-    constant = out_of_fold([])
     gain = hits - constant
-    if constant.mean() > CLEAR * error(constant) and gain.mean() <= CLEAR * error(gain):
+    if predicts and gain.mean() <= CLEAR * error(gain):
         kept = []
     table.loc[kept, "enters"] = 1.0
     return table
@@ -675,17 +685,21 @@ def _expected(
     """Expected error and Pearson correlation of every prediction `f`, by straight lines of the left-out ones.
 
     Both follow the length of the prediction: a longer one is a surer one, since the tables agree. `f` is genes x K,
-    `left_out` n x K, `basis` K x G, `residuals` n x G, `hits` (n,) the left-out correlations.
+    `left_out` n x K, `basis` K x G, `residuals` n x G, `hits` (n,) the left-out correlations. Residuals sum to 0, so
+    those of few knock-outs are left-out predictions turned round: no correlation below 0 is expected.
     """
     product = basis @ basis.T
     size, known = (np.sqrt(np.maximum(((c @ product) * c).sum(axis=1), 0.0)) for c in (f, left_out))
     size = size.clip(known.min(), known.max())
-    error = ((residuals - left_out @ basis) ** 2).sum(axis=1)
-    return pd.DataFrame({"error": np.sqrt(_line(known**2, error, size**2)), "pearson": _line(known, hits, size)})
+    n = len(residuals)
+    error = ((residuals - left_out @ basis) ** 2).sum(axis=1) * (n + 1) / (n - 1)  # their mean knows each of them
+    return pd.DataFrame(
+        {"error": np.sqrt(_line(known**2, error, size**2)), "pearson": _line(known, hits, size).clip(0.0)}
+    )
 
 
 def _line(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """A straight line by least squares at `new`, kept within the middle 90 % of y."""
-    spread = ((x - x.mean()) ** 2).sum()
+    """A straight line by least squares at `new`, kept within the middle 90 % of y; of few points their mean."""
+    spread = ((x - x.mean()) ** 2).sum() if len(x) >= FEWEST_TO_JUDGE else 0.0
     slope = ((x - x.mean()) * (y - y.mean())).sum() / spread if spread > 0 else 0.0
     return np.clip(y.mean() + slope * (new - x.mean()), *np.quantile(y, [0.05, 0.95]))

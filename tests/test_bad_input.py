@@ -7,6 +7,8 @@ command in exit status 1 (or the one given), a function in a DataError; what was
 else. `test_every_call_is_fine_without_harm` runs what is called in unharmed folders.
 """
 
+import gzip
+import hashlib
 import importlib
 import os
 import re
@@ -30,6 +32,7 @@ import helpers
 from contract import OBESITY_1 as CRUNCH
 from contract import TRAVELLING
 from helpers import DataError
+from method import MODEL_FILE, infer, train
 
 sys.path.append(str(Path(__file__).parent / "challenges"))
 import simulated_cells
@@ -109,7 +112,8 @@ def cells(name, change):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             adata = ad.read_h5ad(folder / name)
-            adata = change(adata) or adata
+            changed = change(adata)
+            adata = adata if changed is None else changed
             adata.write_h5ad(folder / name)
 
     return harm
@@ -161,6 +165,70 @@ def elsewhere(name, key="X"):
     return harm
 
 
+def outside(name, key):
+    """A part of a file whose bytes are those of any other one."""
+
+    def change(file):
+        shape, dtype = file[key].shape, file[key].dtype
+        del file[key]
+        file.create_dataset(key, shape, dtype, external=[(str(Path(name).resolve()), 0, h5py.h5f.UNLIMITED)])
+
+    return hdf5(name, change)
+
+
+def virtual(name, key):
+    def change(file):
+        layout = h5py.VirtualLayout(file[key].shape, file[key].dtype)
+        layout[:] = h5py.VirtualSource("elsewhere.h5", key, file[key].shape)
+        del file[key]
+        file.create_virtual_dataset(key, layout)
+
+    return hdf5(name, change)
+
+
+def pipe(name):
+    def harm(folder):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return harm
+
+
+def model(change):
+    """Change a saved model, and seal it again: damage that no hash tells."""
+
+    def harm(folder):
+        path = folder / MODEL
+        with h5py.File(path, "r+") as file:
+            change(file)
+        content = path.read_bytes()
+        path.write_bytes(content + hashlib.sha256(content).digest())
+
+    return harm
+
+
+def model_array(key, content, **attributes):
+    def change(file):
+        del file[key]
+        file[key] = content
+        file[key].attrs.update(attributes)
+
+    return model(change)
+
+
+def flipped(name, place):
+    def harm(folder):
+        content = bytearray((folder / name).read_bytes())
+        content[place] ^= 1
+        (folder / name).write_bytes(content)
+
+    return harm
+
+
+def gzip_file(name, content):
+    return lambda folder: (folder / name).write_bytes(gzip.compress(content.encode()))
+
+
 def csv(name, change):
     def harm(folder):
         change(pd.read_csv(folder / name, dtype=str, keep_default_na=False)).to_csv(folder / name, index=False)
@@ -195,6 +263,60 @@ PREDICTED = Path("prediction", CRUNCH.prediction_file), Path("prediction", CRUNC
 TRUTH = Path("data", CRUNCH.local_truth_file), Path("data", CRUNCH.local_proportions_file)
 PREDICTION, SHARES, TRUE_CELLS, TRUE_SHARES = map(str, (*PREDICTED, *TRUTH))
 TRAIN = str(Path("data", CRUNCH.train_file))
+
+
+MODEL, MODEL_TABLE = f"resources/{MODEL_FILE}", "expression/reference_/values"
+LISTS = TARGET_NAMES, GENE_NAMES = f"data/{CRUNCH.targets_file}", f"data/{CRUNCH.genes_file}"
+TRAIN_SHARES, SIGNATURES = f"data/{CRUNCH.proportions_file}", f"data/{CRUNCH.signatures_file}"
+
+
+def learn():
+    return train("data", "resources")
+
+
+def predict(resources="resources", files=("out/prediction.h5ad", "out/shares.csv"), genes=None, **options):
+    targets, names = (Path(name).read_text().split() for name in LISTS)
+    return infer("data", "out", *files, resources, targets, names if genes is None else genes, **options)
+
+
+def predict_no_genes():
+    return predict(genes=[])
+
+
+def predict_other_genes():
+    return predict(genes=["ENSG00000000003", "ENSG00000000005"])
+
+
+def predict_no_cells():
+    return predict(cells_per_perturbation=0)
+
+
+def predict_fewer_than_no_cells():
+    return predict(cells_per_perturbation=-1)
+
+
+def predict_half_a_cell():
+    return predict(cells_per_perturbation=2.5)
+
+
+def predict_onto_the_cells():
+    return predict(files=(TRAIN, "out/shares.csv"))
+
+
+def predict_onto_the_model():
+    return predict(files=("out/prediction.h5ad", f"out/../{MODEL}"))
+
+
+def predict_onto_the_shares():
+    return predict(files=("out/prediction.h5ad", TRAIN_SHARES))
+
+
+def statistics_of_nothing():
+    return helpers.perturbation_stats([])
+
+
+def statistics_of_the_same_twice():
+    return helpers.perturbation_stats([TRAIN, Path("data/../", TRAIN)])
 
 
 def score():
@@ -260,6 +382,7 @@ def crunch(tmp_path_factory, demo_folder, trained, challenge):
     shutil.copytree(demo_folder, folder / "data")
     targets = challenge.local_proportions.index
     run_infer(demo_folder, trained, folder / "prediction", targets, challenge.genes_to_predict)
+    shutil.copytree(trained, folder / "resources")
     (folder / "project").mkdir()
     for name in (*TRAVELLING, CRUNCH.description_file, "notebook.ipynb"):
         shutil.copy(ROOT / name, folder / "project")
@@ -596,12 +719,264 @@ GENERATED = [
     ),
 ]
 
-CASES = [*SCORES, *COMPARING, *VALIDATING, *MAKING, *DRUGS, *MODALITIES, *GENERATED]
+
+def with_obs(column, make):
+    return cells(TRAIN, lambda adata: adata.obs.__setitem__(column, make(adata.obs[column])))
+
+
+def only(*names):
+    return cells(TRAIN, lambda adata: adata[adata.obs["gene"].isin(names)].copy())
+
+
+READING = [
+    Case("crunch", learn, gone(TRAIN), r"obesity_challenge_1\.h5ad: no such file"),
+    Case("crunch", learn, in_its_place(TRAIN), r"obesity_challenge_1\.h5ad: not a file"),
+    Case("crunch", learn, pipe(TRAIN), r"obesity_challenge_1\.h5ad: not a file"),
+    Case("crunch", learn, text(TRAIN, "cells"), r"obesity_challenge_1\.h5ad: not a readable HDF5 file"),
+    Case("crunch", learn, elsewhere(TRAIN), r"obesity_challenge_1\.h5ad: X lie elsewhere"),
+    Case("crunch", learn, elsewhere(TRAIN, "obs"), r"obesity_challenge_1\.h5ad: obs lie elsewhere"),
+    Case("crunch", learn, outside(TRAIN, "X/data"), r"obesity_challenge_1\.h5ad: X/data lie elsewhere"),
+    Case("crunch", learn, virtual(TRAIN, "X/data"), r"obesity_challenge_1\.h5ad: X/data lie elsewhere"),
+    *(
+        Case(
+            "crunch", learn, replaced(TRAIN, part, None), rf"obesity_challenge_1\.h5ad: holds no {part}; write it with"
+        )
+        for part in ("obs", "var", "X")
+    ),
+    Case(
+        "crunch", learn, replaced(TRAIN, "obs", 3.0), r"obesity_challenge_1\.h5ad: (obs or var is no table|not a read)"
+    ),
+    Case(
+        "crunch",
+        learn,
+        hdf5(TRAIN, lambda f: f["obs"].attrs.update({"encoding-version": "9.9"})),
+        r"obesity_challenge_1\.h5ad: not a readable HDF5 file.*9\.9",
+    ),
+    Case("crunch", learn, replaced(TRAIN, "X", np.full((1500, 240), b"0.1")), r"X holds \|S3 of shape .*not numbers"),
+    Case("crunch", learn, replaced(TRAIN, "X", np.zeros(3)), r"X holds float64 of shape \(3,\), not numbers by cells"),
+    Case("crunch", learn, replaced(TRAIN, "X", np.zeros((3, 4))), r"X is \(3, 4\), but obs and var are \(1500, 240\)"),
+    Case("crunch", learn, replaced(TRAIN, "X/data", [b"a", b"b"]), "X/data holds object of shape"),
+    Case("crunch", learn, replaced(TRAIN, "X/indices", np.zeros(9)), r"X/indices holds float64 of shape"),
+    Case("crunch", learn, replaced(TRAIN, "X/indptr", None), r"obesity_challenge_1\.h5ad: not a readable HDF5.*indptr"),
+    Case("crunch", learn, number_in(TRAIN, "X/indptr", 5, 10**6), r"X/indptr does not rise .*damaged"),
+    Case("crunch", learn, number_in(TRAIN, "X/indices", 5, 2**30), r"X/indices holds numbers outside 0 to 239"),
+    Case("crunch", learn, number_in(TRAIN, "X/data", 5, np.nan), r"cells 0 to .*: X holds infinite values or NaN"),
+    Case("crunch", learn, number_in(TRAIN, "X/data", 5, -1), r"cells 0 to .*: X holds negative values, down to -1"),
+    Case("crunch", learn, number_in(TRAIN, "X/data", 5, 400), r"up to 400, more than log2.*counts or CPM; normalise"),
+    Case("crunch", learn, with_obs("adipo", lambda s: 2 * s - 1), r"obs\['adipo'\] must be 0 or 1 for every cell"),
+    Case("crunch", learn, with_obs("adipo", lambda s: s.astype(str)), r"obs\['adipo'\] must be 0 or 1"),
+    Case("crunch", learn, with_obs("lipo", lambda s: 1), r"obs\['lipo'\] is 1 where obs\['adipo'\] is 0"),
+    Case("crunch", learn, with_obs("other", lambda s: 0), r"pre_adipo \+ adipo \+ other must be 1"),
+    Case("crunch", learn, with_obs("gene", lambda s: s.where(s != "NC")), r"obs\['gene'\] is empty for \d+ cells"),
+    Case("crunch", learn, only("NC"), r"obesity_challenge_1\.h5ad: control cells alone"),
+    Case("crunch", learn, only("no such gene"), r"obesity_challenge_1\.h5ad: obs holds no cells"),
+    Case("crunch", learn, cells(TRAIN, lambda a: a[:, :0].copy()), r"obesity_challenge_1\.h5ad: var holds no genes"),
+    Case("crunch", statistics_of_nothing, NOTHING, "sources: the list is empty"),
+    Case("crunch", statistics_of_the_same_twice, NOTHING, r"sources: duplicated names .*obesity_challenge_1\.h5ad"),
+]
+
+
+def words(name, change):
+    """Change the lines of a list of names."""
+    return lambda folder: (folder / name).write_text("\n".join(change((folder / name).read_text().split())))
+
+
+def shares(change):
+    """Change the training proportions, whose columns are numbers here."""
+
+    def harm(folder):
+        table = pd.read_csv(folder / TRAIN_SHARES)
+        change(table)
+        table.to_csv(folder / TRAIN_SHARES, index=False)
+
+    return harm
+
+
+TEXTS = [
+    *(
+        case
+        for name, file in ((TARGET_NAMES, r"predict_perturbations\.txt"), (GENE_NAMES, r"genes_to_predict\.txt"))
+        for case in (
+            Case("crunch", learn, gone(name), rf"{file}: no such file"),
+            Case("crunch", learn, in_its_place(name), rf"{file}: no such file"),
+            Case("crunch", learn, text(name, "\ufeff\n \n"), rf"{file}: the file is empty"),
+            Case("crunch", learn, text(name, "A1\nB2", "utf-16"), rf"{file}: not a text in UTF-8"),
+            Case(
+                "crunch", learn, text(name, "A1\nB2", "utf-16-le"), rf"{file}: not a text in UTF-8, .* bytes that are 0"
+            ),
+            Case("crunch", learn, text(name, "A1\nÄ2", "latin-1"), rf"{file}: not a text in UTF-8 \(.*byte 3\)"),
+            Case("crunch", learn, words(name, lambda n: ["gene", *n]), rf"{file}: begins with 'gene', .*a header"),
+            Case(
+                "crunch",
+                learn,
+                words(name, lambda n: [f'"{w}"' for w in n]),
+                rf"{file}: line 1 is '\"\w+\"'; write one",
+            ),
+            Case(
+                "crunch",
+                learn,
+                words(name, lambda n: [*n[:3], ",".join(n[3:])]),
+                rf"{file}: line 4 is .*one name a line",
+            ),
+            Case(
+                "crunch", learn, words(name, lambda n: [" ".join(n)]), rf"{file}: line 1 is '.*'; write one name a line"
+            ),
+            Case("crunch", learn, words(name, lambda n: [*n, n[0]]), rf"{file}: duplicated names \w+"),
+        )
+    ),
+    Case("crunch", learn, words(TARGET_NAMES, lambda n: [*n, "NC"]), r"perturbations\.txt: NC is the control, not a"),
+    Case(
+        "crunch", learn, words(GENE_NAMES, lambda n: [w.lower() for w in n]), r"predict\.txt: only 0 of \d+ genes were"
+    ),
+    Case("crunch", learn, in_its_place(TRAIN_SHARES), r"program_proportion\.csv: no such file"),
+    Case("crunch", learn, text(TRAIN_SHARES, "gene,a", "utf-16"), r"program_proportion\.csv: not a text in UTF-8"),
+    Case("crunch", learn, text(TRAIN_SHARES, b"gene,adipo\nA\xff,1"), r"program_proportion\.csv: not a text in UTF-8"),
+    Case("crunch", learn, text(TRAIN_SHARES, "gene,\0"), r"program_proportion\.csv: .*bytes that are 0"),
+    Case("crunch", learn, text(TRAIN_SHARES, ""), r"program_proportion\.csv: not a readable csv file: No columns"),
+    Case(
+        "crunch", learn, text(TRAIN_SHARES, "gene,a\nA,1\nB,1,2,3"), r"program_proportion\.csv: not a readable csv file"
+    ),
+    Case("crunch", learn, csv(TRAIN_SHARES, lambda t: t.drop(columns="lipo")), r"no column lipo; it has gene, "),
+    Case("crunch", learn, csv(TRAIN_SHARES, with_cell("gene", 2, "")), "values are missing in column gene, line 4"),
+    Case("crunch", learn, csv(TRAIN_SHARES, with_cell("adipo", 2, "")), "values are missing in column adipo, line 4"),
+    Case("crunch", learn, csv(TRAIN_SHARES, with_cell("adipo", 2, "12 %")), "column adipo holds '12 %', not a number"),
+    Case("crunch", learn, csv(TRAIN_SHARES, with_cell("adipo", 2, "0,3")), "column adipo holds '0,3', not a number"),
+    Case(
+        "crunch", learn, csv(TRAIN_SHARES, with_cell("adipo", 2, "inf")), r"csv: values are missing or infinite for \w+"
+    ),
+    Case("crunch", learn, shares(lambda t: t.__setitem__("adipo", t["adipo"] * 100)), "csv: shares below 0 or above 1"),
+    Case(
+        "crunch", learn, shares(lambda t: t.__setitem__("other", t["other"] - 1)), "csv: shares below 0 or above 1 for"
+    ),
+    Case(
+        "crunch", learn, shares(lambda t: t.__setitem__("other", 0.0)), r"csv: pre_adipo \+ adipo \+ other is not 1 for"
+    ),
+    Case("crunch", learn, shares(lambda t: t.__setitem__("lipo", 1.0)), "csv: more lipo than adipo for"),
+    Case("crunch", learn, csv(TRAIN_SHARES, lambda t: pd.concat([t, t[:1]])), r"column gene: duplicated names \w+"),
+    Case("crunch", learn, csv(TRAIN_SHARES, lambda t: t[t["gene"] != "NC"]), "no row for the perturbations NC"),
+    Case(
+        "crunch", learn, csv(SIGNATURES, with_cell("sig_gene", 2, "")), r"genes\.csv: values are missing .*sig_gene, l"
+    ),
+    Case("crunch", learn, csv(SIGNATURES, lambda t: t.drop(columns="program")), r"genes\.csv: no column program"),
+    Case(
+        "crunch", learn, text(SIGNATURES, "program;sig_gene\na;b\n"), r"genes\.csv: no column program, sig_gene; it has"
+    ),
+]
+
+MODELS = [
+    Case("crunch", predict, cut(MODEL), r"model\.h5: damaged, no saved model.*train again"),
+    Case("crunch", predict, text(MODEL, ""), r"model\.h5: damaged, no saved model.*train again"),
+    Case("crunch", predict, flipped(MODEL, 100), r"model\.h5: damaged, no saved model.*train again"),
+    Case("crunch", predict, flipped(MODEL, -40), r"model\.h5: damaged, no saved model.*train again"),
+    Case("crunch", predict, copied(TRAIN, MODEL), r"model\.h5: damaged, no saved model.*train again"),
+    Case("crunch", predict, in_its_place(MODEL), r"model\.h5: no such file; .*train again"),
+    Case("crunch", predict, pipe(MODEL), r"model\.h5: no such file; .*train again"),
+    Case("crunch", predict, model(lambda f: f.attrs.update({"format": 99})), r"model\.h5: made by another version"),
+    Case(
+        "crunch",
+        predict,
+        model(lambda f: f.attrs.update({"format": [3] * 9})),
+        r"model\.h5: damaged \(format is neither",
+    ),
+    Case("crunch", predict, model(lambda f: f.__delitem__("cells")), r"model\.h5: damaged \(.*cells.*train again"),
+    Case(
+        "crunch",
+        predict,
+        model(lambda f: f["cells"].attrs.update({"class": "Z"})),
+        "holds the estimator Z, which is not",
+    ),
+    Case(
+        "crunch", predict, model(lambda f: f["cells"].attrs.update({"class": 5})), "holds the estimator 5, which is not"
+    ),
+    Case(
+        "crunch",
+        predict,
+        model(lambda f: f["expression/rank"].attrs.update({"value": np.zeros(9)})),
+        r"model\.h5: damaged \(value is neither a number nor a text\)",
+    ),
+    Case("crunch", predict, model(lambda f: f.move("expression/rank", "expression/fit")), "fit would hide what Resp"),
+    Case("crunch", predict, model(lambda f: f["expression/rank"].attrs.pop("kind")), r"damaged \(.*kind"),
+    Case(
+        "crunch",
+        predict,
+        model(lambda f: (f.__delitem__("genes"), f.create_dataset("genes", (10**6, 5 * 10**5), "f8", compression=1))),
+        r"model\.h5: damaged \(/genes claims 4000\.0 GB of float64, which it cannot hold\)",
+    ),
+    Case("crunch", predict, model_array("genes", ["A", "B"]), r"damaged \(/genes claims .* of object"),
+    Case(
+        "crunch", predict, model_array("genes", np.frombuffer(b"[1, 2]", "u1"), texts=(2,)), "something else than texts"
+    ),
+    Case(
+        "crunch",
+        predict,
+        model_array("genes", np.frombuffer(b'["a"', "u1"), texts=(1,)),
+        r"model\.h5: damaged \(.*train",
+    ),
+    Case(
+        "crunch", predict, model_array("genes", np.frombuffer(b'["a"]', "u1"), texts=(10**12,)), r"model\.h5: damaged"
+    ),
+    Case("crunch", predict, model_array(MODEL_TABLE, np.zeros(3)), r"model\.h5: damaged \(.*train again"),
+    Case(
+        "crunch",
+        predict,
+        model_array(MODEL_TABLE, np.full(240, np.nan)),
+        r"ResponseModel\.predict: missing or infinite",
+    ),
+    Case(
+        "crunch", predict, model_array(MODEL_TABLE, np.full(240, 99.0)), r"ScaledCells\.values: values up to .*16\.6 at"
+    ),
+    Case(
+        "crunch",
+        predict,
+        model_array("cells/base_/values", np.full((100, 240), np.nan)),
+        "ScaledCells.*infinite values",
+    ),
+    Case(
+        "crunch", predict, model_array("proportions/mean_/values", np.full(4, np.inf)), r"Proportions\.predict: missing"
+    ),
+    Case(
+        "crunch", predict, model(lambda f: f.update(a=1) or f.__setitem__("b", h5py.SoftLink("/genes"))), "b lie elsewh"
+    ),
+    Case(
+        "crunch",
+        predict,
+        model(lambda f: f.__setitem__("b", h5py.ExternalLink("x.h5", "b"))),
+        r"model\.h5: b lie elsewhere",
+    ),
+    Case(
+        "crunch", predict, cells(TRAIN, lambda a: setattr(a, "X", a.X * 0.9)), r"model\.h5: trained on other cells than"
+    ),
+    Case("crunch", predict, cells(TRAIN, lambda a: a[:-1].copy()), r"model\.h5: trained on other cells than those of"),
+    Case(
+        "crunch", predict, cells(TRAIN, lambda a: a[:, ::-1].copy()), r"model\.h5: trained on other cells than those of"
+    ),
+    Case(
+        "crunch", predict, with_obs("gene", lambda s: s.to_numpy()[::-1]), r"trained on other cells than those of data"
+    ),
+    Case("crunch", predict, cut(TRAIN), r"obesity_challenge_1\.h5ad: not a readable HDF5 file"),
+    Case("crunch", predict_no_genes, NOTHING, "genes_to_predict is empty"),
+    Case(
+        "crunch", predict_other_genes, NOTHING, "genes_to_predict: only 0 of 2 genes were measured.*: ENSG.* but there"
+    ),
+    Case("crunch", predict_no_cells, NOTHING, "cells_per_perturbation is 0: it must be a whole number of at least 1"),
+    Case("crunch", predict_fewer_than_no_cells, NOTHING, "cells_per_perturbation is -1: it must be"),
+    Case("crunch", predict_half_a_cell, NOTHING, r"cells_per_perturbation is 2\.5: it must be"),
+    Case("crunch", predict_onto_the_cells, NOTHING, r"obesity_challenge_1\.h5ad: an input, which would be overwritten"),
+    Case("crunch", predict_onto_the_model, NOTHING, r"model\.h5: an input, which would be overwritten"),
+    Case("crunch", predict_onto_the_shares, NOTHING, r"program_proportion\.csv: an input, which would be overwritten"),
+    Case("crunch", predict, text("out", ""), r"shares\.csv: could not be written"),
+    Case("crunch", predict, made_folder("out/prediction.h5ad"), r"prediction\.h5ad is a folder; name a file"),
+    Case("crunch", predict, made_folder("out/shares.csv"), r"shares\.csv is a folder; name a file"),
+]
+
+CASES = [*READING, *TEXTS, *MODELS, *SCORES, *COMPARING, *VALIDATING, *MAKING, *DRUGS, *MODALITIES, *GENERATED]
 GOOD = {
     "crunch": [
         score,
         score_calibrated,
         split,
+        learn,
+        predict,
         truth_of_the_challenge,
         export,
         bundle_of_the_project,

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from textwrap import dedent
 
@@ -16,11 +17,14 @@ from workbench import commands
 
 ROOT = Path(commands.__file__).parents[1]
 PROGRAM = """
-    import os, sys, tempfile, time
+    import os, signal, sys, tempfile, time
     from concurrent.futures import ProcessPoolExecutor
     from pathlib import Path
     from helpers import DataError
     from workbench.commands import command_line
+
+    def large(number):
+        return bytes(300_000_000)
 
     @command_line()
     def main():
@@ -170,3 +174,22 @@ def test_every_command_of_the_workbench_refuses_an_option_that_it_does_not_know(
 def test_a_data_error_is_found_where_helpers_were_imported_late(monkeypatch):
     with pytest.raises(SystemExit, match=r"^error: late$"), commands.command_line():
         raise helpers.DataError("late")
+
+
+@pytest.mark.parametrize(("stop", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_command_ends_though_a_worker_was_killed_while_it_sent_its_result(tmp_path, stop, status):
+    lines = [
+        "signal.signal(signal.SIGINT, signal.default_int_handler)",
+        "with ProcessPoolExecutor(1) as executor:",
+        "    executor.submit(large, 0).result()",
+        "    print('sending', flush=True)",
+        "    for number in range(1000): executor.submit(large, number).result()",
+    ]
+    process = start(tmp_path, "\n    ".join(lines))
+    assert process.stdout.readline() == "sending\n"
+    time.sleep(0.3)
+    process.send_signal(stop)
+    try:
+        assert process.wait(30) == status
+    finally:
+        process.kill()

@@ -187,6 +187,50 @@ def test_perturbation_with_one_cell(folder, challenge, tmp_path):
     assert validate_submission(*files, challenge.targets, challenge.genes_to_predict) == []
 
 
+def few(folder, n_perturbations=14, n_genes=240):
+    """The demo folder with the first of its knock-outs and genes alone."""
+    adata = ad.read_h5ad(folder / CRUNCH.train_file)
+    kept = ["NC", *adata.obs["gene"].cat.categories.drop("NC")[:n_perturbations]]
+    adata = adata[adata.obs["gene"].isin(kept), :n_genes].copy()
+    adata.write_h5ad(folder / CRUNCH.train_file)
+    if n_genes < 240:
+        (folder / CRUNCH.genes_file).write_text("\n".join(adata.var_names))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+def test_few_knock_outs_are_enough_and_what_is_expected_of_them_is_honest(n, folder, stats, tmp_path):
+    few(folder, n)
+    challenge = helpers.load_challenge(folder)
+    unseen = stats.mean.index.drop(["NC", *challenge.perturbations])
+    files = run_infer(folder, tmp_path / "r", tmp_path / "p", unseen, challenge.genes_to_predict)
+    assert validate_submission(*files, unseen, challenge.genes_to_predict) == []
+    model = method.Predictor.load(tmp_path / "r" / MODEL_FILE).expression
+    residuals = stats.mean.loc[challenge.perturbations] - model.reference_
+    predicted = model.predict(unseen) - model.reference_
+    assert np.linalg.norm(predicted, axis=1).max() <= np.linalg.norm(residuals, axis=1).max() + 1e-6
+    error = np.linalg.norm(stats.mean.loc[unseen] - model.reference_ - predicted, axis=1)
+    expected = model.predict_scale(unseen)
+    assert 0.4 < (expected["error"].mean() / error.mean()) < 2
+    assert expected["pearson"].between(0, 1).all()
+
+
+def test_one_gene_has_no_direction_and_is_predicted_as_the_mean(folder, stats, tmp_path):
+    few(folder, n_genes=1)
+    challenge = helpers.load_challenge(folder)
+    prediction, _ = run_infer(folder, tmp_path / "r", tmp_path / "p", challenge.targets, challenge.genes)
+    mean = stats.perturbed_centroid()[challenge.genes].to_numpy()
+    np.testing.assert_allclose(read_dense(prediction).X[:100].mean(axis=0), mean, rtol=1e-5)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_cells_that_are_all_alike_are_predicted(level, folder, challenge, tmp_path):
+    adata = ad.read_h5ad(folder / CRUNCH.train_file)
+    adata.X = np.full(adata.shape, level, np.float32)
+    adata.write_h5ad(folder / CRUNCH.train_file)
+    prediction, _ = run_infer(folder, tmp_path / "r", tmp_path / "p", challenge.targets, challenge.genes_to_predict)
+    np.testing.assert_array_equal(read_dense(prediction).X, level)
+
+
 def test_number_of_cells_is_an_option(trained, challenge, tmp_path):
     prediction, _ = run_infer(
         "", trained, tmp_path, challenge.targets[:2], challenge.genes_to_predict, cells_per_perturbation=130

@@ -8,6 +8,7 @@ import pytest
 
 import helpers
 from contract import OBESITY_1 as CRUNCH
+from helpers import DataError
 
 
 def test_median_proportions_minimise_l1_among_shares_that_sum_to_one():
@@ -35,6 +36,23 @@ def test_median_proportions_minimise_l1_among_shares_that_sum_to_one():
 def test_median_proportions_of_one_perturbation_are_its_own():
     table = pd.DataFrame({"pre_adipo": [0.5], "adipo": [0.3], "other": [0.2], "lipo": [0.0]}, index=["A"])
     np.testing.assert_allclose(helpers.MedianProportions().fit(table).mean_[CRUNCH.shares], table.loc["A"][:3])
+
+
+@pytest.mark.parametrize("shares", [[0.1, 0.2, 0.7], [0.7, 0.2, 0.1], [1 / 3, 1 / 3, 1 / 3], [0.6, 0.3, 0.1]])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_rows_that_are_all_alike_are_the_prediction(shares, n):
+    """They sum to 1 but for rounding, on either side."""
+    table = pd.DataFrame([[*shares, 0.0]] * n, columns=CRUNCH.states)
+    np.testing.assert_allclose(helpers.MedianProportions().fit(table).mean_[CRUNCH.shares], shares)
+
+
+@pytest.mark.parametrize(
+    ("factor", "says"), [(100, "below 0 or above 1"), (0.5, "is not 1 for"), (-1, "below 0"), (np.nan, "missing")]
+)
+def test_what_are_no_shares_is_refused_by_name(factor, says):
+    table = pd.DataFrame([[0.5, 0.25, 0.25, 0.1]] * 3, columns=CRUNCH.states, index=["A", "B", "NC"])
+    with pytest.raises(DataError, match=f"training proportions: .*{says}.* A, B"):
+        helpers.MedianProportions().fit(factor * table)
 
 
 @pytest.mark.parametrize("columns", [["lipo"], ["lipo", "lipo_adipo"]])

@@ -123,6 +123,9 @@ def _end_workers() -> None:
         threading.excepthook = lambda _: None  # the thread of a pool complains of workers that are gone
     for worker in workers:
         worker.kill()
+    for thread in threading.enumerate():  # ... and waits for ever for the rest of what a killed one was sending,
+        if results := getattr(thread, "result_queue", None):  # unless nobody holds the other end of the pipe
+            results._writer.close()  # noqa: SLF001 - there is no public way
 
 
 def _on_sigterm(handler: Callable | int | None) -> Callable | int | None:

@@ -221,8 +221,11 @@ def test_workers_end_with_the_command_and_nothing_is_left(files, stop, status):
         workers = psutil.Process(process.pid).children(recursive=True)
         time.sleep(0.05)
     os.killpg(process.pid, stop) if stop == signal.SIGINT else process.send_signal(stop)
-    error = process.stderr.read()
-    assert process.wait(60) == status
+    try:
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == status
     assert "Traceback" not in error
     assert not psutil.wait_procs(workers, 10)[1]
     assert not (files / "work").exists()
