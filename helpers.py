@@ -224,7 +224,9 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
             types = [item.attrs.get_id(key).dtype for key in item.attrs]
             types += [item.dtype] if isinstance(item, h5py.Dataset) else []
             if not {h5py.check_vlen_dtype(found) for found in types} <= {None, str, bytes}:
-                raise DataError(f"{path}: damaged, a text of {name or 'it'} is a list of numbers")  # reading it may crash
+                raise DataError(
+                    f"{path}: damaged, a text of {name or 'it'} is a list of numbers"
+                )  # reading it may crash
 
         look("", file)
         file.visititems(look)  # each object once, whatever the links: a file may hold circles
@@ -1772,13 +1774,24 @@ MOST_PACKED = 1100  # times that compression makes values smaller, at most: gzip
 
 
 @contextmanager
+def writing_hdf5(path: Path) -> Iterator[h5py.File]:
+    """An open HDF5 file that is in memory until the end: on a full disk, HDF5 crashes when it closes compressed ones."""
+    with h5py.File(path, "w", driver="core", backing_store=False) as file:
+        yield file
+        file.flush()
+        image = file.id.get_file_image()
+    path.write_bytes(image)
+
+
+@contextmanager
 def writing_sealed(path: Path) -> Iterator[h5py.File]:
     """An open HDF5 file, written beside `path` and renamed; it ends in the hash of what it holds."""
     with replacing(path) as temporary:
-        with h5py.File(temporary, "w") as file:
+        with writing_hdf5(temporary) as file:
             yield file
         with temporary.open("r+b") as whole:
-            whole.write(hashlib.file_digest(whole, "sha256").digest())
+            seal = hashlib.file_digest(whole, "sha256").digest()
+            whole.write(seal)
 
 
 @contextmanager

@@ -94,7 +94,9 @@ def main(arguments: list[str] | None = None) -> None:
             {**os.environ, INSIDE: "1", "OPENBLAS_NUM_THREADS": "1"},
         )
     began = time.monotonic()
-    print(f"Every worker is number 1 of a process namespace of its own: {'yes' if is_number_one() else 'not possible'}.")
+    print(
+        f"Every worker is number 1 of a process namespace of its own: {'yes' if is_number_one() else 'not possible'}."
+    )
     with tempfile.TemporaryDirectory() as folder:
         rows = torture(options.kills, max(1, options.kills // 50), options.flips, options.seed, Path(folder))
     print(table(rows))

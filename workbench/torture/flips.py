@@ -96,7 +96,7 @@ def targets() -> list[Target]:
         "synthesis train": ("gan.h5", (CellGAN,)),
     }
     made = [
-        Target("flips: training file", listed["train"].prepare, f"data/{CRUNCH.train_file}", _train_file, 0.5, True),
+        Target("flips: training file", listed["train"].prepare, f"data0/{CRUNCH.train_file}", _train_file, 0.5, True),
         Target("flips: model.h5", listed["infer"].prepare, "resources0/model.h5", _model, 0.3),
     ]
     for name, (file, classes) in bundles.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,28 +68,34 @@ class Job:
 
 
 def _crunch(inputs: Path) -> None:
-    simulate(inputs / "data", cells=600, genes=120, perturbations=8, counts=False, seed=1)
+    for seed in (0, 1):
+        simulate(inputs / f"data{seed}", cells=600, genes=120, perturbations=8, counts=False, seed=seed)
 
 
 def _train(inputs: Path, out: Path, seed: int) -> None:
-    method.train(inputs / "data", out, seed=seed)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        method.train(inputs / f"data{seed}", out, seed=seed)
+    for warning in said:  # a model that cannot be saved is returned all the same
+        if "not saved" in str(warning.message):
+            raise DataError(str(warning.message))
 
 
 def _trained(inputs: Path) -> None:
     _crunch(inputs)
     for seed in (0, 1):
-        method.train(inputs / "data", inputs / f"resources{seed}", seed=seed)
+        method.train(inputs / f"data{seed}", inputs / f"resources{seed}", seed=seed)
 
 
 def _infer(inputs: Path, out: Path, seed: int) -> None:
     files = out / CRUNCH.prediction_file, out / CRUNCH.predicted_proportions_file
-    challenge = helpers.load_challenge(inputs / "data")
+    challenge = helpers.load_challenge(inputs / f"data{seed}")
     names = [*challenge.targets, *(f"NEW{i}" for i in range(200))]
-    method.infer(inputs / "data", out, *files, inputs / f"resources{seed}", names, challenge.genes_to_predict)
+    method.infer(inputs / f"data{seed}", out, *files, inputs / f"resources{seed}", names, challenge.genes_to_predict)
 
 
 def _local_split(inputs: Path, out: Path, seed: int) -> None:
-    helpers.local_split(inputs / "data" / CRUNCH.train_file, out, 0.3, seed=seed)
+    helpers.local_split(inputs / f"data{seed}" / CRUNCH.train_file, out, 0.3, seed=seed)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -130,7 +137,9 @@ def _cells(values: np.ndarray, names: list[str], obs: dict[str, list[str]], **va
 def _sister(main: Callable[[list[str]], Any], data: str, *words: str) -> Callable[[Path, Path, int], None]:
     def train(inputs: Path, out: Path, seed: int) -> None:
         training.CHECKPOINT_EVERY = CHECKPOINT_EVERY
-        main(["train", "--data", str(inputs / data), "--work", str(out), "--seed", str(seed), "--device", "cpu", *words])
+        main(
+            ["train", "--data", str(inputs / data), "--work", str(out), "--seed", str(seed), "--device", "cpu", *words]
+        )
 
     return train
 

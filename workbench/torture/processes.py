@@ -49,8 +49,9 @@ class Outcome:
 
     @property
     def last_line(self) -> str:
-        """Of what it said."""
-        return (self.said.strip().split("\n") or [""])[-1][:200]
+        """The last thing it said that names an error, else its last line."""
+        lines = self.said.strip().split("\n")
+        return next((line for line in reversed(lines) if "Error" in line.split(":")[0]), lines[-1])[:300]
 
 
 class Worker:
@@ -96,29 +97,33 @@ def run(call: Callable[[], object], log: Path, limits: dict[int, int] | None = N
 
 
 def _keep(call: Callable[[], object], log: Path, limits: dict[int, int], writing: int) -> None:
-    """Fork the worker, say its number, wait for it and say how it ended; its number stays taken until then."""
+    """Fork the worker, say its number, keep what it says and say how it ended; its number stays taken until then."""
     if is_number_one():
         libc.unshare(NEW_MOUNTS | NEW_PIDS)
+    hearing, saying = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(writing)
-        _work(call, log, limits)
-    os.write(writing, b"%20d" % pid)
+        _work(call, saying, limits)
+    os.close(saying)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with log.open("wb") as file:  # not by the worker itself, whose disk may be full
+        os.write(writing, b"%20d" % pid)
+        while said := os.read(hearing, 1 << 16):
+            file.write(said)
     os.write(writing, b"%20d" % os.waitpid(pid, 0)[1])
     os._exit(0)
 
 
-def _work(call: Callable[[], object], log: Path, limits: dict[int, int]) -> None:
+def _work(call: Callable[[], object], saying: int, limits: dict[int, int]) -> None:
     """The call, in a process that ends with it."""
     status = TRACEBACK
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115, PTH123
+        os.dup2(saying, 1)
+        os.dup2(saying, 2)
+        sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115
         if is_number_one():
             libc.mount(b"none", b"/", None, PRIVATE, None)
             libc.mount(b"proc", b"/proc", b"proc", 0, None)

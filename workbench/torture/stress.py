@@ -21,6 +21,7 @@ from workbench.torture.jobs import Job
 from workbench.torture.processes import Outcome, Worker, run
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+PAGE = resource.getpagesize()  # bytes, of which a tmpfs gives files whole ones
 KILLS_IN_A_ROW = 3  # before a run is left alone
 FAULTS = ("incomplete", "lost", "left over", "tracebacks", "crashes", "silent")  # columns that must be 0
 
@@ -45,13 +46,13 @@ class Row:
         self.count(column)
         self.faults.append(f"{self.what}: {column}: {line}")
 
-    def judge(self, outcome: Outcome, *allowed: str) -> None:
+    def judge(self, outcome: Outcome, where: str, *allowed: str) -> None:
         """A worker must have ended in one of these ways."""
         if outcome.how == "refused":
             self.count("refused")
         if outcome.how not in allowed:
             column = "tracebacks" if outcome.how in ("traceback", "refused") else "crashes"
-            self.fault(column, f"ended with status {outcome.status}: {outcome.last_line}")
+            self.fault(column, f"{where}: status {outcome.status}: {outcome.last_line}")
 
 
 class World:
@@ -68,6 +69,8 @@ class World:
             self._must(self.run(seed))
             self.seconds = time.monotonic() - began
             self.wanted.append(contents(self.out))
+        if self.wanted[0] == self.wanted[1]:
+            raise RuntimeError(f"{job.name} writes the same with both seeds: nothing would tell them apart")
 
     def _must(self, outcome: Outcome) -> None:
         if outcome.how != "well":
@@ -116,12 +119,8 @@ class World:
 
 
 def contents(folder: Path) -> Contents:
-    """All files of a folder and those below; a folder that is empty counts as one."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() or not any(path.iterdir()):
-            found[str(path.relative_to(folder))] = path.read_bytes() if path.is_file() else b""
-    return found
+    """All files of a folder and those below, by name."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def _is_temporary(name: str) -> bool:
@@ -159,7 +158,7 @@ def _kill(world: World, row: Row, which: int, chance: random.Random) -> None:
     when = f"{number.name} after {time.monotonic() - began:.3f} s"
     if worker.stop(number):
         row.count("tried")
-    row.judge(worker.wait(), "stopped", "well")
+    row.judge(worker.wait(), when, "stopped", "well")
     now = world.check_files(row, before, (which,), when)
     if any(map(_is_temporary, now)):
         row.count("in mid-write")
@@ -176,7 +175,7 @@ def _next_run(world: World, row: Row, which: int) -> None:
     """Nothing disturbs it: it goes on from what was kept, and leaves what it writes and nothing else."""
     before, kept = contents(world.out), world.job.unfinished
     outcome = world.run(which)
-    row.judge(outcome, "well")
+    row.judge(outcome, f"{world.job.name}, the next run", "well")
     now, wanted = contents(world.out), world.wanted[which]
     for name in sorted(wanted.keys() | now.keys()):
         if name not in wanted:
@@ -204,7 +203,7 @@ def two_writers(world: World, n: int, chance: random.Random) -> Row:
         outcomes = [worker.wait() for worker in (first, world.start(1, log="log1"))]
         row.count("tried")
         for outcome in outcomes:
-            row.judge(outcome, "well", "refused")
+            row.judge(outcome, job.name, "well", "refused")
         well = [world.wanted[i] for i in (0, 1) if outcomes[i].how == "well"]
         if not well:
             row.fault("lost", f"{job.name}: both failed: {outcomes[1].last_line}")
@@ -225,8 +224,8 @@ def full_disk(world: World, n: int, chance: random.Random) -> Row | None:
     row, out = Row("full disk (tmpfs)"), world.out
     for _ in range(n):
         which = chance.randrange(2)
-        old, new = (sum(4096 + len(body) for body in world.wanted[i].values()) for i in (1 - which, which))
-        size = 64_000 + (old if world.job.replaces else 0) + int(new * chance.uniform(0, 1))
+        old, new = (sum(map(_on_disk, world.wanted[i].values())) for i in (1 - which, which))
+        size = PAGE + (old if world.job.replaces else 0) + int(new * chance.uniform(0, 1))
         disk = world.folder / "disk"
         disk.mkdir(exist_ok=True)
         if not _mount(disk, f"size={size}"):
@@ -241,6 +240,10 @@ def full_disk(world: World, n: int, chance: random.Random) -> Row | None:
             world.out = out
             subprocess.run(["umount", str(disk)], check=True)
     return row
+
+
+def _on_disk(body: bytes) -> int:
+    return -(-len(body) // PAGE) * PAGE
 
 
 def _mount(folder: Path, options: str) -> bool:
@@ -276,7 +279,7 @@ def _disturbed(world: World, row: Row, which: int, limits: dict[int, int]) -> No
     outcome = world.run(which, limits)
     row.count("tried")
     when = f"{world.job.name}, {limits or 'full disk'}"
-    row.judge(outcome, "well", "refused")
+    row.judge(outcome, when, "well", "refused")
     now = world.check_files(row, before, (which,), when)
     if outcome.how == "well" and not world.is_done(now, which):
         row.fault("incomplete", f"ended well without its files, {when}")
@@ -288,5 +291,7 @@ def stress(job: Job, n_kills: int, n_others: int, seed: int, folder: Path) -> li
     """All of it for one job."""
     world, chance = World(job, folder), random.Random(f"{job.name} {seed}")
     rows = [kills(world, n_kills, chance)]
-    rows += [row for part in (two_writers, full_disk, file_size, little_memory) if (row := part(world, n_others, chance))]
+    rows += [
+        row for part in (two_writers, full_disk, file_size, little_memory) if (row := part(world, n_others, chance))
+    ]
     return rows
