@@ -16,10 +16,9 @@ compared, `workbench.evaluation.folds` how a fold is scored, `workbench.evaluati
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from helpers import Challenge, DataError, bandwidth, draw_panels, open_matrix, s
 from knowledge import FeatureTable, GeneKnowledge, read_features, symbol_table, training_knowledge
 from response import ResponseModel
 from screens import Screen, read_screens
+from workbench.commands import check_outputs, command_line, whole
 from workbench.compare import STARTER
 from workbench.evaluation import intervals, methods
 from workbench.evaluation.effects import check_enough, genes_of, read_effects, read_groups
@@ -260,10 +260,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--screens", type=Path, help="folder of other screens, as resources/screens/")
     parser.add_argument("--groups", type=Path, help="csv: perturbation, gene (rows of one gene leave together)")
     parser.add_argument("--folds", type=_n_folds, default=5, help="a number, or loo (leave one out); default 5")
-    parser.add_argument("--seeds", type=int, default=1, help="number of random splits; default 1")
-    parser.add_argument("--draws", type=int, default=2, help="random tables and permutations per seed; default 2")
-    parser.add_argument("--panels", type=int, default=3, help="random panels of 1,000 genes; default 3")
-    parser.add_argument("--sigma", default="scaled", help="bandwidth of MMD: scaled, calibrated or a number")
+    parser.add_argument("--seeds", type=whole(1), default=1, help="number of random splits; default 1")
+    parser.add_argument("--draws", type=whole(0), default=2, help="random tables and permutations per seed; default 2")
+    parser.add_argument("--panels", type=whole(1), default=3, help="random panels of 1,000 genes; default 3")
+    parser.add_argument("--sigma", type=_sigma, default="scaled", help="bandwidth of MMD: scaled, calibrated or a number")
     parser.add_argument(
         "--method",
         action="append",
@@ -273,7 +273,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "(a whole Predictor, whose cells and proportions are scored too); may be given several times",
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only the methods of these names")
-    parser.add_argument("--jobs", type=int, default=1, help="processes; default 1")
+    parser.add_argument("--jobs", type=whole(1), default=1, help="processes; default 1")
     parser.add_argument("--out", type=Path, help="csv: method, metric, value, low, high, n, ...")
     parser.add_argument("--details", type=Path, help="csv with one row per perturbation")
     options = parser.parse_args(arguments)
@@ -282,10 +282,27 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def _inputs(options: argparse.Namespace) -> list[Path]:
+    """The files that are read, as far as options name them or their folder."""
+    folders = [folder for folder in (options.data, options.features, options.screens) if folder]
+    own = [Path(name.rpartition(":")[0]) for name in options.method]
+    files = [path for path in (options.effects, options.groups, *own) if path]
+    return [*files, *(path for folder in folders for path in folder.glob("*") if path.is_file())]
+
+
 def _n_folds(text: str) -> int | str:
     if text != "loo" and (not text.isdecimal() or int(text) < 2):
         raise argparse.ArgumentTypeError(f"{text!r} is neither 'loo' nor a number from 2 on")
     return text if text == "loo" else int(text)
+
+
+def _sigma(text: str) -> float | str:
+    if text in ("scaled", "calibrated"):
+        return text
+    with suppress(ValueError):
+        if 0 < float(text) < np.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither 'scaled' nor 'calibrated' nor a positive number")
 
 
 def _run(options: argparse.Namespace, executor: Executor | None) -> pd.DataFrame:
@@ -304,13 +321,12 @@ def _run(options: argparse.Namespace, executor: Executor | None) -> pd.DataFrame
             f"{options.data}: {len(challenge.perturbations)} perturbations, {len(challenge.obs):,} cells x "
             f"{len(challenge.genes):,} genes; {how}."
         )
-        sigma = options.sigma if options.sigma in ("scaled", "calibrated") else float(options.sigma)
         return cross_validate_challenge(
             challenge,
             features=options.features,
             screens=options.screens,
             n_panels=options.panels,
-            sigma=sigma,
+            sigma=options.sigma,
             **common,
         )
     effects = read_effects(options.effects)
@@ -341,17 +357,16 @@ def _executor(options: argparse.Namespace) -> AbstractContextManager[Executor | 
     return ProcessPoolExecutor(options.jobs, initializer=load_methods, initargs=(options.method,))
 
 
+@command_line()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: write the summary, and print it."""
+    """Command line: print the summary, and write it."""
     options = _options(arguments)
-    try:
-        load_methods(options.method)  # what cannot be used fails before anything is read
-        with _executor(options) as executor:
-            table = _run(options, executor)
-        summary = summarise(table)
-    except DataError as error:
-        sys.exit(f"error: {error}")
-    print("\n".join([_printed(summary, options.method), *verdict_lines(table)]))
+    check_outputs([options.out, options.details], _inputs(options))
+    load_methods(options.method)  # what cannot be used fails before anything is read
+    with _executor(options) as executor:
+        table = _run(options, executor)
+    summary = summarise(table)
+    print("\n".join([_printed(summary, options.method), *verdict_lines(table)]), flush=True)
     for path, frame in ((options.out, summary), (options.details, table)):
         if path is not None:
             intervals.write_table(path, frame)

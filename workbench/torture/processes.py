@@ -26,6 +26,8 @@ GRACE = 0.3  # seconds between a polite signal and SIGKILL, as an impatient cont
 TRACEBACK = 70  # exit status of a worker that ended in an error of the program
 NEW_MOUNTS, NEW_PIDS = 0x00020000, 0x20000000  # CLONE_NEWNS and CLONE_NEWPID
 PRIVATE = 0x40000 | 0x4000  # MS_PRIVATE and MS_REC
+# How C libraries end a process themselves, in one line, where not even a thread can have its memory.
+ABORTS = ("OpenBLAS error: Memory allocation", "cannot allocate memory for thread-local data", "libgomp: Thread creation")
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -42,6 +44,8 @@ class Outcome:
         if self.status == 0:
             return "well"
         if self.status == 1 and self.said.rstrip().split("\n")[-1].startswith("error: "):
+            return "refused"
+        if self.status in (1, 127) and any(words in self.said for words in ABORTS):
             return "refused"
         if self.status in (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGKILL):
             return "stopped"
