@@ -1537,11 +1537,10 @@ def _write_values(
     with ThreadPoolExecutor(1) as writer:
         try:
             for first in range(0, n_targets, per_slab):
-                try:
+                slab = None
+                with suppress(MemoryError):
                     slab = made(first, most)
-                except (
-                    MemoryError
-                ):  # less was free than it seemed: what waits is written first, and no more waits again
+                if slab is None:  # less was free than it seemed: what waits goes first, and from now on one at a time
                     written(0)
                     most, slab = 1, made(first, 1)
                 waiting.append(writer.submit(write, first, slab))
