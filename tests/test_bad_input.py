@@ -32,7 +32,7 @@ import helpers
 from contract import OBESITY_1 as CRUNCH
 from contract import TRAVELLING
 from helpers import DataError
-from method import MODEL_FILE, infer, train
+from method import EXPECTED_FILE, MODEL_FILE, infer, train
 
 sys.path.append(str(Path(__file__).parent / "challenges"))
 import simulated_cells
@@ -1105,6 +1105,25 @@ def test_bad_input_ends_in_one_line_that_names_it(case, here, capsys):
     assert "\n" not in message
     assert re.search(case.says, message), message
     assert contents(folder) == before, "what was there is there still, and nothing else"
+
+
+def test_a_good_run_is_untouched_by_the_checks(here, monkeypatch):
+    """Every file of `train` and `infer` has the same bytes where nothing is checked."""
+    folder = here("crunch")
+    made = []
+    for out in ("checked", "unchecked"):
+        train("data", out)
+        predict(out, (f"{out}/prediction.h5ad", f"{out}/shares.csv"))
+        made.append(contents(folder / out))
+        for name in ("check_shares", "check_unique", "_check_possible", "_check_finite"):
+            monkeypatch.setattr(helpers, name, lambda *_: None)
+        for name in ("_check_columns", "_check_indptr"):
+            monkeypatch.setattr(helpers._Matrix, name, lambda *_: None)
+        monkeypatch.setattr(helpers, "_check_values", lambda values, where: values.min(initial=np.inf))
+        monkeypatch.setattr(helpers, "open_hdf5", h5py.File)
+        monkeypatch.setattr(helpers, "_is_sealed", lambda path: True)
+    assert set(made[0]) == {MODEL_FILE, EXPECTED_FILE, "prediction.h5ad", "shares.csv"}
+    assert made[0] == made[1]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -262,6 +262,55 @@ def test_a_prediction_that_fails_leaves_both_older_files(trained, challenge, tmp
     assert sorted(tmp_path.iterdir()) == sorted(old)
 
 
+class Exact:
+    """A method whose numbers a float holds exactly, so that its files can be written down."""
+
+    def fit(self, *learned, **more):
+        self.genes = learned[0].columns if learned else None
+        return self
+
+    def for_genes(self, genes):
+        return self
+
+
+class ExactMeans(Exact):
+    def fit(self, means):
+        return super().fit(means)
+
+    def predict(self, targets):
+        return pd.DataFrame([np.arange(240) / 64 + i for i in range(len(targets))], targets, self.genes)
+
+    def predict_scale(self, targets):
+        return pd.DataFrame({"error": 1.5, "pearson": 0.25}, index=targets)
+
+
+class ExactShares(Exact):
+    def fit(self, proportions):
+        return super().fit(proportions)
+
+    def predict(self, targets):
+        return pd.DataFrame([[0.5, 0.25, 0.25, 0.5]] * len(targets), targets, [*CRUNCH.shares, CRUNCH.ratio])
+
+
+class ExactCells(Exact):
+    def sample(self, target, mean, n_cells):
+        return mean + np.arange(n_cells, dtype=np.float32)[:, None] / 64
+
+
+def test_what_a_method_gives_is_what_is_written(demo_folder, challenge, tmp_path):
+    mine = method.Predictor(ExactMeans(), ExactShares(), ExactCells())
+    targets, genes = ["A", "B", "C"], challenge.genes[[7, 3, 5]]
+    method.train(demo_folder, tmp_path / "r", predictor=mine)
+    files = run_infer("", tmp_path / "r", tmp_path / "p", targets, genes, predictor=mine)
+    X = [[k / 64 + cell / 64 + i for k in (7, 3, 5)] for i in range(3) for cell in range(100)]
+    np.testing.assert_array_equal(ad.read_h5ad(files[0]).X, np.array(X, np.float32))
+    assert ad.read_h5ad(files[0]).X.dtype == np.float32
+    shares = "".join(f"{target},0.5,0.25,0.125,0.25\n" for target in targets)
+    assert files[1].read_text() == f"gene,pre_adipo,adipo,lipo,other\n{shares}"
+    expected = "".join(f"{target},1.5,0.25\n" for target in challenge.targets)
+    assert (tmp_path / "r" / EXPECTED_FILE).read_text() == f"gene,error,pearson\n{expected}"
+
+
 def test_number_of_cells_is_an_option(trained, challenge, tmp_path):
     prediction, _ = run_infer(
         "", trained, tmp_path, challenge.targets[:2], challenge.genes_to_predict, cells_per_perturbation=130
