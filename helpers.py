@@ -5,7 +5,8 @@
 3. means        `ControlMean`, `PerturbedMean`, `PCARidge`: baselines for the mean of an unseen knock-out
 4. proportions  `MedianProportions`, `constrain_proportions`: the share of cells in each state
 5. cells        `ScaledCells`, `RecentredCells`, `GaussianCells`: synthetic cells around a predicted mean
-6. files        `write_prediction`, `write_proportions`: both predicted files, written beside and renamed
+6. files        `write_prediction`, `write_proportions`: both predicted files, written beside and renamed;
+                `writing_sealed`, `reading_sealed`: HDF5 files that tell when they are damaged
 7. scores       `pearson_delta`, `mmd`, `l1_distance`, `score`: the platform's definitions
 8. local split  `local_split`: hold out perturbations of one's own
 
@@ -1543,11 +1544,10 @@ def _write_values(
     with ThreadPoolExecutor(1) as writer:
         try:
             for first in range(0, n_targets, per_slab):
-                try:
+                slab = None
+                with suppress(MemoryError):
                     slab = made(first, most)
-                except (
-                    MemoryError
-                ):  # less was free than it seemed: what waits is written first, and no more waits again
+                if slab is None:  # less was free than it seemed: what waits goes first, and from now on one at a time
                     written(0)
                     most, slab = 1, made(first, 1)
                 waiting.append(writer.submit(write, first, slab))
@@ -2235,7 +2235,8 @@ def _subset(source: Path, rows: np.ndarray, columns: np.ndarray) -> ad.AnnData:
     """X, obs and var of the cells in the mask `rows` and the genes `columns`, in memory; layers are left behind."""
     first, last = np.flatnonzero(rows)[[0, -1]] if rows.any() else (0, -1)
     run = slice(int(first), int(last) + 1)  # the cells lie sorted by perturbation, so the run holds little else
-    backed = ad.read_h5ad(source, backed="r")
+    with readable(source):
+        backed = ad.read_h5ad(source, backed="r")
     try:
         X = backed.X[run][rows[run]][:, columns]
         return ad.AnnData(X, obs=backed.obs[rows].copy(), var=backed.var.iloc[columns].copy())

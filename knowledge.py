@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from contract import OBESITY_1 as CRUNCH
-from helpers import DataError, PerturbationStats, dense, some
+from helpers import DataError, PerturbationStats, dense, open_hdf5, some
 from screens import Screen
 
 FEATURES_FOLDER = "features"  # of the model folder: the user's own tables
@@ -213,9 +214,12 @@ def read_features(folder: str | Path, genes: Iterable[str]) -> dict[str, Feature
     `.csv` and `.tsv` with columns `source` and `target` a graph. `.gmt`, `.csv` and `.tsv` may end in `.gz`.
 
     `genes` are the perturbations and targets. Symbols in other case are matched with a warning; repeated genes are
-    averaged, constant, non-finite and text columns dropped, a table without any of `genes` left out, each with a
-    warning that names file and column. Raises DataError for a file that cannot be read or has no usable column.
+    averaged, sets of one name joined, rows without a name, constant, non-finite and text columns dropped, a table
+    without any of `genes` left out, each with a warning that names file and column. Raises DataError for a file that
+    cannot be read, has no header, is a graph without its columns, or has no usable column.
     """
+    if Path(folder).is_file():
+        raise DataError(f"{folder}: not a folder; put the feature tables into a folder of that name")
     wanted = pd.Index(sorted(set(genes)))
     tables = {}
     for path in sorted(Path(folder).glob("*")):
@@ -224,6 +228,8 @@ def read_features(folder: str | Path, genes: Iterable[str]) -> dict[str, Feature
             continue
         if kind not in FEATURE_READERS:
             raise DataError(f"{path}: not a feature table; use {', '.join('.' + name for name in FEATURE_READERS)}")
+        if not path.is_file():  # a pipe would wait for ever
+            raise DataError(f"{path}: not a file; only feature tables belong here")
         try:
             table = FEATURE_READERS[kind](path, wanted)
         except (DataError, MemoryError, Warning):
@@ -242,28 +248,39 @@ def _warn(message: str) -> None:
 
 
 def _as_symbols(names: Iterable[object], wanted: pd.Index, path: Path) -> pd.Index:
-    """Names as they are, or in upper case when only so they are known."""
-    found = pd.Index([str(name).strip() for name in names])
-    if not found.isin(wanted).any() and found.str.upper().isin(wanted).any():
-        _warn(f"{path}: gene symbols are not in upper case ({some(found, 3)}); matched in upper case")
-        return found.str.upper()
-    return found
+    """Names as they are, or in upper case where only so one is known; "" for a missing one."""
+    found = pd.Index(["" if pd.isna(name) else str(name).strip() for name in names], dtype=object)
+    upper = found.str.upper()
+    other = ~found.isin(wanted) & upper.isin(wanted)
+    if other.any():
+        _warn(f"{path}: gene symbols are not in upper case ({some(found[other].unique(), 3)}); matched in upper case")
+    return found.where(~other, upper)
 
 
 def _read_gmt(path: Path, wanted: pd.Index) -> FeatureTable:
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as lines:
         fields = [line.rstrip("\n").split("\t") for line in lines if line.strip()]
-    if not any(len(field) > 2 for field in fields):
+    if not any(len(line) > 2 for line in fields):
         raise DataError(f"{path}: no gene set: a line is `name<TAB>description<TAB>gene<TAB>gene ...`")
-    sets = {field[0]: [gene for gene in field[2:] if gene] for field in fields}
+    sets: dict[str, list[str]] = {}
+    for name, _, *genes in (line for line in fields if len(line) > 1):
+        sets.setdefault(name, []).extend(gene for gene in genes if gene)
+    if twice := [name for name, n in Counter(line[0] for line in fields).items() if n > 1]:
+        _warn(f"{path}: sets of the same name are joined: {some(twice)}")
     names = sorted({gene for group in sets.values() for gene in group})
     symbol = dict(zip(names, _as_symbols(names, wanted, path), strict=True))
     return gene_set_table({name: [symbol[gene] for gene in group] for name, group in sets.items() if group})
 
 
 def _read_text_table(path: Path, wanted: pd.Index) -> FeatureTable:
-    separator = "\t" if ".tsv" in path.name else ","
-    table = pd.read_csv(path, sep=separator, keep_default_na=False, na_values=["", "nan", "NaN", "inf", "-inf"])
+    separator, names = "\t" if ".tsv" in path.name else ",", dict.fromkeys((0, "source", "target"), str)
+    missing = ["", "nan", "NaN", "inf", "-inf"]  # numbers; a gene may be called so
+    table = pd.read_csv(path, sep=separator, keep_default_na=False, na_values=missing, converters=names)
+    header = pd.to_numeric(pd.Series(table.columns[1:]), errors="coerce")
+    if header.notna().all() and (table.columns[0] in wanted or (header % 1 != 0).any()):
+        raise DataError(
+            f"{path}: the first line, {some(table.columns, 3)}, is no header; put names of columns above it"
+        )
     if table.shape[1] == 1:
         name = str(table.columns[0])
         remedies = {
@@ -275,12 +292,20 @@ def _read_text_table(path: Path, wanted: pd.Index) -> FeatureTable:
         raise DataError(f"{path}: only one column, {name!r}; {remedy}")
     if {"source", "target"} <= set(table.columns):
         ends = [_as_symbols(table[column], wanted, path) for column in ("source", "target")]
-        return edge_table(*ends)
+        if (empty := (ends[0] == "") | (ends[1] == "")).any():
+            _warn(f"{path}: {empty.sum()} edges without a source or target are left out")
+        return edge_table(*(end[~empty] for end in ends))
+    if table.iloc[:, 0].duplicated().any() and not pd.api.types.is_numeric_dtype(table.dtypes.iloc[1]):
+        raise DataError(f"{path}: looks like a graph; call its columns {some(table.columns[:2])} source and target")
     return _clean_numbers(table.set_index(table.columns[0]), wanted, path)
 
 
 def _clean_numbers(table: pd.DataFrame, wanted: pd.Index, path: Path) -> FeatureTable:
     """Genes x features: numbers that vary, one row per gene."""
+    table = table.set_axis(_as_symbols(table.index, wanted, path))
+    if (empty := table.index == "").any():
+        _warn(f"{path}: {empty.sum()} rows without a gene are left out")
+        table = table[~empty]
     text = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
     numbers = table.drop(columns=text).astype(float)
     not_finite = list(numbers.columns[~np.isfinite(numbers).all()])
@@ -292,7 +317,6 @@ def _clean_numbers(table: pd.DataFrame, wanted: pd.Index, path: Path) -> Feature
             _warn(f"{path}: columns left out, since they hold {what}: {some(names)}")
     if numbers.shape[1] == 0:
         raise DataError(f"{path}: no column of numbers that vary; it has {some(table.columns)}")
-    numbers.index = _as_symbols(numbers.index, wanted, path)
     if numbers.index.has_duplicates:
         repeated = numbers.index[numbers.index.duplicated()].unique()
         _warn(f"{path}: repeated genes are averaged: {some(repeated)}")
@@ -309,7 +333,8 @@ def _read_parquet(path: Path, wanted: pd.Index) -> FeatureTable:
 
 
 def _read_h5ad_table(path: Path, wanted: pd.Index) -> FeatureTable:
-    return _clean_numbers(ad.read_h5ad(path).to_df(), wanted, path)
+    with open_hdf5(path):  # which refuses what lies in other files
+        return _clean_numbers(ad.read_h5ad(path).to_df(), wanted, path)
 
 
 FEATURE_READERS: dict[str, Callable[[Path, pd.Index], FeatureTable]] = {

@@ -555,8 +555,8 @@ def fit_predictor(
             f"{some(several)}: names of several genes; each is read as one gene of which no table knows anything",
             stacklevel=2,
         )
-    own = read_features(features, names) if features is not None and Path(features).is_dir() else {}
-    elsewhere = read_screens(screens, names) if screens is not None and Path(screens).is_dir() else {}
+    own = read_features(features, names) if features is not None else {}
+    elsewhere = read_screens(screens, names) if screens is not None else {}
     if both := sorted(own.keys() & elsewhere.keys()):
         raise DataError(f"{some(both)}: in {features} and in {screens}; rename one of each two")
     stats = perturbation_stats(challenge.train_path)

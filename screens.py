@@ -21,7 +21,7 @@ import scipy.sparse as sp
 from anndata.io import read_elem, sparse_dataset, write_elem
 from threadpoolctl import threadpool_limits
 
-from helpers import DataError, check_unique, dense, progress_bar, replacing, some, working_on, writing_hdf5
+from helpers import DataError, check_unique, dense, open_hdf5, progress_bar, replacing, some, working_on, writing_hdf5
 
 SCREENS_FOLDER = "screens"  # of the model folder: the user's own screens
 COMPONENTS = 400  # of a screen, at most
@@ -103,6 +103,8 @@ def read_screens(folder: str | Path, wanted: Iterable[str]) -> dict[str, Screen]
     `wanted` are the perturbations and targets of the challenge. A screen without any of them is left out with a
     warning. Notes (`.md`, `.txt`, `.json`) and hidden files are passed over. Raises DataError for any other file.
     """
+    if Path(folder).is_file():
+        raise DataError(f"{folder}: not a folder; put the screens into a folder of that name")
     wanted = pd.Index(sorted(set(wanted)))
     screens = {}
     for path in sorted(Path(folder).glob("*")):
@@ -206,7 +208,7 @@ def _of_table(table: pd.DataFrame, wanted: pd.Index | None, path: Path) -> Scree
 
 
 def _read_h5ad(path: Path, wanted: pd.Index | None) -> Screen:
-    with h5py.File(path, "r") as file:
+    with open_hdf5(path) as file:
         obs, var = read_elem(file["obs"]), read_elem(file["var"])
         if not isinstance(obs, pd.DataFrame) or not isinstance(var, pd.DataFrame):
             raise DataError(f"{path}: obs or var is no table; write it again with `adata.write_h5ad`")

@@ -32,7 +32,7 @@ import helpers
 from contract import OBESITY_1 as CRUNCH
 from contract import TRAVELLING
 from helpers import DataError
-from method import MODEL_FILE, infer, train
+from method import EXPECTED_FILE, MODEL_FILE, infer, train
 
 sys.path.append(str(Path(__file__).parent / "challenges"))
 import simulated_cells
@@ -223,10 +223,6 @@ def flipped(name, place):
         (folder / name).write_bytes(content)
 
     return harm
-
-
-def gzip_file(name, content):
-    return lambda folder: (folder / name).write_bytes(gzip.compress(content.encode()))
 
 
 def csv(name, change):
@@ -863,6 +859,72 @@ TEXTS = [
     ),
 ]
 
+
+def feature(name, content, encoding="utf-8"):
+    """A file in `resources/features/`."""
+    return both(made_folder("resources/features"), text(f"resources/features/{name}", content, encoding))
+
+
+def feature_cells(change):
+    """An `.h5ad` of features, which is broken."""
+    small = ad.AnnData(np.eye(3, dtype=np.float32), pd.DataFrame(index=list("abc")), pd.DataFrame(index=list("def")))
+    name = "resources/features/a.h5ad"
+    return both(made_folder("resources/features"), lambda folder: small.write_h5ad(folder / name), change(name))
+
+
+RAW_STRING = "protein1,protein2,score\nA,B,700\nA,C,800\nB,C,900\n"
+TABLES = [
+    Case("crunch", learn, text("resources/features", ""), "resources/features: not a folder; put the feature tables"),
+    Case("crunch", learn, text("resources/screens", ""), "resources/screens: not a folder; put the screens into"),
+    Case("crunch", learn, feature("a.xlsx", ""), r"a\.xlsx: not a feature table; use \.gmt"),
+    Case("crunch", learn, made_folder("resources/features/a.csv"), r"a\.csv: not a file; only feature tables"),
+    Case(
+        "crunch", learn, both(feature("a.csv", ""), pipe("resources/features/a.csv")), r"a\.csv: not a file; only feat"
+    ),
+    Case("crunch", learn, feature("a.csv", "gene,x\nA,1\n", "utf-16"), r"a\.csv: cannot be read as csv: .*utf-8"),
+    Case("crunch", learn, feature("a.gmt", "ä\tb\tc\n", "latin-1"), r"a\.gmt: cannot be read as gmt: .*utf-8"),
+    Case(
+        "crunch",
+        learn,
+        feature("a.gmt.gz", gzip.compress(b"a\tb\tc\n" * 99)[:-9]),
+        r"a\.gmt\.gz: cannot be read as gmt",
+    ),
+    Case(
+        "crunch", learn, feature("a.csv.gz", gzip.compress(b"gene,x\n" * 99)[:-9]), r"a\.csv\.gz: cannot be read as csv"
+    ),
+    Case("crunch", learn, feature("a.csv.gz", b"gene,x\n"), r"a\.csv\.gz: cannot be read as csv: Not a gzipped file"),
+    Case(
+        "crunch", learn, feature("a.csv", "A1,0.1,0.2\nB2,0.3,0.4\n"), r"a\.csv: the first line, A1, 0\.1, 0\.2, is no"
+    ),
+    Case(
+        "crunch",
+        learn,
+        feature("a.csv", RAW_STRING),
+        r"a\.csv: looks like a graph; call its columns protein1, protein2",
+    ),
+    Case("crunch", learn, feature("a.h5ad", "cells"), r"a\.h5ad: cannot be read as h5ad"),
+    Case(
+        "crunch",
+        learn,
+        both(
+            made_folder("resources/screens"), copied(TRAIN, "resources/screens/a.h5ad"), cut("resources/screens/a.h5ad")
+        ),
+        r"screens/a\.h5ad: cannot be read as h5ad",
+    ),
+    Case(
+        "crunch",
+        learn,
+        both(
+            made_folder("resources/screens"),
+            copied(TRAIN, "resources/screens/a.h5ad"),
+            elsewhere("resources/screens/a.h5ad"),
+        ),
+        r"screens/a\.h5ad: X lie elsewhere",
+    ),
+    Case("crunch", learn, feature_cells(elsewhere), r"features/a\.h5ad: X lie elsewhere"),
+    Case("crunch", learn, feature_cells(cut), r"features/a\.h5ad: cannot be read as h5ad"),
+]
+
 MODELS = [
     Case("crunch", predict, cut(MODEL), r"model\.h5: damaged, no saved model.*train again"),
     Case("crunch", predict, text(MODEL, ""), r"model\.h5: damaged, no saved model.*train again"),
@@ -969,7 +1031,7 @@ MODELS = [
     Case("crunch", predict, made_folder("out/shares.csv"), r"shares\.csv is a folder; name a file"),
 ]
 
-CASES = [*READING, *TEXTS, *MODELS, *SCORES, *COMPARING, *VALIDATING, *MAKING, *DRUGS, *MODALITIES, *GENERATED]
+CASES = [*READING, *TEXTS, *TABLES, *MODELS, *SCORES, *COMPARING, *VALIDATING, *MAKING, *DRUGS, *MODALITIES, *GENERATED]
 GOOD = {
     "crunch": [
         score,
@@ -1043,6 +1105,25 @@ def test_bad_input_ends_in_one_line_that_names_it(case, here, capsys):
     assert "\n" not in message
     assert re.search(case.says, message), message
     assert contents(folder) == before, "what was there is there still, and nothing else"
+
+
+def test_a_good_run_is_untouched_by_the_checks(here, monkeypatch):
+    """Every file of `train` and `infer` has the same bytes where nothing is checked."""
+    folder = here("crunch")
+    made = []
+    for out in ("checked", "unchecked"):
+        train("data", out)
+        predict(out, (f"{out}/prediction.h5ad", f"{out}/shares.csv"))
+        made.append(contents(folder / out))
+        for name in ("check_shares", "check_unique", "_check_possible", "_check_finite"):
+            monkeypatch.setattr(helpers, name, lambda *_: None)
+        for name in ("_check_columns", "_check_indptr"):
+            monkeypatch.setattr(helpers._Matrix, name, lambda *_: None)
+        monkeypatch.setattr(helpers, "_check_values", lambda values, where: values.min(initial=np.inf))
+        monkeypatch.setattr(helpers, "open_hdf5", h5py.File)
+        monkeypatch.setattr(helpers, "_is_sealed", lambda path: True)
+    assert set(made[0]) == {MODEL_FILE, EXPECTED_FILE, "prediction.h5ad", "shares.csv"}
+    assert made[0] == made[1]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,6 +1,7 @@
 """The predicted files: both modes alike to the attribute, written beside and renamed, an old good file never lost."""
 
 import multiprocessing
+import os
 import shutil
 import signal
 import subprocess
@@ -98,7 +99,7 @@ def writes(monkeypatch):
 def test_disk_mode_holds_two_slabs_and_not_the_prediction(wide, tmp_path, peak_memory, monkeypatch, writes):
     """96 MB go to a slow disk within 32 MB: two slabs of 4 MB, the labels, and the base of the cells in float64."""
     monkeypatch.setattr(helpers, "SLAB_BYTES", 4_000_000)
-    writes.before = lambda: time.sleep(0.05)
+    writes.before = lambda: time.sleep(0.1)
     targets = [f"T{i}" for i in range(60)]
     peak = {
         mode: peak_memory(lambda mode=mode: wide.write(tmp_path / "p", tmp_path / "s", targets, wide.genes, mode=mode))
@@ -242,6 +243,86 @@ def test_auto_chooses_by_memory_and_says_so(means, predictor, tmp_path, monkeypa
     for wrong in ({"mode": "fast"}, {"form": "small"}):
         with pytest.raises(ValueError, match="mode is 'auto', 'ram' or 'disk'"):
             helpers.write_prediction(tmp_path / "p.h5ad", means, predictor.cells, **wrong)
+
+
+def write_groups(folder, **files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name.replace("__", ".")).write_text(str(content))
+
+
+@pytest.mark.parametrize(
+    ("own", "folder", "files", "free"),
+    [
+        ("0::/a/b\n", "a", {"memory__max": 900, "memory__current": 500, "memory__stat": "inactive_file 100"}, 500),
+        ("0::/a/b\n", "a/b", {"memory__max": 900, "memory__current": 950, "memory__stat": "anon 9"}, 0),
+        ("0::/a/b\n", "a/b", {"memory__max": "max", "memory__current": 1, "memory__stat": ""}, None),
+        (
+            "5:cpu:/x\n4:memory:/outside/name\n",
+            "memory",
+            {
+                "memory__limit_in_bytes": 900,
+                "memory__usage_in_bytes": 300,
+                "memory__stat": "inactive_file 1\ntotal_inactive_file 50",
+            },
+            650,
+        ),
+        ("", "a", {"memory__max": 900, "memory__current": 500, "memory__stat": ""}, None),
+    ],
+)
+def test_free_memory_is_that_of_the_container(own, folder, files, free, tmp_path, monkeypatch):
+    """Version 2 and 1 of Linux' control groups: the tightest group counts, and cached files can go."""
+    write_groups(tmp_path / "groups" / folder, **files)
+    (tmp_path / "own").write_text(own)
+    monkeypatch.setattr(helpers, "CONTROL_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(helpers, "OWN_GROUPS", tmp_path / "own")
+    if free is None:
+        assert helpers.free_memory() > 1e8
+    else:
+        assert helpers.free_memory() == free
+
+
+UNDER_A_LIMIT = """
+import resource, sys, time
+import h5py, numpy, pandas, psutil
+import helpers
+
+class Cells:
+    def for_genes(self, genes):
+        return self
+    def sample(self, target, mean, n_cells):
+        return numpy.random.default_rng(len(target)).random((n_cells, len(mean)), numpy.float32) + mean
+
+def slowly(dataset, *given, write=h5py.Dataset.write_direct):
+    time.sleep(0.06)
+    write(dataset, *given)
+
+means = pandas.DataFrame(1.0, index=["T" * i for i in range(1, 81)], columns=[f"G{i}" for i in range(8000)])
+helpers.SLAB_BYTES = 6_400_000
+helpers.write_prediction(sys.argv[1], means.iloc[:3], Cells())  # whatever loads late is there before
+for limit, used in ((resource.RLIMIT_DATA, "data"), (resource.RLIMIT_AS, "vms")):
+    most = getattr(psutil.Process().memory_info(), used) + 30_000_000
+    resource.setrlimit(limit, (most, -1))
+    print(helpers.free_memory() <= 30_000_000)
+    resource.setrlimit(limit, (most if used == "vms" else -1, -1))
+print(helpers.write_prediction(sys.argv[1], means, Cells())[0])
+h5py.Dataset.write_direct = slowly
+print(helpers.write_prediction(sys.argv[2], means, Cells(), mode="ram")[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such limits")
+def test_a_limit_on_memory_is_seen_and_a_wrong_guess_falls_back_to_slabs(tmp_path):
+    """The prediction takes 256 MB, 30 MB can be had: the slabs that wait for a slow disk would not fit."""
+    files = tmp_path / "auto.h5ad", tmp_path / "ram.h5ad"
+    env = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(Path(helpers.__file__).parent)}
+    command = [sys.executable, "-c", UNDER_A_LIMIT, *files]
+    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    said = [line for line in run.stdout.splitlines() if not line.startswith("Writing")]
+    assert said == ["True", "True", "disk", "ram"]
+    assert files[0].stat().st_size > 256e6
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_too_small_a_disk_is_refused_with_the_numbers(means, predictor, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import anndata as ad
 import h5py
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -123,6 +124,44 @@ def test_proportions_by_name_and_complete(folder, challenge):
     table.assign(adipo=float("nan")).to_csv(path, index=False)
     with pytest.raises(DataError, match="values are missing in column adipo"):
         helpers.load_challenge(folder)
+
+
+@pytest.mark.parametrize(
+    "name", [CRUNCH.genes_file, CRUNCH.targets_file, CRUNCH.proportions_file, "signature_genes.csv"]
+)
+def test_texts_may_begin_with_a_byte_order_mark(folder, challenge, name):
+    (folder / name).write_text("\ufeff" + (folder / name).read_text().replace("\n", "\r\n"), encoding="utf-8")
+    read = helpers.load_challenge(folder)
+    assert read.targets.equals(challenge.targets)
+    assert read.genes_to_predict.equals(challenge.genes_to_predict)
+    pd.testing.assert_frame_equal(read.proportions, challenge.proportions)
+    pd.testing.assert_frame_equal(read.signatures, challenge.signatures)
+
+
+def test_names_that_look_like_missing_values_are_names(folder):
+    for name in (CRUNCH.targets_file, CRUNCH.genes_file):
+        with (folder / name).open("a") as file:
+            file.write("\nNA\nnan\nnull\n")
+    with (folder / CRUNCH.proportions_file).open("a") as file:
+        file.write("NA,0.5,0.25,0.25,0.0,0.0\n")
+    read = helpers.load_challenge(folder)
+    assert read.targets[-3:].tolist() == read.genes_to_predict[-3:].tolist() == ["NA", "nan", "null"]
+    assert read.proportions.index[-1] == "NA"
+
+
+def test_an_anndata_is_checked_as_a_file_is(tiny):
+    tiny.obs["gene"] = tiny.obs["gene"].where(tiny.obs["gene"] != "A")
+    with pytest.raises(DataError, match=r"the AnnData: obs\['gene'\] is empty for 20 cells"):
+        helpers.perturbation_stats(tiny)
+    tiny.obs["gene"] = "A"
+    tiny.obs["adipo"] = -tiny.obs["adipo"]
+    with pytest.raises(DataError, match=r"the AnnData: obs\['adipo'\] must be 0 or 1"):
+        helpers.perturbation_stats(tiny, by_state=True)
+    for wrong in (None, np.full(tiny.shape, "a")):
+        adata = ad.AnnData(None, obs=tiny.obs, var=tiny.var)
+        adata._X = wrong
+        with pytest.raises(DataError, match=r"the AnnData: X holds .* not numbers by cells x genes"):
+            helpers.perturbation_stats(adata)
 
 
 def test_a_gene_may_be_called_na(folder):

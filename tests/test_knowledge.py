@@ -233,6 +233,9 @@ def test_a_table_that_is_no_anndata_is_named(tmp_path):
     [
         ("gene,x,y\nAAA,1,2\nBBB,2,3\n", r"t\.csv: none of its genes \(AAA, BBB\) is a perturbation", None),
         ("gene,x,y\nmed1,1,2\nJak2,2,1\n", r"t\.csv: gene symbols are not in upper case \(med1, Jak2\)", 2),
+        ("gene,x,y\nMED1,1,2\nJak2,2,1\nOther,3,1\n", r"t\.csv: gene symbols are not in upper case \(Jak2\)", 2),
+        ("gene,x,y\nMED1,1,2\n,2,1\nJAK2,3,1\n", r"t\.csv: 1 rows without a gene are left out", 2),
+        ("source,target\nMED1,JAK2\n,JAK2\nSTAT1,\n", r"t\.csv: 2 edges without a source or target are left out", 2),
         ("gene,x,y\nMED1,1,2\nMED1,3,2\nJAK2,5,1\n", r"t\.csv: repeated genes are averaged: MED1", 2),
         ("gene,x,y\nMED1,1,7\nJAK2,2,7\n", r"t\.csv: columns left out, since they hold one value only: y", 2),
         ("gene,x,y\nMED1,1,inf\nJAK2,2,7\n", r"t\.csv: columns left out, .* missing or infinite values: y", 2),
@@ -245,6 +248,17 @@ def test_tables_that_are_mended_with_a_warning(tmp_path, content, message, known
         tables = read(tmp_path, "t.csv", content)
     assert len(caught) == 1
     assert [table.known(GENES).sum() for table in tables.values()] == ([] if known is None else [known])
+
+
+def test_sets_of_one_name_are_joined(tmp_path):
+    with pytest.warns(UserWarning, match=r"t\.gmt: sets of the same name are joined: S"):
+        table = read(tmp_path, "t.gmt", "\ufeffS\tn\tMED1\nT\tn\tSTAT1\tA\tB\nS\tn\tJAK2\n")["t.gmt"]
+    assert kernel_of(table, ["MED1"], ["JAK2"]) == pytest.approx(1.0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_columns_may_be_called_by_numbers(tmp_path):
+    assert read(tmp_path, "t.csv", ",0,1\nMED1,1,2\nJAK2,2,1\n")["t.csv"].known(GENES).sum() == 2
 
 
 def test_repeated_genes_are_averaged(tmp_path):

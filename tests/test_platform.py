@@ -87,14 +87,22 @@ infer("", folder, *files, folder, challenge.targets, challenge.genes_to_predict)
 """
 
 
-def test_one_thread_and_many_give_the_same_files_to_the_last_bit(demo_folder, tmp_path):
-    """Threads of our own, and of BLAS, which would add in another order if it were let."""
+def test_one_thread_and_many_give_the_same_files_to_the_last_bit(demo_folder, challenge, tmp_path):
+    """Threads of our own, and of BLAS, which would add in another order if it were let; and whatever the hash seed."""
+    tables, genes = tmp_path / "features", [*challenge.perturbations, *challenge.targets]
+    tables.mkdir()
+    sets = [genes[i : i + 6] for i in range(0, len(genes), 3)]
+    (tables / "sets.gmt").write_text("\n".join("\t".join([f"S{i}", "", *group]) for i, group in enumerate(sets)))
+    edges = [f"{a},{b}" for a, b in zip(genes, genes[::-1], strict=True)]
+    (tables / "graph.csv").write_text("\n".join(["source,target", *edges]))
     names = CRUNCH.prediction_file, CRUNCH.predicted_proportions_file
     made = []
     for n_threads in ("1", "2", "7"):
         folder = tmp_path / n_threads
         command = [sys.executable, "-c", ON_SOME_THREADS, demo_folder, folder, n_threads, *names]
         env = os.environ | {"OPENBLAS_NUM_THREADS": n_threads, "PYTHONPATH": str(Path(helpers.__file__).parent)}
+        env["PYTHONHASHSEED"] = n_threads  # sets come in another order
+        shutil.copytree(tables, folder / "features")
         subprocess.run(command, check=True, capture_output=True, env=env, timeout=300)
         made.append({name: (folder / name).read_bytes() for name in (MODEL_FILE, EXPECTED_FILE, *names)})
     for other in made[1:]:
@@ -229,6 +237,78 @@ def test_cells_that_are_all_alike_are_predicted(level, folder, challenge, tmp_pa
     adata.write_h5ad(folder / CRUNCH.train_file)
     prediction, _ = run_infer(folder, tmp_path / "r", tmp_path / "p", challenge.targets, challenge.genes_to_predict)
     np.testing.assert_array_equal(read_dense(prediction).X, level)
+
+
+def test_targets_that_are_no_genes_of_the_cells_are_listed(folder, tmp_path):
+    with (folder / CRUNCH.targets_file).open("a") as file:
+        file.write("\nUNHEARDOF")
+    with pytest.warns(UserWarning, match=r"predict_perturbations\.txt: 4 of 13 are no genes .*: .*UNHEARDOF"):
+        method.train(folder, tmp_path)
+
+
+def test_the_control_among_the_targets_is_told(trained, challenge, tmp_path):
+    with pytest.warns(UserWarning, match="NC is the control; it is predicted as a knock-out is"):
+        run_infer("", trained, tmp_path, ["NC", *challenge.targets[:2]], challenge.genes_to_predict)
+
+
+def test_a_prediction_that_fails_leaves_both_older_files(trained, challenge, tmp_path, monkeypatch):
+    old = [tmp_path / CRUNCH.prediction_file, tmp_path / CRUNCH.predicted_proportions_file]
+    for path in old:
+        path.write_text("older")
+    monkeypatch.setattr(helpers.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 10, 10))
+    with pytest.raises(DataError, match=r"only 0\.0 MB of disk are free"):
+        run_infer("", trained, tmp_path, challenge.targets, challenge.genes_to_predict)
+    assert [path.read_text() for path in old] == ["older", "older"]
+    assert sorted(tmp_path.iterdir()) == sorted(old)
+
+
+class Exact:
+    """A method whose numbers a float holds exactly, so that its files can be written down."""
+
+    def fit(self, *learned, **more):
+        self.genes = learned[0].columns if learned else None
+        return self
+
+    def for_genes(self, genes):
+        return self
+
+
+class ExactMeans(Exact):
+    def fit(self, means):
+        return super().fit(means)
+
+    def predict(self, targets):
+        return pd.DataFrame([np.arange(240) / 64 + i for i in range(len(targets))], targets, self.genes)
+
+    def predict_scale(self, targets):
+        return pd.DataFrame({"error": 1.5, "pearson": 0.25}, index=targets)
+
+
+class ExactShares(Exact):
+    def fit(self, proportions):
+        return super().fit(proportions)
+
+    def predict(self, targets):
+        return pd.DataFrame([[0.5, 0.25, 0.25, 0.5]] * len(targets), targets, [*CRUNCH.shares, CRUNCH.ratio])
+
+
+class ExactCells(Exact):
+    def sample(self, target, mean, n_cells):
+        return mean + np.arange(n_cells, dtype=np.float32)[:, None] / 64
+
+
+def test_what_a_method_gives_is_what_is_written(demo_folder, challenge, tmp_path):
+    mine = method.Predictor(ExactMeans(), ExactShares(), ExactCells())
+    targets, genes = ["A", "B", "C"], challenge.genes[[7, 3, 5]]
+    method.train(demo_folder, tmp_path / "r", predictor=mine)
+    files = run_infer("", tmp_path / "r", tmp_path / "p", targets, genes, predictor=mine)
+    X = [[k / 64 + cell / 64 + i for k in (7, 3, 5)] for i in range(3) for cell in range(100)]
+    np.testing.assert_array_equal(ad.read_h5ad(files[0]).X, np.array(X, np.float32))
+    assert ad.read_h5ad(files[0]).X.dtype == np.float32
+    shares = "".join(f"{target},0.5,0.25,0.125,0.25\n" for target in targets)
+    assert files[1].read_text() == f"gene,pre_adipo,adipo,lipo,other\n{shares}"
+    expected = "".join(f"{target},1.5,0.25\n" for target in challenge.targets)
+    assert (tmp_path / "r" / EXPECTED_FILE).read_text() == f"gene,error,pearson\n{expected}"
 
 
 def test_number_of_cells_is_an_option(trained, challenge, tmp_path):

@@ -7,6 +7,7 @@ the gene of each row, which `workbench.cross_validate` takes next.
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def read_effects(path: str | os.PathLike[str]) -> pd.DataFrame:
     Ranks, as some screens are published, become scores (`screens.scores_of_ranks`); a printed line says so.
     """
     path = Path(path)
-    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
+    readers = {".csv": partial(pd.read_csv, converters={0: str}), ".parquet": pd.read_parquet}
     if path.suffix not in readers:
         raise DataError(f"{path}: not a file of effects; use .csv or .parquet")
     if not path.exists():
@@ -62,10 +63,10 @@ def read_effects(path: str | os.PathLike[str]) -> pd.DataFrame:
         table = readers[path.suffix](path)
     except (OSError, ValueError, ImportError) as error:  # ImportError: parquet needs pyarrow
         raise DataError(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from error
-    if table.shape[1] < 2:
-        raise DataError(f"{path}: only {table.shape[1]} columns; a perturbation and at least 2 responses are needed")
-    if path.suffix == ".csv" or isinstance(table.index, pd.RangeIndex):
+    if table.shape[1] > 0 and (path.suffix == ".csv" or isinstance(table.index, pd.RangeIndex)):
         table = table.set_index(table.columns[0])
+    if table.shape[1] < 2:
+        raise DataError(f"{path}: only {table.shape[1]} responses; a perturbation and at least 2 responses are needed")
     table = table.set_axis(table.index.astype(str), axis=0).set_axis(table.columns.astype(str), axis=1)
     is_number = all(pd.api.types.is_numeric_dtype(dtype) for dtype in table.dtypes)
     scores = scores_of_ranks(table) if is_number else None
