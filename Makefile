@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .PHONY: demo test setup setup-tests challenges say-what bundle submission results bench lint clean
 
 demo: setup
-	$(BIN)/python -m workbench.demo
+	$(BIN)/python -m workbench.demo $(if $(filter command line,$(origin DATA)),--data $(DATA))
 
 test: say-what setup-tests
 	$(BIN)/python -m pytest
