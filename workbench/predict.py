@@ -30,8 +30,8 @@ from contract import MODEL_FOLDER
 from contract import OBESITY_1 as CRUNCH
 from helpers import Challenge, DataError, progress_bar, replacing_all, some, text_size
 from method import EXPECTED_COLUMNS, MODEL_FILE, Predictor, checked_scale, train
+from workbench.adoption.labels import genes_in, similar
 from workbench.commands import check_outputs, command_line
-from workbench.naming import genes_in, similar
 
 CONTROL = "control"  # how the field calls it
 CONTROL_CELLS = 1000  # real ones in the file, at most
@@ -158,15 +158,16 @@ def _say(adata: ad.AnnData, table: pd.DataFrame) -> None:
     """The genes that rise and fall most, a line for each target."""
     expected = adata.obs[adata.obs["predicted"]].groupby("perturbation", observed=True)["expected_pearson"].first()
     shown = list(table["perturbation"].unique()[:SHOWN_TARGETS])
-    print(
-        f"Predicted effects, mean minus that of control cells, log2 units{'' if len(shown) == len(expected) else ':'}"
-    )
+    print("Predicted effects, mean minus that of control cells, log2 units:")
     for name in shown:
         effect = table[table["perturbation"] == name].set_index("gene")["effect"]
         rises = [f"{gene} {value:+.2f}" for gene, value in effect[effect > 0][:SHOWN_GENES].items()]
         falls = [f"{gene} {value:+.2f}" for gene, value in effect[effect < 0][:SHOWN_GENES].items()]
         sure = f" (expected Pearson {expected[name]:.2f})" if np.isfinite(expected[name]) else ""
         print(f"  {name}{sure}: {', '.join(rises + falls)}")
+    effects = set(table.groupby("perturbation", sort=False)["effect"].agg(tuple))
+    if len(expected) > 1 and len(effects) == 1:
+        print("  All are the same: the model knows nothing that tells these targets apart.")
     if len(expected) > len(shown):
         print(f"  ... and {len(expected) - len(shown)} more")
 

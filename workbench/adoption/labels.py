@@ -29,19 +29,20 @@ ENSEMBL = re.compile(r"ENS[A-Z]*G\d{6,}")
 
 @dataclass(frozen=True)
 class Naming:
-    """Reads labels. `genes` are the measured genes, `symbols` the names of genes by identifier."""
+    """Reads labels. `genes` are the measured genes, `symbols` the names of genes by identifier, `labels` all labels."""
 
     control: str
     genes: frozenset[str]
     symbols: dict[str, str]
     pattern: re.Pattern[str] | None
+    labels: frozenset[str]
 
     def read(self, label: str) -> tuple[str, str]:
         """The perturbation that a label names, and why its cells are left out; one of the two is empty.
 
         Guides of one gene are that gene, and a control guide beside a gene says nothing: `A_control` is `A`. Guides
         of several genes between `|`, `;` or `,` were called by chance, and such cells are left out; `A+B`, and `A_B`
-        where both are genes, are meant: `A+B`, in alphabetical order.
+        where both are genes, are meant: `A+B`, in alphabetical order. A gene is what is measured, or a label itself.
         """
         if label == self.control:
             return CRUNCH.control, ""
@@ -79,12 +80,14 @@ class Naming:
         return self.symbols.get(part, part)
 
     def _pair(self, name: str) -> list[str]:
-        """`A_B` as A and B, where all are genes or the control; else the name itself."""
+        """`A_B` as A and B, where all are genes, or one is the control; else the name itself."""
         if name in self.genes or name == CRUNCH.control or "_" not in name:
             return [name]
-        parts = [self.symbols.get(part, part) for part in name.split("_")]
-        if all(part in self.genes or part == self.control for part in parts):
-            return [CRUNCH.control if part == self.control else part for part in parts]
+        parts = name.split("_")
+        if self.control in parts or all(
+            part in self.genes or part in self.symbols or part in self.labels for part in parts
+        ):
+            return [CRUNCH.control if part == self.control else self.symbols.get(part, part) for part in parts]
         return [name]
 
 
