@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument(
         "--states",
         metavar="COLUMN",
-        help=f"of obs: the state of each cell: {some(CRUNCH.states)} (a {CRUNCH.part} cell counts as {CRUNCH.whole} too)",
+        help=f"of obs: the state of each cell: {some(CRUNCH.states)} ({CRUNCH.part} counts as {CRUNCH.whole} too)",
     )
     parser.add_argument("--layer", metavar="NAME", help="read layers[NAME] in place of X")
     parser.add_argument("--guide-pattern", metavar="REGEX", help="its first group is the gene in a guide's name")

@@ -24,7 +24,7 @@ from contract import OBESITY_1 as CRUNCH
 from helpers import DataError, map_ahead, open_element, progress_bar, replacing_all, text_size
 from workbench.adoption.cells import Cells
 from workbench.adoption.source import Source
-from workbench.adoption.values import logged, scaled
+from workbench.adoption.values import PRECISION, logged, scaled
 
 TASK_VALUES = 6_000_000  # stored values that are normalised at a time: about 200 MB
 ADOPTED = "adopted_from"  # in `uns` of the training file: the names of the files
@@ -42,10 +42,9 @@ class _Run:
     n_genes: int
 
     def read(self) -> sp.csr_matrix:
-        """The cells x genes of the file, float64."""
+        """The cells x genes of the file, in the precision of their kind; not the file's own arrays."""
         with open_element(self.source, self.element) as matrix:
-            cells = sp.csr_matrix(matrix[self.rows])
-        return cells.astype(np.float64)
+            return sp.csr_matrix(matrix[self.rows], dtype=PRECISION.get(self.kind, np.float64))
 
     def selected(self, cells: sp.csr_matrix) -> sp.csr_matrix:
         """The genes of the result; values of one gene are added up."""
@@ -53,7 +52,7 @@ class _Run:
             return cells
         kept = self.columns >= 0
         places = np.flatnonzero(kept), self.columns[kept]
-        cells = cells @ sp.csr_matrix((np.ones(kept.sum()), places), (len(kept), self.n_genes))
+        cells = cells @ sp.csr_matrix((np.ones(kept.sum(), cells.dtype), places), (len(kept), self.n_genes))
         cells.eliminate_zeros()
         cells.sort_indices()
         return cells
@@ -244,7 +243,7 @@ def _move(task: _Task) -> np.ndarray:
     order = order[(task.file < 0).sum() :]
     if len(order) < len(task.file) or (np.diff(order) < 0).any():
         cells = cells[order]
-    values = logged(cells.data, run.kind, run.name).astype(np.float32)
+    values = logged(cells.data, run.kind, run.name).astype(np.float32, copy=False)
     columns, file, start = cells.indices.astype(np.int32, copy=False), task.file[order], task.start[order]
     stop = start + np.diff(cells.indptr)
     begins = np.flatnonzero((np.diff(file, prepend=-1) != 0) | (start != np.append(-1, stop[:-1])))

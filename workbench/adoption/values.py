@@ -85,6 +85,7 @@ def _exp2(values: np.ndarray) -> np.ndarray:
     return np.exp2(values) - 1.0
 
 
+PRECISION = {COUNTS: np.float32}  # exact for counts and their totals; logarithms are undone in float64
 UNDO: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     COUNTS: _linear,
     LINEAR: _linear,
@@ -101,16 +102,16 @@ def scaled(cells: sp.csr_matrix, kind: str, where: str) -> sp.csr_matrix:
     if kind != AS_IT_IS:
         cells.data = UNDO[kind](cells.data)
         totals = np.asarray(cells.sum(axis=1)).ravel()
-        scale = np.divide(CRUNCH.scale, totals, out=np.zeros(len(totals)), where=totals > 0)
+        scale = np.divide(CRUNCH.scale, totals, out=np.zeros_like(totals), where=totals > 0)
         cells.data *= np.repeat(scale, np.diff(cells.indptr))
     return cells
 
 
 def logged(values: np.ndarray, kind: str, where: str) -> np.ndarray:
     """log2(1 + values), in place. Raises DataError for what is above the scale."""
-    if kind != AS_IT_IS:
+    if kind != AS_IT_IS:  # no value is more than its cell's total
         values += 1.0
-        np.log2(values, out=values)
+        return np.log2(values, out=values)
     if (highest := values.max(initial=0.0)) > MOST:
         raise DataError(f"{where} holds values up to {highest:g}; log2(1 + {CRUNCH.scale:g}) is the most there can be")
     return values
