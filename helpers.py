@@ -179,7 +179,7 @@ def load_challenge(folder: str | os.PathLike[str]) -> Challenge:
 
 def _has_states(folder: Path) -> bool:
     """Whether anything in the folder speaks of states: then all of it must."""
-    if (folder / CRUNCH.proportions_file).exists():
+    if any((folder / name).exists() for name in (CRUNCH.proportions_file, CRUNCH.local_proportions_file)):
         return True
     with _open_store(folder / CRUNCH.train_file) as file:
         obs = file["obs"]

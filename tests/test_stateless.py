@@ -1,6 +1,7 @@
 """A screen without states of its cells: everything works, with two scores in place of three and no proportions."""
 
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -50,7 +51,7 @@ def predicted(stateless, tmp_path_factory):
     return place / "prediction", place / "resources"
 
 
-def test_the_cells_alone_are_predicted(stateless, predicted):
+def test_the_cells_alone_are_predicted(stateless, predicted, tmp_path):
     prediction, resources = predicted
     assert [path.name for path in prediction.iterdir()] == [CRUNCH.prediction_file]
     fitted = Predictor.load(resources / "model.h5")
@@ -62,6 +63,10 @@ def test_the_cells_alone_are_predicted(stateless, predicted):
     assert len(targets) == 3
     assert validate.validate_prediction_folder(prediction, targets, genes, proportions=False) == []
     assert len(validate.validate_prediction_folder(prediction, targets, genes)) == 1, "of a screen with states"
+    copied = shutil.copytree(prediction, tmp_path / "prediction")
+    (copied / CRUNCH.predicted_proportions_file).write_text("gene\n")
+    found = validate.validate_prediction_folder(copied, targets, genes, proportions=False)
+    assert ["unexpected file" in problem for problem in found] == [True]
 
 
 def test_a_model_with_states_has_its_proportions(trained, folder):

@@ -44,8 +44,15 @@ def requested_perturbations(data: Path, *, local: bool) -> list[str]:
 
 
 def has_states(data: Path) -> bool:
-    """Whether the screen in a data folder has states of the cells: only then are proportions predicted."""
-    return (data / CRUNCH.proportions_file).exists()
+    """Whether anything in a data folder speaks of states of the cells: only then are proportions predicted."""
+    if any((data / name).exists() for name in (CRUNCH.proportions_file, CRUNCH.local_proportions_file)):
+        return True
+    try:
+        with h5py.File(data / CRUNCH.train_file) as file:
+            obs = file["obs"]
+            return isinstance(obs, h5py.Dataset) or any(state in obs for state in CRUNCH.states)
+    except (OSError, KeyError):  # what is wrong with it is said elsewhere
+        return True
 
 
 def _perturbations_of(path: Path) -> list[str]:

@@ -37,6 +37,10 @@ class Source:
 
 
 def read_source(path: Path, element: str, perturbation: str, states: str | None) -> Source:
+    """A file's labels in the columns `perturbation` and `states` of obs; `element` is "X" or "layers/NAME".
+
+    Raises DataError for what is not there or cannot be read, and for values that are neither counts nor normalised.
+    """
     try:
         with h5py.File(path, "r") as file:
             if missing := [name for name in ("obs", "var") if name not in file]:
