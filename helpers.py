@@ -132,7 +132,7 @@ class Challenge:
             sorted(set(self.obs[CRUNCH.perturbation].unique()) - {CRUNCH.control}), name=CRUNCH.perturbation
         )
 
-    @cached_property
+    @property
     def local_targets(self) -> pd.Index:
         """The perturbations of the local truth, in the order of its proportions, else sorted; empty where none is."""
         if self.local_proportions is not None:

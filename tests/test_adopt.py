@@ -199,9 +199,7 @@ def test_several_files_are_one_screen(tmp_path, capsys):
     ],
 )
 def test_how_a_label_is_read(label, name):
-    naming = Naming(
-        "control", frozenset([*GENES, "H_1"]), {"ENSG00000000001": "G1"}, None, frozenset(["unmeasured"])
-    )
+    naming = Naming("control", frozenset([*GENES, "H_1"]), {"ENSG00000000001": "G1"}, None, frozenset(["unmeasured"]))
     assert name in naming.read(label)
 
 

@@ -14,6 +14,7 @@ import scanpy as sc
 import helpers
 from contract import OBESITY_1 as CRUNCH
 from helpers import DataError
+from method import Predictor
 from workbench.predict import TOP_GENES, predict
 
 ROOT = Path(helpers.__file__).parent
@@ -58,7 +59,8 @@ def test_cells_of_each_target_beside_real_control_cells(written, asked, challeng
 
 
 def test_the_table_says_what_moves(written, asked, stats):
-    cells, table, said, _ = written
+    cells, table, said, place = written
+    model = Predictor.load(place / "resources" / "model.h5").predict_means(asked).clip(lower=0)
     assert table["perturbation"].value_counts().to_dict() == dict.fromkeys(asked, TOP_GENES)
     control = stats.mean.loc["NC"]
     for name, part in table.groupby("perturbation"):
@@ -66,6 +68,7 @@ def test_the_table_says_what_moves(written, asked, stats):
         mean = pd.Series(np.asarray(own.X.mean(axis=0)).ravel(), cells.var_names)
         np.testing.assert_allclose(part["predicted"], mean[part["gene"]], atol=1e-3)
         np.testing.assert_allclose(part["effect"], (mean - control)[part["gene"]], atol=1e-3)
+        np.testing.assert_allclose(mean, model.loc[name, mean.index], atol=1e-3)
         sizes = (mean - control).abs().sort_values(ascending=False)
         assert part["gene"].iloc[0] == sizes.index[0]
         assert part["effect"].abs().is_monotonic_decreasing

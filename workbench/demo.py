@@ -67,7 +67,8 @@ def run(folder: Path) -> Path:
     report.save_pictures(notebook, build / "pictures")
     page = build / "report.html"
     source = "demo data" if is_simulated(train) else ""
-    files = [path for path in sorted((folder / "prediction").iterdir()) if path.name[0] != "."]
+    names = (CRUNCH.prediction_file, CRUNCH.predicted_proportions_file)
+    files = [path for path in (folder / "prediction" / name for name in names) if path.exists()]
     page.write_text(report.html(notebook, title=f"{CRUNCH.title}: report", source=source), encoding="utf-8")
     print(
         f"The submission is valid.\n\n{report.printed(notebook, report.SUMMARY[-1])}\n\n"
