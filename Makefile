@@ -1,4 +1,4 @@
-# The two commands: `make demo` (the whole job on demo data, or on the files in data/) and `make test`.
+# The two commands: `make demo` (the whole job on demo data, on the files in data/, or on those of DATA=FOLDER) and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
