@@ -13,6 +13,6 @@
     hub             the hub on this machine that the real crunch client talks to
     results, bench  the pages RESULTS.md and BENCHMARKS.md
 
-What they share lies in `adoption/` (labels, values, files), `evaluation/` (methods, folds, intervals), `results/` (the benchmarks of the page) and
-`platform/` (the runner that the client executes).
+What they share lies in `adoption/` (labels, values, files), `evaluation/` (methods, folds, intervals), `results/` (the
+benchmarks of the page) and `platform/` (the runner that the client executes).
 """
