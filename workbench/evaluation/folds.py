@@ -93,13 +93,13 @@ class ChallengeFold:
     """`means` (perturbations x genes, the control among them) and `n_cells` are of all perturbations of `path`.
 
     `panels` pairs the genes of a panel with its bandwidth. `pool` are control cells, and `base` the generator of cells
-    that was fitted to them.
+    that was fitted to them. Without `proportions` no shares are predicted.
     """
 
     path: Path
     means: pd.DataFrame
     n_cells: pd.Series
-    proportions: pd.DataFrame
+    proportions: pd.DataFrame | None
     pool: ad.AnnData
     base: helpers.ScaledCells
     panels: list[tuple[pd.Index, float]]
@@ -137,6 +137,8 @@ class ChallengeFold:
                     rows.add_scores(TRUE_MEAN, target, i, {"mmd": helpers.mmd(true, made, sigma)}, None)
                     if len(true) >= CEILING_CELLS:
                         rows.add_scores(CEILING, target, i, ceiling_scores(true, centre, sigma), None)
+        if self.proportions is None:
+            return rows.table()
         shares = self.proportions.loc[self.means.index]
         table = proportion_rows(shares, self.test, means, self.seed, self.fold, n_cells=n_cells, own=self.methods)
         return pd.concat([rows.table(), table], ignore_index=True)
