@@ -1,0 +1,271 @@
+"""The response of several knock-outs at once: what each does alone, added up, and what is left of that.
+
+In: the mean expression of singles and combinations, and `GeneKnowledge`. Out: `CombinationModel`, an estimator like
+`ResponseModel`, on which it builds: one for single knock-outs, one for what combinations make of their sum. Next:
+`method.py`.
+
+Letters: n perturbations, of which c combinations, H genes that one of them holds, G responses, K components.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from sklearn.utils.validation import check_is_fitted
+
+from contract import OBESITY_1 as CRUNCH
+from helpers import row_correlations
+from knowledge import FeatureTable, GeneKnowledge, screen_table
+from response import FEWEST_TO_JUDGE, ResponseModel, learned_factors
+from screens import Screen
+
+SHRINKAGES = 2.0 ** np.arange(-6, 7)  # of a gene's own effect, in units of the noise of a typical perturbation
+BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)  # between the sum of the effects (0) and the longest of them (1)
+
+
+class CombinationModel(ResponseModel):
+    """The response of combinations (`A+B`, three and more genes too) and of single knock-outs.
+
+    Effects m are differences from the control's mean. A perturbation S measures the sum of those of its genes:
+
+        y_S = sum_{g in S} m_g + noise,     m_g ~ N(what a `ResponseModel` of the singles predicts, I / shrinkage)
+
+    So a single tells of the combinations that hold its gene, a combination of its genes, and a gene of which nothing
+    was measured has what is predicted for it (ridge regression; Hoerl and Kennard 1970). With the residual r_S of a
+    combination from the mean over cells with several knock-outs,
+
+        r_S = factor * (t_S - mean of t) + f(S),     t_S = (1 - b) sum_{g in S} m_g + b m_(the longest of them)
+
+    b is the blend between adding up (0, with factor 1) and masking (1); f is a Gaussian process whose kernel between
+    two combinations is the mean of the kernel between their genes. Factors, b and f are learned from the training
+    combinations, each foretold by effects that have not seen it. With fewer than 10 combinations nothing is learned
+    from them: effects are added up and to the control's mean.
+
+    Parameters
+    ----------
+    rank : int
+        The most response components K of either model.
+    own_response : bool
+        As for `ResponseModel`, whose attributes this model has too, of the single knock-outs.
+
+    Attributes
+    ----------
+    control_ : Series (G,)
+        Mean of the control; 0 where the responses hold none, being differences from it.
+    own_ : DataFrame (H, G)
+        What the measurements add to the predicted effect of each gene.
+    found_ : Series
+        `combinations`: how many were learned from; `blend`; `shrinkage`; `factor`: the mean factor; `additive` and
+        `pearson`: leave-one-out correlations of the sum and of the model; `error`: the length of its error.
+    together_, offset_, factors_ : Series (G,)
+        The mean over cells with several knock-outs, the mean of t, and the factor of each response.
+    process_ : DataFrame (genes, K), process_basis_ : DataFrame (K, G)
+        f of each gene, whose mean over the genes of a combination is f; the last row, named "", is an unknown gene's.
+    """
+
+    def fit(
+        self,
+        responses: pd.DataFrame,
+        n_cells: pd.Series | None = None,
+        knowledge: GeneKnowledge | None = None,
+    ) -> CombinationModel:
+        """Learn from `responses` (perturbations x G, controls among them); arguments as for `ResponseModel`."""
+        knowledge = knowledge or GeneKnowledge({})
+        cells = pd.Series(1.0, responses.index) if n_cells is None else n_cells[responses.index].astype(np.float64)
+        holds = _holds(responses.index)  # perturbations x H
+        count = holds.sum(axis=1)
+        self.control_ = _mean(responses[count == 0], cells) if (count == 0).any() else 0.0 * responses.iloc[0]
+        sums = _Sums(holds[count > 0].to_numpy(), (responses[count > 0] - self.control_).to_numpy(), cells[count > 0])
+
+        alone = holds[count == 1].idxmax(axis=1)  # the gene of each single, `A+NC` and `A+A` among them
+        singles = responses.loc[alone.index].mul(cells[alone.index], axis=0).groupby(alone).sum()
+        weights = cells[alone.index].groupby(alone).sum()
+        if len(singles) < FEWEST_TO_JUDGE:  # what little the combinations say of each gene
+            effects = sums.own(np.zeros((holds.shape[1], responses.shape[1])), 1.0)
+            singles = pd.DataFrame(effects, holds.columns, responses.columns) + self.control_
+            weights = holds.mul(cells, axis=0).sum()
+        else:
+            singles = singles.div(weights, axis=0)
+        super().fit(singles, weights, knowledge)
+
+        expected = self._predicted_effects(holds.columns)  # H x G
+        several = responses[count > 1]
+        if len(several) < FEWEST_TO_JUDGE:
+            self.own_ = pd.DataFrame(sums.own(expected, 1.0), holds.columns, responses.columns)
+            self.found_ = pd.Series({"combinations": 0.0, "blend": 0.0, "shrinkage": 1.0, "factor": 1.0})
+            return self
+        self.together_ = _mean(several, cells)
+        shrinkage, blend, foretold, additive = _best_foretelling(sums, expected, (several - self.together_).to_numpy())
+        self.own_ = pd.DataFrame(sums.own(expected, shrinkage), holds.columns, responses.columns)
+        hits = self._fit_combinations(several, cells[several.index], foretold, knowledge)
+        left = (1 - hits.clip(0) ** 2) * ((several - self.together_) ** 2).sum(axis=1)
+        self.found_ = pd.Series(
+            {
+                "combinations": float(len(several)),
+                "blend": blend,
+                "shrinkage": shrinkage,
+                "factor": float(np.average(self.factors_, weights=foretold.var(axis=0))),
+                "additive": additive,
+                "pearson": float(hits.mean()),
+                "error": float(np.sqrt(left.mean())),
+            }
+        )
+        return self
+
+    def _fit_combinations(
+        self, several: pd.DataFrame, cells: pd.Series, foretold: np.ndarray, knowledge: GeneKnowledge
+    ) -> pd.Series:
+        """The factor of each response, and f, from what is foretold of the combinations (both c x G)."""
+        self.offset_ = pd.Series(foretold.mean(axis=0), several.columns)
+        r, foretold = (several - self.together_).to_numpy(), foretold - foretold.mean(axis=0)
+        factors = learned_factors(foretold, r, _weights(cells.to_numpy()) ** 0.5)
+        self.factors_ = pd.Series(factors, several.columns)
+        rest = several - self.together_ - factors * foretold
+        tables = knowledge.tables | {name: screen_table(screen) for name, screen in knowledge.screens.items()}
+        shared = {name: _SharedTable.of(table, several.index) for name, table in tables.items()}
+        model = ResponseModel(self.rank, own_response=False).fit(rest, cells, GeneKnowledge(shared))
+        genes = model.coefficients_.index.difference(several.index)
+        self.process_ = pd.concat([model.coefficients_.loc[genes], model.unknown_.to_frame("").T])
+        self.process_basis_, self.process_judged_ = model.basis_, model.judged_
+        self.rest_ = model.reference_
+        return pd.Series(row_correlations(factors * foretold, r), several.index)
+
+    def predict(self, targets: Sequence[str]) -> pd.DataFrame:
+        """Targets x responses, float64; one warning lists the genes of which nothing is known."""
+        check_is_fitted(self)
+        names = pd.Index(targets)
+        holds = _holds(names)
+        m = self._effects(holds.columns)  # H x G
+        D, count = holds.to_numpy(), holds.sum(axis=1).to_numpy()
+        predicted = D @ m + self.control_.to_numpy()
+        if self.found_["combinations"] and (count > 1).any():
+            rows = np.flatnonzero(count > 1)
+            foretold = _parts(D[rows], m, self.found_["blend"]) @ m
+            position = self.process_.index.get_indexer(holds.columns)
+            f = self.process_.to_numpy()[position]  # the last row where a gene is unknown
+            f = (D[rows] / count[rows, None]) @ f @ self.process_basis_.to_numpy()
+            step = self.factors_.to_numpy() * (foretold - self.offset_.to_numpy())
+            predicted[rows] = self.together_.to_numpy() + self.rest_.to_numpy() + step + f
+        return pd.DataFrame(predicted, index=names, columns=self.control_.index)
+
+    def predict_scale(self, targets: Sequence[str]) -> pd.DataFrame:
+        """How sure: targets x `error` (expected length of the residual's error) and `pearson` (expected)."""
+        check_is_fitted(self)
+        names = pd.Index(targets)
+        genes = [CRUNCH.genes_of(name) for name in names]
+        scale = super().predict_scale([held[0] if held else "" for held in genes]).set_axis(names)
+        if self.found_["combinations"]:
+            several = [len(held) > 1 for held in genes]
+            scale.loc[several, ["error", "pearson"]] = self.found_[["error", "pearson"]].to_numpy()
+        return scale
+
+    def _predicted_effects(self, genes: pd.Index) -> np.ndarray:
+        """What is predicted of each gene alone, as a difference from the control: genes x G."""
+        return super().predict(genes).to_numpy() - self.control_.to_numpy()
+
+    def _effects(self, genes: pd.Index) -> np.ndarray:
+        """The same with what was measured of each: genes x G."""
+        return self._predicted_effects(genes) + self.own_.reindex(genes, fill_value=0.0).to_numpy()
+
+
+def _holds(names: pd.Index) -> pd.DataFrame:
+    """Which genes each perturbation holds: names x H, 1.0 or 0.0."""
+    genes = [CRUNCH.genes_of(name) for name in names]
+    columns = pd.Index(sorted({gene for held in genes for gene in held}), dtype=object)
+    holds = np.zeros((len(names), len(columns)))
+    for row, held in zip(holds, genes, strict=True):
+        row[columns.get_indexer(list(held))] = 1.0
+    return pd.DataFrame(holds, index=names, columns=columns)
+
+
+def _mean(rows: pd.DataFrame, cells: pd.Series) -> pd.Series:
+    """The mean over cells."""
+    return pd.Series(np.average(rows, axis=0, weights=cells[rows.index]), rows.columns)
+
+
+def _weights(cells: np.ndarray) -> np.ndarray:
+    """1 / variance of the noise, 1 for a typical perturbation; half of it is the sampling of cells."""
+    return 2.0 / (1.0 + np.median(cells) / cells)
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """y = D m + noise: `D` n x H, `y` n x G, `cells` (n,), more of which make less noise."""
+
+    D: np.ndarray
+    y: np.ndarray
+    cells: pd.Series
+
+    @property
+    def weight(self) -> np.ndarray:
+        """By row (n,)."""
+        return _weights(self.cells.to_numpy())
+
+    def inverse(self, shrinkage: float) -> np.ndarray:
+        """(D' W D + shrinkage I)^-1: H x H."""
+        return np.linalg.inv((self.D.T * self.weight) @ self.D + shrinkage * np.eye(self.D.shape[1]))
+
+    def own(self, expected: np.ndarray, shrinkage: float) -> np.ndarray:
+        """What the measurements add to the expected effects (both H x G)."""
+        return self.inverse(shrinkage) @ (self.D.T * self.weight) @ (self.y - self.D @ expected)
+
+    def left_out(self, rows: np.ndarray, parts: np.ndarray, m: np.ndarray, shrinkage: float) -> np.ndarray:
+        """For each of `rows`, its `parts` (rows x H) of the effects `m` as they are without this row: rows x G."""
+        inverse, D = self.inverse(shrinkage), self.D[rows]
+        leverage = np.einsum("ih,hk,ik->i", D, inverse, D) * self.weight[rows]
+        through = np.einsum("ih,hk,ik->i", parts, inverse, D) * self.weight[rows]
+        return parts @ m - (through / (1.0 - leverage))[:, None] * (self.y[rows] - D @ m)
+
+
+def _parts(D: np.ndarray, m: np.ndarray, blend: float) -> np.ndarray:
+    """How much of each gene's effect is in t: rows x H."""
+    longest = np.where(D > 0, np.linalg.norm(m, axis=1), -1.0).argmax(axis=1)
+    return (1.0 - blend) * D + blend * np.eye(D.shape[1])[longest]
+
+
+def _best_foretelling(sums: _Sums, expected: np.ndarray, r: np.ndarray) -> tuple[float, float, np.ndarray, float]:
+    """Shrinkage and blend of the best leave-one-out correlation with the residuals `r` (c x G) of the combinations.
+
+    Also what they foretell (c x G), and the correlation of plain adding up.
+    """
+    rows = np.flatnonzero(sums.D.sum(axis=1) > 1)
+    found = []
+    for shrinkage in SHRINKAGES:
+        m = expected + sums.own(expected, shrinkage)
+        for blend in BLENDS:
+            t = sums.left_out(rows, _parts(sums.D[rows], m, blend), m, shrinkage)
+            found.append((float(row_correlations(t - t.mean(axis=0), r).mean()), shrinkage, blend, t))
+    additive = max(hit for hit, _, blend, _ in found if blend == 0)
+    _, shrinkage, blend, t = max(found, key=lambda one: one[0])
+    return shrinkage, blend, t, additive
+
+
+@dataclass(frozen=True)
+class _SharedTable(FeatureTable):
+    """A table for combinations: the kernel of two is the mean of that between their genes."""
+
+    @classmethod
+    def of(cls, table: FeatureTable, names: pd.Index) -> _SharedTable:  # type: ignore[override]
+        """With the combinations `names` of which it knows a gene beside its own genes."""
+        known = [name for name in names if table.known(CRUNCH.genes_of(name)).any()]
+        return cls(table.genes.append(pd.Index(known)).unique(), table, table.powers)
+
+    def kernels(self, left: Sequence[str], right: Sequence[str]) -> list[np.ndarray]:
+        """By power: len(left) x len(right), float64."""
+        (P, genes), (Q, others) = _shares(left), _shares(right)
+        return [P @ (Q @ kernel.T).T for kernel in self.features.kernels(genes, others)]
+
+
+def _shares(names: Sequence[str]) -> tuple[sp.csr_matrix, pd.Index]:
+    """The share of each gene in each name (names x genes), and the genes."""
+    held = [CRUNCH.genes_of(name) for name in names]
+    genes = pd.Index(list(dict.fromkeys(gene for group in held for gene in group)), dtype=object)
+    rows = np.repeat(np.arange(len(held)), [len(group) for group in held])
+    columns = genes.get_indexer([gene for group in held for gene in group])
+    shares = [1.0 / len(group) for group in held for _ in group]
+    return sp.csr_matrix((shares, (rows, columns)), shape=(len(held), len(genes))), genes
