@@ -9,9 +9,10 @@ Letters: n perturbations, of which c combinations, H genes that one of them hold
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -19,32 +20,35 @@ import scipy.sparse as sp
 from sklearn.utils.validation import check_is_fitted
 
 from contract import OBESITY_1 as CRUNCH
-from helpers import row_correlations
+from helpers import row_correlations, some
 from knowledge import FeatureTable, GeneKnowledge, screen_table
 from response import FEWEST_TO_JUDGE, ResponseModel, learned_factors
-from screens import Screen
 
-SHRINKAGES = 2.0 ** np.arange(-6, 7)  # of a gene's own effect, in units of the noise of a typical perturbation
+# What is tried of the training combinations.
+SHRINKAGES = 4.0 ** np.arange(-3, 4)  # of a gene's own effect, in units of the noise of a typical perturbation
+SCALES = (0.5, 0.65, 0.8, 1.0, 1.25)  # of the sum
 BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)  # between the sum of the effects (0) and the longest of them (1)
 
 
 class CombinationModel(ResponseModel):
     """The response of combinations (`A+B`, three and more genes too) and of single knock-outs.
 
-    Effects m are differences from the control's mean. A perturbation S measures the sum of those of its genes:
+    Effects m are differences from the control's mean. A perturbation S measures those of its genes:
 
-        y_S = sum_{g in S} m_g + noise,     m_g ~ N(what a `ResponseModel` of the singles predicts, I / shrinkage)
+        y_S = t_S + noise,     t_S = m_g for one gene, scale * ((1 - b) sum_{g in S} m_g + b m_(longest)) for several
+        m_g ~ N(what a `ResponseModel` of the singles predicts, I / shrinkage)
 
     So a single tells of the combinations that hold its gene, a combination of its genes, and a gene of which nothing
-    was measured has what is predicted for it (ridge regression; Hoerl and Kennard 1970). With the residual r_S of a
-    combination from the mean over cells with several knock-outs,
+    was measured has what is predicted for it (ridge regression; Hoerl and Kennard 1970). b is the blend between adding
+    up (0, with scale 1) and masking (1). With the residual r_S of a combination from the mean over cells with several
+    knock-outs,
 
-        r_S = factor * (t_S - mean of t) + f(S),     t_S = (1 - b) sum_{g in S} m_g + b m_(the longest of them)
+        r_S = factor * (t_S - mean of t) + f(S)
 
-    b is the blend between adding up (0, with factor 1) and masking (1); f is a Gaussian process whose kernel between
-    two combinations is the mean of the kernel between their genes. Factors, b and f are learned from the training
-    combinations, each foretold by effects that have not seen it. With fewer than 10 combinations nothing is learned
-    from them: effects are added up and to the control's mean.
+    The factor is one of each response, and f a Gaussian process whose kernel between two combinations is the mean of
+    the kernel between their genes. All of it is learned from the training combinations, each foretold by effects that
+    have not seen it. With fewer than 10 combinations nothing is learned from them: effects are added up, and to the
+    control's mean.
 
     Parameters
     ----------
@@ -60,8 +64,9 @@ class CombinationModel(ResponseModel):
     own_ : DataFrame (H, G)
         What the measurements add to the predicted effect of each gene.
     found_ : Series
-        `combinations`: how many were learned from; `blend`; `shrinkage`; `factor`: the mean factor; `additive` and
-        `pearson`: leave-one-out correlations of the sum and of the model; `error`: the length of its error.
+        `combinations`: how many were learned from; `shrinkage`, `scale` and `blend`; `factor`: the mean of all factors,
+        times the scale; `additive` and `pearson`: leave-one-out correlations of the sum and of t with the factors;
+        `error`: the expected length of the error.
     together_, offset_, factors_ : Series (G,)
         The mean over cells with several knock-outs, the mean of t, and the factor of each response.
     process_ : DataFrame (genes, K), process_basis_ : DataFrame (K, G)
@@ -97,19 +102,24 @@ class CombinationModel(ResponseModel):
         several = responses[count > 1]
         if len(several) < FEWEST_TO_JUDGE:
             self.own_ = pd.DataFrame(sums.own(expected, 1.0), holds.columns, responses.columns)
-            self.found_ = pd.Series({"combinations": 0.0, "blend": 0.0, "shrinkage": 1.0, "factor": 1.0})
+            self.found_ = pd.Series({"combinations": 0.0, "shrinkage": 1.0, "scale": 1.0, "blend": 0.0, "factor": 1.0})
             return self
         self.together_ = _mean(several, cells)
-        shrinkage, blend, foretold, additive = _best_foretelling(sums, expected, (several - self.together_).to_numpy())
-        self.own_ = pd.DataFrame(sums.own(expected, shrinkage), holds.columns, responses.columns)
+        chosen, additive = _best_sums(sums, expected, (several - self.together_).to_numpy())
+        shrinkage, scale, blend = chosen
+        rows, sums = np.flatnonzero(count[count > 0] > 1), sums.of_several(expected, scale, blend)
+        own = sums.own(expected, shrinkage)
+        self.own_ = pd.DataFrame(own, holds.columns, responses.columns)
+        foretold = sums.left_out(rows, expected + own, shrinkage)
         hits = self._fit_combinations(several, cells[several.index], foretold, knowledge)
         left = (1 - hits.clip(0) ** 2) * ((several - self.together_) ** 2).sum(axis=1)
         self.found_ = pd.Series(
             {
                 "combinations": float(len(several)),
-                "blend": blend,
                 "shrinkage": shrinkage,
-                "factor": float(np.average(self.factors_, weights=foretold.var(axis=0))),
+                "scale": scale,
+                "blend": blend,
+                "factor": scale * float(np.average(self.factors_, weights=foretold.var(axis=0))),
                 "additive": additive,
                 "pearson": float(hits.mean()),
                 "error": float(np.sqrt(left.mean())),
@@ -140,12 +150,19 @@ class CombinationModel(ResponseModel):
         check_is_fitted(self)
         names = pd.Index(targets)
         holds = _holds(names)
+        unknown = holds.columns[~holds.columns.isin(self.coefficients_.index) & ~holds.columns.isin(self.own_.index)]
+        if len(unknown):
+            warnings.warn(
+                f"nothing is known of {len(unknown)} of {holds.shape[1]} genes to be knocked out, which get the "
+                f"prediction of a gene in no table: {some(unknown)}",
+                stacklevel=2,
+            )
         m = self._effects(holds.columns)  # H x G
         D, count = holds.to_numpy(), holds.sum(axis=1).to_numpy()
         predicted = D @ m + self.control_.to_numpy()
         if self.found_["combinations"] and (count > 1).any():
             rows = np.flatnonzero(count > 1)
-            foretold = _parts(D[rows], m, self.found_["blend"]) @ m
+            foretold = _parts(D[rows], m, self.found_["scale"], self.found_["blend"]) @ m
             position = self.process_.index.get_indexer(holds.columns)
             f = self.process_.to_numpy()[position]  # the last row where a gene is unknown
             f = (D[rows] / count[rows, None]) @ f @ self.process_basis_.to_numpy()
@@ -166,7 +183,9 @@ class CombinationModel(ResponseModel):
 
     def _predicted_effects(self, genes: pd.Index) -> np.ndarray:
         """What is predicted of each gene alone, as a difference from the control: genes x G."""
-        return super().predict(genes).to_numpy() - self.control_.to_numpy()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # what is unknown is measured, or said by `predict`
+            return super().predict(genes).to_numpy() - self.control_.to_numpy()
 
     def _effects(self, genes: pd.Index) -> np.ndarray:
         """The same with what was measured of each: genes x G."""
@@ -214,35 +233,53 @@ class _Sums:
         """What the measurements add to the expected effects (both H x G)."""
         return self.inverse(shrinkage) @ (self.D.T * self.weight) @ (self.y - self.D @ expected)
 
-    def left_out(self, rows: np.ndarray, parts: np.ndarray, m: np.ndarray, shrinkage: float) -> np.ndarray:
-        """For each of `rows`, its `parts` (rows x H) of the effects `m` as they are without this row: rows x G."""
-        inverse, D = self.inverse(shrinkage), self.D[rows]
-        leverage = np.einsum("ih,hk,ik->i", D, inverse, D) * self.weight[rows]
-        through = np.einsum("ih,hk,ik->i", parts, inverse, D) * self.weight[rows]
-        return parts @ m - (through / (1.0 - leverage))[:, None] * (self.y[rows] - D @ m)
+    def of_several(self, expected: np.ndarray, scale: float, blend: float) -> _Sums:
+        """With combinations that do not add up: their rows of D are the parts that each effect has in t."""
+        m, several = expected + self.own(expected, 1.0), self.D.sum(axis=1) > 1
+        D = self.D.copy()
+        D[several] = _parts(D[several], m, scale, blend)
+        return replace(self, D=D)
+
+    def left_out(self, rows: np.ndarray, m: np.ndarray, shrinkage: float) -> np.ndarray:
+        """What the effects `m` (H x G) foretell of `rows` without having seen each: rows x G."""
+        D = self.D[rows]
+        leverage = np.einsum("ih,hk,ik->i", D, self.inverse(shrinkage), D) * self.weight[rows]
+        return self.y[rows] - (self.y[rows] - D @ m) / (1.0 - leverage)[:, None]
 
 
-def _parts(D: np.ndarray, m: np.ndarray, blend: float) -> np.ndarray:
-    """How much of each gene's effect is in t: rows x H."""
+def _parts(D: np.ndarray, m: np.ndarray, scale: float, blend: float) -> np.ndarray:
+    """How much of each gene's effect is in t of a combination: rows x H."""
     longest = np.where(D > 0, np.linalg.norm(m, axis=1), -1.0).argmax(axis=1)
-    return (1.0 - blend) * D + blend * np.eye(D.shape[1])[longest]
+    return scale * ((1.0 - blend) * D + blend * np.eye(D.shape[1])[longest])
 
 
-def _best_foretelling(sums: _Sums, expected: np.ndarray, r: np.ndarray) -> tuple[float, float, np.ndarray, float]:
-    """Shrinkage and blend of the best leave-one-out correlation with the residuals `r` (c x G) of the combinations.
+def _best_sums(sums: _Sums, expected: np.ndarray, r: np.ndarray) -> tuple[tuple[float, float, float], float]:
+    """Shrinkage, scale and blend of the best leave-one-out correlation with the residuals r (c x G) of combinations.
 
-    Also what they foretell (c x G), and the correlation of plain adding up.
+    Also the correlation of plain adding up.
     """
     rows = np.flatnonzero(sums.D.sum(axis=1) > 1)
-    found = []
-    for shrinkage in SHRINKAGES:
-        m = expected + sums.own(expected, shrinkage)
-        for blend in BLENDS:
-            t = sums.left_out(rows, _parts(sums.D[rows], m, blend), m, shrinkage)
-            found.append((float(row_correlations(t - t.mean(axis=0), r).mean()), shrinkage, blend, t))
-    additive = max(hit for hit, _, blend, _ in found if blend == 0)
-    _, shrinkage, blend, t = max(found, key=lambda one: one[0])
-    return shrinkage, blend, t, additive
+    y, expected, r = _coordinates(sums.y, expected, r)  # products of rows are all that is needed
+    sums, found = replace(sums, y=y), {}
+    for scale, blend in itertools.product(SCALES, BLENDS):
+        parted = sums.of_several(expected, scale, blend)
+        for shrinkage in SHRINKAGES:
+            t = parted.left_out(rows, expected + parted.own(expected, shrinkage), shrinkage)
+            t = t - t.mean(axis=0)
+            cosine = (t * r).sum(axis=1) / np.maximum(np.linalg.norm(t, axis=1) * np.linalg.norm(r, axis=1), 1e-12)
+            found[float(shrinkage), scale, blend] = float(cosine.mean())
+    additive = max(hit for (_, scale, blend), hit in found.items() if (scale, blend) == (1.0, 0.0))
+    return max(found, key=lambda which: found[which]), additive
+
+
+def _coordinates(*blocks: np.ndarray) -> list[np.ndarray]:
+    """Blocks of rows (each x G), centred over responses, in as few columns as keep all their products."""
+    rows = np.vstack(blocks)
+    rows = rows - rows.mean(axis=1, keepdims=True)
+    square, axes = np.linalg.eigh(rows @ rows.T)
+    kept = square > 1e-12 * square[-1]
+    short = axes[:, kept] * np.sqrt(square[kept])
+    return np.split(short, np.cumsum([len(block) for block in blocks])[:-1])
 
 
 @dataclass(frozen=True)
