@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from contract import OBESITY_1 as CRUNCH
@@ -63,10 +64,12 @@ class CombinationModel(ResponseModel):
         Mean of the control; 0 where the responses hold none, being differences from it.
     own_ : DataFrame (H, G)
         What the measurements add to the predicted effect of each gene.
+    lengths_ : Series (H,)
+        The length of the effect of each gene, by which the longest is told.
     found_ : Series
-        `combinations`: how many were learned from; `shrinkage`, `scale` and `blend`; `factor`: the mean of all factors,
-        times the scale; `additive` and `pearson`: leave-one-out correlations of the sum and of t with the factors;
-        `error`: the expected length of the error.
+        `combinations`: how many were learned from; `shrinkage`, `scale` and `blend`; `factor`: what is foretold, in
+        units of the plain sum of effects; `additive` and `pearson`: leave-one-out correlations of the sum and of what
+        is foretold; `error`: the expected length of the error.
     together_, offset_, factors_ : Series (G,)
         The mean over cells with several knock-outs, the mean of t, and the factor of each response.
     process_ : DataFrame (genes, K), process_basis_ : DataFrame (K, G)
@@ -105,12 +108,16 @@ class CombinationModel(ResponseModel):
             self.found_ = pd.Series({"combinations": 0.0, "shrinkage": 1.0, "scale": 1.0, "blend": 0.0, "factor": 1.0})
             return self
         self.together_ = _mean(several, cells)
+        whole, lengths = sums.lengths(expected)
+        self.lengths_ = pd.Series(whole, holds.columns)
         chosen, additive = _best_sums(sums, expected, (several - self.together_).to_numpy())
         shrinkage, scale, blend = chosen
-        rows, sums = np.flatnonzero(count[count > 0] > 1), sums.of_several(expected, scale, blend)
+        rows, plain = np.flatnonzero(count[count > 0] > 1), sums
+        sums = plain.of_several(lengths, scale, blend)
         own = sums.own(expected, shrinkage)
         self.own_ = pd.DataFrame(own, holds.columns, responses.columns)
         foretold = sums.left_out(rows, expected + own, shrinkage)
+        added = plain.left_out(rows, expected + plain.own(expected, SHRINKAGES[0]), SHRINKAGES[0])
         hits = self._fit_combinations(several, cells[several.index], foretold, knowledge)
         left = (1 - hits.clip(0) ** 2) * ((several - self.together_) ** 2).sum(axis=1)
         self.found_ = pd.Series(
@@ -119,7 +126,7 @@ class CombinationModel(ResponseModel):
                 "shrinkage": shrinkage,
                 "scale": scale,
                 "blend": blend,
-                "factor": scale * float(np.average(self.factors_, weights=foretold.var(axis=0))),
+                "factor": _slope(foretold * self.factors_.to_numpy(), added),
                 "additive": additive,
                 "pearson": float(hits.mean()),
                 "error": float(np.sqrt(left.mean())),
@@ -137,7 +144,9 @@ class CombinationModel(ResponseModel):
         self.factors_ = pd.Series(factors, several.columns)
         rest = several - self.together_ - factors * foretold
         tables = knowledge.tables | {name: screen_table(screen) for name, screen in knowledge.screens.items()}
-        shared = {name: _SharedTable.of(table, several.index) for name, table in tables.items()}
+        shared: dict[str, FeatureTable] = {
+            name: _SharedTable.of(table, several.index) for name, table in tables.items()
+        }
         model = ResponseModel(self.rank, own_response=False).fit(rest, cells, GeneKnowledge(shared))
         genes = model.coefficients_.index.difference(several.index)
         self.process_ = pd.concat([model.coefficients_.loc[genes], model.unknown_.to_frame("").T])
@@ -162,7 +171,9 @@ class CombinationModel(ResponseModel):
         predicted = D @ m + self.control_.to_numpy()
         if self.found_["combinations"] and (count > 1).any():
             rows = np.flatnonzero(count > 1)
-            foretold = _parts(D[rows], m, self.found_["scale"], self.found_["blend"]) @ m
+            lengths = self.lengths_.reindex(holds.columns).to_numpy()
+            lengths = np.where(np.isnan(lengths), np.linalg.norm(m, axis=1), lengths)
+            foretold = _parts(D[rows], lengths, self.found_["scale"], self.found_["blend"]) @ m
             position = self.process_.index.get_indexer(holds.columns)
             f = self.process_.to_numpy()[position]  # the last row where a gene is unknown
             f = (D[rows] / count[rows, None]) @ f @ self.process_basis_.to_numpy()
@@ -181,6 +192,22 @@ class CombinationModel(ResponseModel):
             scale.loc[several, ["error", "pearson"]] = self.found_[["error", "pearson"]].to_numpy()
         return scale
 
+    def describe(self) -> str:
+        """What was found of combinations, in a sentence or two."""
+        found = self.found_
+        if not found["combinations"]:
+            return f"Fewer than {FEWEST_TO_JUDGE} combinations: effects are added up, and nothing is learned of them."
+        blended = f"its genes' effects ({found['blend']:.0%} the longest, the rest their sum)"
+        what = {0.0: "the sum of its genes' effects", 1.0: "the longest of its genes' effects"}.get(
+            found["blend"], blended
+        )
+        entered = list(self.process_judged_.index[self.process_judged_["enters"] > 0])
+        more = f"what is left follows {some(entered)}" if entered else "no table foretells what is left"
+        return (
+            f"{found['combinations']:.0f} combinations follow {what}, {found['factor']:.2f} as long as adding up would "
+            f"have them; {more}. Leave-one-out correlation {found['pearson']:.3f}, of adding up {found['additive']:.3f}."
+        )
+
     def _predicted_effects(self, genes: pd.Index) -> np.ndarray:
         """What is predicted of each gene alone, as a difference from the control: genes x G."""
         with warnings.catch_warnings():
@@ -190,6 +217,78 @@ class CombinationModel(ResponseModel):
     def _effects(self, genes: pd.Index) -> np.ndarray:
         """The same with what was measured of each: genes x G."""
         return self._predicted_effects(genes) + self.own_.reindex(genes, fill_value=0.0).to_numpy()
+
+
+def response_model(names: Iterable[str], *, own_response: bool = True) -> ResponseModel:
+    """The model for these perturbations: of combinations where one of them is a combination, else of singles."""
+    model = CombinationModel if any(map(CRUNCH.is_combination, names)) else ResponseModel
+    return model(own_response=own_response)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Baselines
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class DeltaMean(BaseEstimator):
+    """Baseline: the mean of combinations, and what each gene alone differs from the mean of singles.
+
+    That of the published starter of broad-obesity-2. A gene without a single (`A`, `A+NC` and `A+A`) has the mean of
+    all perturbations that hold it, and one without any the mean of singles.
+    """
+
+    def fit(self, means: pd.DataFrame, n_cells: pd.Series | None = None) -> DeltaMean:
+        """Learn from perturbations x G; means over perturbations are means over cells where `n_cells` is given."""
+        cells = pd.Series(1.0, means.index) if n_cells is None else n_cells[means.index].astype(np.float64)
+        holds = _holds(means.index)
+        count = holds.sum(axis=1)
+        singles, several = means[count == 1], means[count > 1]
+        self.single_ = _mean(singles if len(singles) else means[count > 0], cells)
+        self.several_ = _mean(several, cells) if len(several) else self.single_
+        centroids = {}
+        for gene in holds.columns:
+            alone = (count == 1) & (holds[gene] > 0)
+            centroids[gene] = _mean(means[alone if alone.any() else holds[gene] > 0], cells)
+        self.deltas_ = pd.DataFrame.from_dict(centroids, orient="index", columns=means.columns) - self.single_
+        return self
+
+    def predict(self, targets: Sequence[str]) -> pd.DataFrame:
+        """Targets x G; a single is the mean of singles and its difference from it."""
+        holds = _holds(pd.Index(targets))
+        deltas = holds.to_numpy() @ self.deltas_.reindex(holds.columns, fill_value=0.0).to_numpy()
+        start = np.where(holds.sum(axis=1).to_numpy()[:, None] > 1, self.several_, self.single_)
+        return pd.DataFrame(start + deltas, index=holds.index, columns=self.single_.index)
+
+
+class Added(BaseEstimator):
+    """Baseline: the effects of the genes, as they were measured, added up and to the control's mean.
+
+    A gene without a single has the mean effect of the singles. Without a control the responses are effects.
+    """
+
+    def fit(self, means: pd.DataFrame, n_cells: pd.Series | None = None) -> Added:
+        """Learn from perturbations x G; arguments as for `DeltaMean`."""
+        cells = pd.Series(1.0, means.index) if n_cells is None else n_cells[means.index].astype(np.float64)
+        delta = DeltaMean().fit(means, n_cells)
+        count = _holds(means.index).sum(axis=1)
+        self.control_ = _mean(means[count == 0], cells) if (count == 0).any() else 0.0 * means.iloc[0]
+        self.mean_ = delta.single_ - self.control_
+        alone = pd.Index([gene for name in means.index[count == 1] for gene in CRUNCH.genes_of(name)]).unique()
+        self.effects_ = delta.deltas_.loc[alone] + self.mean_
+        return self
+
+    def predict(self, targets: Sequence[str]) -> pd.DataFrame:
+        """Targets x G."""
+        holds = _holds(pd.Index(targets))
+        effects = self.effects_.reindex(holds.columns)
+        effects = effects.where(effects.notna(), self.mean_, axis=1)
+        added = holds.to_numpy() @ effects.to_numpy() + self.control_.to_numpy()
+        return pd.DataFrame(added, index=holds.index, columns=self.control_.index)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sums
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _holds(names: pd.Index) -> pd.DataFrame:
@@ -205,6 +304,12 @@ def _holds(names: pd.Index) -> pd.DataFrame:
 def _mean(rows: pd.DataFrame, cells: pd.Series) -> pd.Series:
     """The mean over cells."""
     return pd.Series(np.average(rows, axis=0, weights=cells[rows.index]), rows.columns)
+
+
+def _slope(y: np.ndarray, x: np.ndarray) -> float:
+    """Least squares of centred rows on centred rows, all together."""
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+    return float((x * y).sum() / max(float((x**2).sum()), 1e-300))
 
 
 def _weights(cells: np.ndarray) -> np.ndarray:
@@ -233,11 +338,27 @@ class _Sums:
         """What the measurements add to the expected effects (both H x G)."""
         return self.inverse(shrinkage) @ (self.D.T * self.weight) @ (self.y - self.D @ expected)
 
-    def of_several(self, expected: np.ndarray, scale: float, blend: float) -> _Sums:
+    def lengths(self, expected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How long the effect of each gene is, were the longest to mask the others: (H,), and by row, n x H.
+
+        By row, a combination is left out, so that it cannot say itself which of its effects is the longest.
+        """
+        several = self.D.sum(axis=1) > 1
+        singles = _Sums(self.D[~several], self.y[~several], self.cells[~several])
+        first = expected + singles.own(expected, 1.0) if len(singles.D) else expected
+        masking = self.of_several(np.tile(np.linalg.norm(first, axis=1), (len(self.D), 1)), 1.0, 1.0)
+        m, inverse = expected + masking.own(expected, 1.0), masking.inverse(1.0)
+        whole = np.linalg.norm(m, axis=1)
+        lengths, errors = np.tile(whole, (len(self.D), 1)), self.y - masking.D @ m
+        for i in np.flatnonzero(several):
+            change = inverse @ masking.D[i] * self.weight[i]
+            lengths[i] = np.linalg.norm(m - np.outer(change, errors[i]) / (1.0 - masking.D[i] @ change), axis=1)
+        return whole, lengths
+
+    def of_several(self, lengths: np.ndarray, scale: float, blend: float) -> _Sums:
         """With combinations that do not add up: their rows of D are the parts that each effect has in t."""
-        m, several = expected + self.own(expected, 1.0), self.D.sum(axis=1) > 1
-        D = self.D.copy()
-        D[several] = _parts(D[several], m, scale, blend)
+        several, D = self.D.sum(axis=1) > 1, self.D.copy()
+        D[several] = _parts(D[several], lengths[several], scale, blend)
         return replace(self, D=D)
 
     def left_out(self, rows: np.ndarray, m: np.ndarray, shrinkage: float) -> np.ndarray:
@@ -247,9 +368,9 @@ class _Sums:
         return self.y[rows] - (self.y[rows] - D @ m) / (1.0 - leverage)[:, None]
 
 
-def _parts(D: np.ndarray, m: np.ndarray, scale: float, blend: float) -> np.ndarray:
-    """How much of each gene's effect is in t of a combination: rows x H."""
-    longest = np.where(D > 0, np.linalg.norm(m, axis=1), -1.0).argmax(axis=1)
+def _parts(D: np.ndarray, lengths: np.ndarray, scale: float, blend: float) -> np.ndarray:
+    """How much of each gene's effect, of `lengths` (H,) or by row, is in t of a combination: rows x H."""
+    longest = np.where(D > 0, lengths, -1.0).argmax(axis=1)
     return scale * ((1.0 - blend) * D + blend * np.eye(D.shape[1])[longest])
 
 
@@ -261,8 +382,9 @@ def _best_sums(sums: _Sums, expected: np.ndarray, r: np.ndarray) -> tuple[tuple[
     rows = np.flatnonzero(sums.D.sum(axis=1) > 1)
     y, expected, r = _coordinates(sums.y, expected, r)  # products of rows are all that is needed
     sums, found = replace(sums, y=y), {}
+    _, lengths = sums.lengths(expected)
     for scale, blend in itertools.product(SCALES, BLENDS):
-        parted = sums.of_several(expected, scale, blend)
+        parted = sums.of_several(lengths, scale, blend)
         for shrinkage in SHRINKAGES:
             t = parted.left_out(rows, expected + parted.own(expected, shrinkage), shrinkage)
             t = t - t.mean(axis=0)

@@ -87,6 +87,10 @@ class Crunch:
         parts = (part.strip() for part in str(name).split(JOINED))
         return tuple(dict.fromkeys(part for part in parts if part not in ("", self.control)))
 
+    def is_combination(self, name: str) -> bool:
+        """Whether the name holds two or more genes."""
+        return len(self.genes_of(name)) > 1
+
 
 OBESITY_1 = Crunch(
     name="broad-obesity-1",
