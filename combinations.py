@@ -117,7 +117,7 @@ class CombinationModel(ResponseModel):
         own = sums.own(expected, shrinkage)
         self.own_ = pd.DataFrame(own, holds.columns, responses.columns)
         foretold = sums.left_out(rows, expected + own, shrinkage)
-        added = plain.left_out(rows, expected + plain.own(expected, SHRINKAGES[0]), SHRINKAGES[0])
+        added = plain.D[rows] @ plain.alone(expected, SHRINKAGES[0])
         hits = self._fit_combinations(several, cells[several.index], foretold, knowledge)
         left = (1 - hits.clip(0) ** 2) * ((several - self.together_) ** 2).sum(axis=1)
         self.found_ = pd.Series(
@@ -205,7 +205,7 @@ class CombinationModel(ResponseModel):
         more = f"what is left follows {some(entered)}" if entered else "no table foretells what is left"
         return (
             f"{found['combinations']:.0f} combinations follow {what}, {found['factor']:.2f} as long as adding up would "
-            f"have them; {more}. Leave-one-out correlation {found['pearson']:.3f}, of adding up {found['additive']:.3f}."
+            f"have them; {more}. Leave-one-out correlation {found['pearson']:.3f}, adding up {found['additive']:.3f}."
         )
 
     def _predicted_effects(self, genes: pd.Index) -> np.ndarray:
@@ -338,14 +338,19 @@ class _Sums:
         """What the measurements add to the expected effects (both H x G)."""
         return self.inverse(shrinkage) @ (self.D.T * self.weight) @ (self.y - self.D @ expected)
 
+    def alone(self, expected: np.ndarray, shrinkage: float) -> np.ndarray:
+        """The effects as the singles say, without the combinations: H x G."""
+        single = self.D.sum(axis=1) == 1
+        rows = _Sums(self.D[single], self.y[single], self.cells[single])
+        return expected + rows.own(expected, shrinkage) if single.any() else expected
+
     def lengths(self, expected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """How long the effect of each gene is, were the longest to mask the others: (H,), and by row, n x H.
 
         By row, a combination is left out, so that it cannot say itself which of its effects is the longest.
         """
         several = self.D.sum(axis=1) > 1
-        singles = _Sums(self.D[~several], self.y[~several], self.cells[~several])
-        first = expected + singles.own(expected, 1.0) if len(singles.D) else expected
+        first = self.alone(expected, 1.0)
         masking = self.of_several(np.tile(np.linalg.norm(first, axis=1), (len(self.D), 1)), 1.0, 1.0)
         m, inverse = expected + masking.own(expected, 1.0), masking.inverse(1.0)
         whole = np.linalg.norm(m, axis=1)
