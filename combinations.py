@@ -197,8 +197,8 @@ class CombinationModel(ResponseModel):
         found = self.found_
         if not found["combinations"]:
             return f"Fewer than {FEWEST_TO_JUDGE} combinations: effects are added up, and nothing is learned of them."
-        blended = f"its genes' effects ({found['blend']:.0%} the longest, the rest their sum)"
-        what = {0.0: "the sum of its genes' effects", 1.0: "the longest of its genes' effects"}.get(
+        blended = f"their genes' effects ({found['blend']:.0%} the longest, the rest their sum)"
+        what = {0.0: "the sum of their genes' effects", 1.0: "the longest of their genes' effects"}.get(
             found["blend"], blended
         )
         entered = list(self.process_judged_.index[self.process_judged_["enters"] > 0])

@@ -10,6 +10,7 @@ from contract import OBESITY_1 as CRUNCH
 from helpers import row_correlations
 from knowledge import GeneKnowledge, numeric_table
 from response import ResponseModel
+from workbench import cross_validate
 
 GENES = [f"G{i}" for i in range(40)]
 FEATURES = numeric_table(pd.DataFrame(np.random.default_rng(5).normal(size=(40, 4)), index=GENES))
@@ -184,3 +185,40 @@ def test_expected_correlation_of_combinations_is_honest():
     reference = fitted.together_.to_numpy()
     found = row_correlations(fitted.predict(truth.index).to_numpy() - reference, noisy.to_numpy() - reference).mean()
     assert fitted.predict_scale(truth.index)["pearson"].iloc[0] == pytest.approx(found, abs=0.08)
+
+
+def test_published_baseline_adds_what_singles_differ_from_their_mean():
+    means = pd.DataFrame(
+        {"x": [0.0, 1.0, 3.0, 9.0, 4.0], "y": [0.0, 2.0, 2.0, 6.0, 0.0]}, index=["NC", "A", "B+NC", "A+C", "A+B"]
+    )
+    predicted = model.DeltaMean().fit(means).predict(["B+C", "A+D", "B"])
+    single, several = means.loc[["A", "B+NC"]].mean(), means.loc[["A+C", "A+B"]].mean()
+    delta = {gene: means.loc[name] - single for gene, name in (("A", "A"), ("B", "B+NC"), ("C", "A+C"))}
+    np.testing.assert_allclose(predicted.loc["B+C"], several + delta["B"] + delta["C"])
+    np.testing.assert_allclose(predicted.loc["A+D"], several + delta["A"])
+    np.testing.assert_allclose(predicted.loc["B"], means.loc["B+NC"])
+
+
+def test_effects_are_added_up_to_the_control():
+    means = pd.DataFrame({"x": [1.0, 2.0, 4.0, 9.0], "y": [1.0, 3.0, 1.0, 6.0]}, index=["NC", "A", "B+B", "A+C"])
+    predicted = model.Added().fit(means).predict(["A+B", "A+C", "NC+NC"])
+    np.testing.assert_allclose(predicted.loc["A+B"], [2 + 4 - 1, 3 + 1 - 1])
+    np.testing.assert_allclose(predicted.loc["A+C"], [2 + 3 - 1, 3 + 2 - 1])  # C alone: the mean of singles
+    np.testing.assert_allclose(predicted.loc["NC+NC"], means.loc["NC"])
+
+
+def test_cross_validation_holds_out_combinations_and_keeps_singles(tmp_path, capsys):
+    training, _ = world(lambda x, y: 0.6 * (x + y), noise=0.3, n_pairs=60)
+    effects = (training - training.loc["NC"]).drop(index="NC")
+    effects.columns = [f"R{i}" for i in range(effects.shape[1])]
+    effects.to_csv(tmp_path / "effects.csv")
+    table = tmp_path / "table.csv"
+    cross_validate.main(["--effects", str(tmp_path / "effects.csv"), "--draws", "1", "--out", str(table)])
+    said = capsys.readouterr().out
+    rows = pd.read_csv(table).query("metric == 'pearson'").set_index("method")
+    assert {"train mean", "delta-mean (starter)", "effects added up", "all tables"} <= set(rows.index)
+    assert rows["n"].unique().tolist() == [60]
+    assert rows.loc["train mean", "value"] == pytest.approx(0.0, abs=1e-9)
+    assert rows.loc["all tables", "value"] > rows.loc["delta-mean (starter)", "value"]
+    assert rows.index[rows["submitted"]].tolist() == ["all tables"]
+    assert "60 combinations follow the sum of their genes' effects, 0.6" in said.replace("0.5", "0.6")
