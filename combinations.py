@@ -13,6 +13,7 @@ import itertools
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -219,10 +220,16 @@ class CombinationModel(ResponseModel):
         return self._predicted_effects(genes) + self.own_.reindex(genes, fill_value=0.0).to_numpy()
 
 
-def response_model(names: Iterable[str], *, own_response: bool = True) -> ResponseModel:
-    """The model for these perturbations: of combinations where one of them is a combination, else of singles."""
-    model = CombinationModel if any(map(CRUNCH.is_combination, names)) else ResponseModel
-    return model(own_response=own_response)
+def for_names(model: Any, names: Iterable[str]) -> Any:
+    """A `ResponseModel` as a `CombinationModel` where one of the names is a combination; any other as it is."""
+    if type(model) is ResponseModel and any(map(CRUNCH.is_combination, names)):
+        return CombinationModel(model.rank, model.own_response)
+    return model
+
+
+def genes_in(names: Iterable[str]) -> pd.Index:
+    """The genes that perturbations hold, each once, in the order of the names."""
+    return pd.Index(list(dict.fromkeys(gene for name in names for gene in CRUNCH.genes_of(name))), dtype=object)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -155,4 +155,4 @@ MAIN_FILE = "main.py"
 REQUIREMENTS_FILE = "requirements.txt"
 DATA_FOLDER, MODEL_FOLDER, PREDICTION_FOLDER = "data", "resources", "prediction"
 # Root files that go along; each imports those before it.
-TRAVELLING = ("contract.py", "helpers.py", "screens.py", "knowledge.py", "response.py", "method.py")
+TRAVELLING = ("contract.py", "helpers.py", "screens.py", "knowledge.py", "response.py", "combinations.py", "method.py")

@@ -38,6 +38,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
+from combinations import Added, CombinationModel, DeltaMean, for_names, genes_in
 from contract import OBESITY_1 as CRUNCH
 from helpers import (
     POOL_CELLS,
@@ -205,6 +206,7 @@ class Predictor:
         Without `proportions` that part is not fitted, and no proportions are predicted. Raises DataError for a fitted
         attribute that cannot be saved, and for what loading would mistake for another.
         """
+        self.expression = for_names(self.expression, stats.mean.index)
         asked = [_describe(part) for part in self.parts()]
         means, n_cells = stats.mean, stats.n_cells
         if means.index.isin([CRUNCH.control]).all():
@@ -319,6 +321,8 @@ class Predictor:
             predictor = cls(*(_read_estimator(file[part], known, path) for part in cls.PARTS))
             predictor.genes, predictor.trained_on = pd.Index(read_array(file["genes"])), _attribute(file, "trained on")
             predictor.has_proportions = bool(file.attrs.get("proportions", True))
+        if like is not None and isinstance(predictor.expression, CombinationModel):
+            like = replace(like, expression=for_names(like.expression, ["A+B"]))
         if like is not None and (saved := predictor.describe()) != (asked := like.describe()):
             raise DataError(f"{path}: the saved model is {saved}, but the method is now {asked}; train again")
         return predictor
@@ -392,6 +396,9 @@ ESTIMATORS: dict[str, type] = {
         PerturbedMean,
         PCARidge,
         ResponseModel,
+        CombinationModel,
+        DeltaMean,
+        Added,
         MedianProportions,
         GaussianCells,
         ScaledCells,
@@ -559,16 +566,12 @@ def fit_predictor(
         f"{n_perturbations} perturbations. It takes {text_time(2 + size / READ_PER_SECOND)} and about "
         f"{text_size(memory)} of memory."
     )
-    names = challenge.perturbations.union(challenge.targets).union(challenge.local_targets)
-    if len(unmeasured := challenge.targets[~challenge.targets.isin(challenge.genes)]):
+    perturbations = challenge.perturbations.union(challenge.targets).union(challenge.local_targets)
+    names, wanted = genes_in(perturbations), genes_in(challenge.targets)
+    if len(unmeasured := wanted[~wanted.isin(challenge.genes)]):
         warnings.warn(
-            f"{CRUNCH.targets_file}: {len(unmeasured)} of {len(challenge.targets)} are no genes of the training cells, "
+            f"{CRUNCH.targets_file}: {len(unmeasured)} of {len(wanted)} are no genes of the training cells, "
             f"so only their names and your own tables say anything of them: {some(unmeasured)}",
-            stacklevel=2,
-        )
-    if several := [name for name in names if "+" in name]:
-        warnings.warn(
-            f"{some(several)}: names of several genes; each is read as one gene of which no table knows anything",
             stacklevel=2,
         )
     own = read_features(features, names) if features is not None else {}
@@ -583,6 +586,8 @@ def fit_predictor(
     predictor.fit(stats, challenge.proportions, pool, knowledge)
     predictor.trained_on = fingerprint(challenge.train_path)
     _say_what_is_known(challenge, knowledge, predictor.expression)
+    if isinstance(predictor.expression, CombinationModel):
+        print(f"  {predictor.expression.describe()}")
     return predictor
 
 
@@ -596,7 +601,8 @@ def _say_what_is_known(challenge: Challenge, knowledge: GeneKnowledge, model: An
     known |= {name: screen.perturbations for name, screen in knowledge.screens.items()}
     for name, genes in known.items():
         training, predicted = (
-            f"{names.isin(genes).sum()} of {len(names)}" for names in (challenge.perturbations, challenge.targets)
+            f"{names.isin(genes).sum()} of {len(names)}"
+            for names in (genes_in(challenge.perturbations), genes_in(challenge.targets))
         )
         line = f"  {name}: knows {training} training and {predicted} predicted knock-outs"
         if judged is not None and name in judged.index:

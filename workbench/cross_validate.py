@@ -28,10 +28,11 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 import helpers
-from combinations import response_model
+from combinations import for_names, genes_in
 from contract import OBESITY_1 as CRUNCH
 from helpers import Challenge, DataError, bandwidth, draw_panels, open_matrix, some
 from knowledge import FeatureTable, GeneKnowledge, read_features, symbol_table, training_knowledge
+from response import ResponseModel
 from screens import Screen, read_screens
 from workbench.commands import check_outputs, command_line, whole
 from workbench.compare import STARTER
@@ -82,7 +83,7 @@ def cross_validate_effects(
     knowledge = GeneKnowledge(tables, dict(screens or {}))
     known = {part: table.genes for part, table in knowledge.tables.items()}
     known |= {part: screen.perturbations for part, screen in knowledge.screens.items()}
-    if known and not any(methods.genes_in(names).isin(genes).any() for genes in known.values()):
+    if known and not any(genes_in(names).isin(genes).any() for genes in known.values()):
         raise DataError(
             f"{name}: none of its perturbations ({some(names, 3)}) is in any table or screen: {some(known)}"
         )
@@ -127,7 +128,7 @@ def cross_validate_challenge(
     with threadpool_limits(1):
         names, genes = challenge.perturbations, challenge.genes
         check_enough(names, str(challenge.train_path))
-        tables, elsewhere = _given(features, screens, methods.genes_in(names))
+        tables, elsewhere = _given(features, screens, genes_in(names))
         parts, knowledge = _prepare(challenge, (n_panels, panel_size), sigma)
     knowledge = replace(knowledge, tables=knowledge.tables | tables, screens=elsewhere)
     fixed = [
@@ -135,7 +136,7 @@ def cross_validate_challenge(
         *methods.model_methods(knowledge, names, genes, [*tables, *elsewhere]),
     ]
     name = methods.full_name(knowledge) + methods.RECENTRED
-    recentred = Method(name, response_model(names), knowledge, cells=helpers.RecentredCells())
+    recentred = Method(name, for_names(ResponseModel(), names), knowledge, cells=helpers.RecentredCells())
     fixed += [recentred, *own_methods(own, knowledge)]
 
     def fold(test: pd.Index, chosen: list[Method], seed: int, number: int) -> ChallengeFold:
@@ -341,7 +342,7 @@ def _run(options: argparse.Namespace, executor: Executor | None) -> pd.DataFrame
     effects = read_effects(options.effects)
     groups = read_groups(options.groups) if options.groups else None
     names = pd.Index(np.unique(genes_of(effects, groups, str(options.effects))))
-    genes, several = methods.genes_in(names), sum(map(CRUNCH.is_combination, names))
+    genes, several = genes_in(names), sum(map(CRUNCH.is_combination, names))
     mine, screens = _given(options.features, options.screens, genes)
     tables = {"symbol": symbol_table(sorted({*genes, *effects.columns}))} | mine
     print(
@@ -359,7 +360,7 @@ def _run(options: argparse.Namespace, executor: Executor | None) -> pd.DataFrame
         effects, tables, screens=screens, mine=[*mine, *screens], groups=groups, name=str(options.effects), **common
     )
     if several:
-        whole = response_model(names).fit(
+        whole = for_names(ResponseModel(), names).fit(
             effects.groupby(genes_of(effects, groups, "")).mean(), knowledge=GeneKnowledge(tables, screens)
         )
         print(f"\n{whole.describe()}")

@@ -185,9 +185,7 @@ def main() -> None:
         raise DataError(f"--out {options.out}: name a file that ends in .h5ad")
     outputs = [options.out, options.out.with_suffix(".csv")]
     check_outputs(outputs, options.data.glob("*"))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*names of several genes")  # training ones: nothing to be done here
-        adata, table = predict(options.data, options.targets.split(","), resources=options.resources)
+    adata, table = predict(options.data, options.targets.split(","), resources=options.resources)
     with replacing_all(outputs) as (cells, genes):
         adata.write_h5ad(cells, compression="gzip")
         table.to_csv(genes, index=False, float_format="%.5g")

@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import sys
 import zlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +23,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 
 import helpers
-from combinations import Added, DeltaMean, response_model
+from combinations import Added, DeltaMean, for_names, genes_in
 from contract import OBESITY_1 as CRUNCH
 from helpers import DataError, some
 from knowledge import FeatureTable, GeneKnowledge
@@ -36,6 +36,7 @@ from method import (
     checked_prediction,
     checked_scale,
 )
+from response import ResponseModel
 from workbench.compare import STARTER
 
 ZERO, TRAIN_MEAN, PCA_RIDGE, CONSTANT = "zero effect", "train mean", "PCA-ridge", "constant alone"
@@ -262,26 +263,24 @@ def model_methods(
     alone |= {name: GeneKnowledge({}, {name: screen}) for name, screen in knowledge.screens.items()}
     if knowledge.template is not None:
         alone["template"] = GeneKnowledge({}, template=knowledge.template)
-    methods = [Method(CONSTANT, response_model(names, own_response=False))]
+    methods = [Method(CONSTANT, for_names(ResponseModel(own_response=False), names))]
     methods += [
-        Method(f"{name} alone", response_model(names, own_response=False), part) for name, part in alone.items()
+        Method(f"{name} alone", for_names(ResponseModel(own_response=False), names), part)
+        for name, part in alone.items()
     ]
     if genes_in(names).isin(columns).any():
-        methods.append(Method(OWN, response_model(names)))
+        methods.append(Method(OWN, for_names(ResponseModel(), names)))
     if knowledge.template is not None:
         part = replace(knowledge, template=None)
-        methods.append(Method(full_name(part), response_model(names), part))
-    methods.append(Method(full_name(knowledge), response_model(names), knowledge, submitted=True))
+        methods.append(Method(full_name(part), for_names(ResponseModel(), names), part))
+    methods.append(Method(full_name(knowledge), for_names(ResponseModel(), names), knowledge, submitted=True))
     left_out = {f"{WITHOUT}{name}": {name} for name in mine}
     if len(mine) > 1:
         left_out[WITHOUT_MINE] = set(mine)
-    methods += [Method(name, response_model(names), _without(knowledge, part)) for name, part in left_out.items()]
+    methods += [
+        Method(name, for_names(ResponseModel(), names), _without(knowledge, part)) for name, part in left_out.items()
+    ]
     return methods
-
-
-def genes_in(names: Iterable[str]) -> pd.Index:
-    """The genes that perturbations hold."""
-    return pd.Index([gene for name in names for gene in CRUNCH.genes_of(name)]).unique()
 
 
 def full_name(knowledge: GeneKnowledge) -> str:
@@ -302,9 +301,9 @@ def random_methods(knowledge: GeneKnowledge, names: pd.Index, seed: int, draws: 
     methods = []
     for draw in range(draws):
         random = GeneKnowledge(_random_tables(names, (seed, draw)))
-        methods.append(Method(RANDOM, response_model(names, own_response=False), random, draw=draw))
+        methods.append(Method(RANDOM, for_names(ResponseModel(own_response=False), names), random, draw=draw))
         permutation = int(np.random.SeedSequence((seed, draw)).generate_state(1)[0])
-        methods.append(Method(SHUFFLED, response_model(names), knowledge, shuffled=permutation, draw=draw))
+        methods.append(Method(SHUFFLED, for_names(ResponseModel(), names), knowledge, shuffled=permutation, draw=draw))
     return methods
 
 
