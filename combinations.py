@@ -21,7 +21,7 @@ import scipy.sparse as sp
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import row_correlations, some
 from knowledge import FeatureTable, GeneKnowledge, screen_table
 from response import FEWEST_TO_JUDGE, ResponseModel, learned_factors

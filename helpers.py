@@ -54,7 +54,7 @@ from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 
 try:
     import fcntl

@@ -39,7 +39,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from combinations import Added, CombinationModel, DeltaMean, for_names, genes_in
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import (
     POOL_CELLS,
     Challenge,

@@ -22,7 +22,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.extmath import randomized_svd
 from sklearn.utils.validation import check_is_fitted
 
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import row_correlations, some
 from knowledge import FeatureTable, GeneKnowledge, screen_table
 from screens import Screen

@@ -27,7 +27,7 @@ import h5py
 import pandas as pd
 
 import helpers
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import DataError, some, text_size, text_time
 from workbench.adoption.cells import FEWEST_CELLS, Cells
 from workbench.adoption.files import ADOPTED, value_counts, write_folder

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 import helpers
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import Challenge
 from method import READ_PER_SECOND, Predictor
 from workbench.commands import check_outputs, command_line

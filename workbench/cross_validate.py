@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 
 import helpers
 from combinations import for_names, genes_in
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import Challenge, DataError, bandwidth, draw_panels, open_matrix, some
 from knowledge import FeatureTable, GeneKnowledge, read_features, symbol_table, training_knowledge
 from response import ResponseModel

@@ -22,8 +22,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 from tqdm.auto import tqdm
 
-from contract import MODEL_FOLDER
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH, MODEL_FOLDER
 from helpers import DataError, replacing, text_size, text_time
 from method import READ_PER_SECOND
 from workbench import hub, report

@@ -14,7 +14,6 @@ where there is none, or where the training file is newer.
 from __future__ import annotations
 
 import argparse
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,8 +25,7 @@ import scipy.sparse as sp
 from threadpoolctl import threadpool_limits
 
 import helpers
-from contract import MODEL_FOLDER
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH, MODEL_FOLDER
 from helpers import Challenge, DataError, progress_bar, replacing_all, some, text_size
 from method import EXPECTED_COLUMNS, MODEL_FILE, Predictor, checked_scale, train
 from workbench.adoption.labels import genes_in, similar

@@ -39,7 +39,7 @@ from scipy.special import logsumexp, softmax
 from threadpoolctl import threadpool_limits
 from tqdm.auto import trange
 
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import DataError, only_one
 from workbench.commands import command_line, whole
 

@@ -17,8 +17,7 @@ from pathlib import Path
 
 from crunch_convert.notebook import ConverterError, FlattenNotebook, ImportedRequirement, extract_from_file
 
-from contract import DATA_FOLDER, MAIN_FILE, MODEL_FOLDER, REQUIREMENTS_FILE, TRAVELLING
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH, DATA_FOLDER, MAIN_FILE, MODEL_FOLDER, REQUIREMENTS_FILE, TRAVELLING
 from helpers import DataError, only_one
 from method import EXPECTED_FILE, MODEL_FILE
 from workbench.commands import check_folder, command_line

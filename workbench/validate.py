@@ -19,8 +19,7 @@ import numpy as np
 import pandas as pd
 from anndata.io import read_elem
 
-from contract import DATA_FOLDER, MODEL_FOLDER, PREDICTION_FOLDER
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH, DATA_FOLDER, MODEL_FOLDER, PREDICTION_FOLDER
 
 APART = (MODEL_FOLDER, DATA_FOLDER, PREDICTION_FOLDER)  # the platform keeps them apart from the submission's files
 KEPT = ".gitkeep"  # git keeps the empty prediction folder by this file; the platform has no git

@@ -24,7 +24,7 @@ import psutil
 from threadpoolctl import threadpool_limits
 
 import helpers
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import dense, open_matrix
 from method import CellGenerator, ProportionEstimator, call_with, checked_shares
 from response import ResponseModel

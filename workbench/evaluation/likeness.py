@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 import helpers
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import Challenge
 from method import CellGenerator
 from workbench.compare import CEILING, local_truth

@@ -24,7 +24,7 @@ from sklearn.base import BaseEstimator
 
 import helpers
 from combinations import Added, DeltaMean, for_names, genes_in
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import DataError, some
 from knowledge import FeatureTable, GeneKnowledge
 from method import (

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import Challenge, PerturbationStats
 from workbench.pictures.style import (
     BLUE,

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 
 import helpers
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from workbench.compare import CEILING, STARTER, YOURS
 from workbench.pictures.style import (
     BLUE,

@@ -12,7 +12,7 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import DataError, replacing
 from knowledge import FEATURES_FOLDER
 from screens import SCREENS_FOLDER
