@@ -224,7 +224,9 @@ def chosen() -> Crunch:
     """
     name = os.environ.get(CHOICE, "").strip() or "1"
     if name not in CRUNCHES:
-        raise SystemExit(f"error: the environment says {CHOICE}={name}; there is {' and '.join(CRUNCHES)}, unset it for 1")
+        raise SystemExit(
+            f"error: the environment says {CHOICE}={name}; there is {' and '.join(CRUNCHES)}, unset it for 1"
+        )
     return CRUNCHES[name]
 
 

@@ -92,10 +92,10 @@ def pearson(prediction: ad.AnnData, truth: ad.AnnData, *, source: str = "") -> F
     genes beyond them are drawn as crosses on the frame, the farthest by name, with its true effect.
     """
     genes = prediction.var_names[prediction.var_names.isin(truth.var_names)]
-    reference = pd.Series(truth.uns[CRUNCH.perturbed_centroid], index=truth.var_names)[genes].to_numpy()
     names = sorted(truth.obs[CRUNCH.perturbation].unique())
     figure, axes = plt.subplots(1, len(names), figsize=(2.6 * len(names), 3.3), layout="constrained", squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
+        reference = helpers.reference_of(truth, name)[genes].to_numpy()
         true, predicted = (
             pd.Series(_cells(cells, name, genes).mean(axis=0) - reference, index=genes) for cells in (truth, prediction)
         )
