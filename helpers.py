@@ -2249,7 +2249,8 @@ def local_split(
     `held_out` names the perturbations, or is the share of them to draw. `max_cells` keeps the first cells of each
     perturbation, `n_genes` draws that many genes. Writes `local_train.h5ad`, `local_test_eval.h5ad` (with
     `uns["control_centroid_train"]` and `uns["perturbed_centroid_train"]` of the training part, in crunch 2 each for
-    singles and for doubles) and `local_test_perturbated_genes.txt`: all of them or none. Returns the held-out perturbations, sorted.
+    singles and for doubles) and `local_test_perturbated_genes.txt`: all of them or none. Returns the held-out
+    perturbations, sorted.
 
     Raises DataError where no perturbation, or no cell or gene, would be left on either side, and for a `source` that is
     one of the files to write.

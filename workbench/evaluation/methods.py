@@ -37,7 +37,8 @@ from method import (
     checked_scale,
 )
 from response import ResponseModel
-from workbench.compare import STARTER
+from workbench.compare import ADDED, DELTA_MEAN
+from workbench.compare import PCA_STARTER as STARTER
 
 ZERO, TRAIN_MEAN, PCA_RIDGE, CONSTANT = "zero effect", "train mean", "PCA-ridge", "constant alone"
 OWN, ALL = "own response alone", "all tables"
@@ -45,7 +46,6 @@ SCREENS, BOTH = f"{ALL} + screens", f"{ALL} + template"
 RECENTRED = ", recentred cells"
 WITHOUT, WITHOUT_MINE = "without ", "without all of mine"
 RANDOM, SHUFFLED = "random features", "shuffled features"
-DELTA_MEAN, ADDED = "delta-mean (starter)", "effects added up"
 CONTROL_MEAN, PERTURBED_MEAN, MEDIAN = "control", "perturbed mean", "median shares"
 RANDOM_TABLES, RANDOM_FEATURES = 5, 50
 
