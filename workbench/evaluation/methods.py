@@ -37,7 +37,7 @@ from method import (
     checked_scale,
 )
 from response import ResponseModel
-from workbench.compare import ADDED, DELTA_MEAN
+from workbench.compare import ADDED, DELTA_MEAN, KindMean
 from workbench.compare import PCA_STARTER as STARTER
 
 ZERO, TRAIN_MEAN, PCA_RIDGE, CONSTANT = "zero effect", "train mean", "PCA-ridge", "constant alone"
@@ -224,7 +224,7 @@ def effect_baselines(names: pd.Index, columns: pd.Index, *, zero_effect: bool) -
 def challenge_baselines(names: pd.Index) -> list[Method]:
     """Baselines for mean expression profiles of cells."""
     if any(map(CRUNCH.is_combination, names)):
-        mean = Method(PERTURBED_MEAN, CombinationMean())
+        mean = Method(PERTURBED_MEAN, KindMean() if CRUNCH.asks_for_doubles else CombinationMean())
         return [Method(CONTROL_MEAN, helpers.ControlMean()), mean, *combination_baselines()]
     return [
         Method(CONTROL_MEAN, helpers.ControlMean()),

@@ -88,7 +88,7 @@ def _strip(axis: Axes, row: int, points: pd.Series, colour: str, *, bold: bool) 
 def pearson(prediction: ad.AnnData, truth: ad.AnnData, *, source: str = "") -> Figure:
     """Predicted against true effect, a point per gene, for each local knock-out; the diagonal is a perfect prediction.
 
-    Effects are relative to the mean of all perturbed cells, as in the score. Both axes have the same limits; the few
+    Effects are relative to the reference of the score, a mean over perturbed cells. Both axes have the same limits; the few
     genes beyond them are drawn as crosses on the frame, the farthest by name, with its true effect.
     """
     genes = prediction.var_names[prediction.var_names.isin(truth.var_names)]
@@ -103,9 +103,10 @@ def pearson(prediction: ad.AnnData, truth: ad.AnnData, *, source: str = "") -> F
         flat = predicted.abs().max() < helpers.REFERENCE_TOLERANCE
         axis.set_title(f"{name}: r = {0.0 if flat else np.corrcoef(true, predicted)[0, 1]:.2f}")
     axes[0, 0].set_ylabel("predicted effect (log2 units)")
+    alike = "singles or of all doubles" if CRUNCH.asks_for_doubles else "perturbed cells"
     figure.suptitle(titled("Pearson delta: predicted against true effect on each gene", source))
     figure.supxlabel(
-        "true effect: mean of the knock-out minus mean of all perturbed cells (log2 units). Dotted: predicted = true",
+        f"true effect: mean of the knock-out minus mean of all {alike} (log2 units). Dotted: predicted = true",
         fontsize=9,
     )
     return figure
