@@ -240,11 +240,12 @@ def _check_sizes(
     measured: int,
     predictable: float,
 ) -> None:
+    fewest = 1 if CRUNCH.asks_for_doubles else 8
     rules = {
         f"genes={genes}: at least 60 are needed": genes >= 60,
         f"perturbations={perturbations}: at least 2 are needed": perturbations >= 2,
         f"cells={cells}: at least 10 for each of {perturbations + 1} groups": cells >= 10 * (perturbations + 1),
-        f"unseen={unseen}: at least 8 are needed": unseen >= 8,
+        f"unseen={unseen}: at least {fewest} are needed": unseen >= fewest,
         f"genes={genes}: {measured} of them would be perturbed, more than half": measured <= genes / 2,
         f"listed={listed}: must lie between {measured} perturbed and {genes} genes": measured <= listed <= genes,
         f"local_cells={local_cells}: at least {N_LOCAL} are needed": local_cells >= N_LOCAL,
