@@ -97,6 +97,7 @@ def read(path: Path) -> NotebookNode:
     """The notebook in a file, for this process's crunch. Raises DataError for what is no notebook."""
     try:
         notebook = nbformat.read(path, as_version=4)
-    except (ValueError, nbformat.ValidationError) as error:
-        raise DataError(f"{path}: not a notebook, or a broken one ({error})") from error
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, nbformat.ValidationError) as error:
+        said = " ".join(str(error).split())  # the reader looks into whatever JSON there is
+        raise DataError(f"{path}: not a notebook, or a broken one ({said})") from error
     return adapted(notebook, path.parent)
