@@ -1,12 +1,12 @@
-# The two commands: `make demo` (the whole job on demo data, or on the files in data/) and `make test`.
+# The two commands: `make demo` (the whole job on demo data, on the files in data/, or on those of DATA=FOLDER) and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test setup setup-tests challenges say-what bundle submission results bench lint clean
+.PHONY: demo test setup setup-tests challenges say-what bundle submission results bench torture lint clean
 
 demo: setup
-	$(BIN)/python -m workbench.demo
+	$(BIN)/python -m workbench.demo $(if $(filter command line,$(origin DATA)),--data $(DATA))
 
 test: say-what setup-tests
 	$(BIN)/python -m pytest
@@ -51,6 +51,10 @@ results: challenges
 # Speed and memory against the starter, in one run (about 20 minutes; BENCH=--quick: one).
 bench: setup
 	$(BIN)/python -m workbench.bench $(BENCH)
+
+# Kills, full disks, little memory and flipped bytes: nothing lost, nothing silent (ten minutes).
+torture: challenges
+	$(BIN)/python -m workbench.torture
 
 lint: say-what setup-tests
 	$(BIN)/ruff check .

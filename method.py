@@ -179,6 +179,7 @@ class Predictor:
 
     def __post_init__(self) -> None:
         """Refuse a part without the methods it needs."""
+        self.has_proportions = True  # until it is fitted without them
         for name, protocol in self.PARTS.items():
             part = getattr(self, name)
             needed = [method for method in vars(protocol) if callable(vars(protocol)[method]) and method[0] != "_"]
@@ -195,24 +196,27 @@ class Predictor:
     def fit(
         self,
         stats: PerturbationStats,
-        proportions: pd.DataFrame,
+        proportions: pd.DataFrame | None,
         pool: ad.AnnData,
         knowledge: GeneKnowledge | None = None,
     ) -> Predictor:
         """Fit all three parts; the same bytes for any number of threads, since BLAS is held to one.
 
-        Raises DataError for a fitted attribute that cannot be saved, and for what loading would mistake for another.
+        Without `proportions` that part is not fitted, and no proportions are predicted. Raises DataError for a fitted
+        attribute that cannot be saved, and for what loading would mistake for another.
         """
         asked = [_describe(part) for part in self.parts()]
-        means, n_cells, proportions = stats.mean, stats.n_cells, proportions.loc[stats.mean.index]
+        means, n_cells = stats.mean, stats.n_cells
         if means.index.isin([CRUNCH.control]).all():
             raise DataError(f"no perturbation to learn from: there is {some(means.index) or 'none'} alone")
         knowledge = knowledge or GeneKnowledge({})
         with threadpool_limits(1):
             call_with(self.expression.fit, means, n_cells=n_cells, knowledge=knowledge)
-            call_with(self.proportions.fit, proportions, means=means, n_cells=n_cells, knowledge=knowledge)
+            if proportions is not None:
+                shares = proportions.loc[means.index]
+                call_with(self.proportions.fit, shares, means=means, n_cells=n_cells, knowledge=knowledge)
             call_with(self.cells.fit, means=means, pool=pool)
-        self.genes = means.columns
+        self.genes, self.has_proportions = means.columns, proportions is not None
         for part, before in zip(self.parts(), asked, strict=True):
             _check_can_be_saved(part, before)
         return self
@@ -222,7 +226,12 @@ class Predictor:
         return checked_prediction(self.expression, targets, self.genes, "the genes of the training file")
 
     def predict_proportions(self, targets: Sequence[str]) -> pd.DataFrame:
-        """The predicted shares, checked and made valid: targets x pre_adipo, adipo, lipo, other."""
+        """The predicted shares, checked and made valid: targets x pre_adipo, adipo, lipo, other.
+
+        Raises DataError where the method was fitted without proportions.
+        """
+        if not self.has_proportions:
+            raise DataError("the model was fitted to a screen without states: it predicts no proportions")
         return checked_shares(self.proportions, targets)
 
     def write(
@@ -235,7 +244,7 @@ class Predictor:
         cells_per_perturbation: int = CRUNCH.cells_per_perturbation,
         mode: str = "auto",
     ) -> None:
-        """Predict `targets` on `genes` (in that order) and write both files.
+        """Predict `targets` on `genes` (in that order) and write both files; the cells alone without proportions.
 
         A repeated target is predicted once, and a gene that was never measured is predicted as 0 (not detected),
         each with a warning. Raises DataError for nothing to predict, repeated genes, genes of which most were never
@@ -249,10 +258,15 @@ class Predictor:
                 means = means.reindex(columns=columns, fill_value=0.0)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # the same targets were listed a line above
-                shares = self.predict_proportions(names)
+                shares = self.predict_proportions(names) if self.has_proportions else None
         below = int((means.to_numpy() < 0).sum())
         if below and hasattr(self.cells, "pattern"):  # such cells are never negative
             print(f"{below:,} of {means.size:,} predicted means lie below 0; their cells hold 0.")
+        if shares is None:
+            write_prediction(
+                prediction_path, means, self.cells, cells_per_perturbation=cells_per_perturbation, mode=mode
+            )
+            return
         with replacing(Path(proportions_path)) as temporary:
             write_proportions(temporary, shares)
             write_prediction(
@@ -284,6 +298,8 @@ class Predictor:
         """Write the fitted model as HDF5, without pickle. Raises DataError for an attribute that cannot be saved."""
         with writing_sealed(Path(path)) as file:
             file.attrs["format"], file.attrs["trained on"] = MODEL_FORMAT, self.trained_on
+            if not self.has_proportions:
+                file.attrs["proportions"] = False
             write_array(file, "genes", self.genes.to_numpy())
             for part in self.PARTS:
                 _write_estimator(file.create_group(part), getattr(self, part))
@@ -302,6 +318,7 @@ class Predictor:
                 raise DataError(f"{path}: made by another version of method.py; {again}")
             predictor = cls(*(_read_estimator(file[part], known, path) for part in cls.PARTS))
             predictor.genes, predictor.trained_on = pd.Index(read_array(file["genes"])), _attribute(file, "trained on")
+            predictor.has_proportions = bool(file.attrs.get("proportions", True))
         if like is not None and (saved := predictor.describe()) != (asked := like.describe()):
             raise DataError(f"{path}: the saved model is {saved}, but the method is now {asked}; train again")
         return predictor
@@ -542,8 +559,7 @@ def fit_predictor(
         f"{n_perturbations} perturbations. It takes {text_time(2 + size / READ_PER_SECOND)} and about "
         f"{text_size(memory)} of memory."
     )
-    local = pd.Index([]) if challenge.local_proportions is None else challenge.local_proportions.index
-    names = challenge.perturbations.union(challenge.targets).union(local)
+    names = challenge.perturbations.union(challenge.targets).union(challenge.local_targets)
     if len(unmeasured := challenge.targets[~challenge.targets.isin(challenge.genes)]):
         warnings.warn(
             f"{CRUNCH.targets_file}: {len(unmeasured)} of {len(challenge.targets)} are no genes of the training cells, "

@@ -18,10 +18,10 @@ import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from anndata.io import read_elem, sparse_dataset
+from anndata.io import read_elem, sparse_dataset, write_elem
 from threadpoolctl import threadpool_limits
 
-from helpers import DataError, check_unique, dense, open_hdf5, progress_bar, replacing, some, working_on
+from helpers import DataError, check_unique, dense, open_hdf5, progress_bar, replacing, some, working_on, writing_hdf5
 
 SCREENS_FOLDER = "screens"  # of the model folder: the user's own screens
 COMPONENTS = 400  # of a screen, at most
@@ -489,11 +489,12 @@ def write_screen(path: str | Path, screen: Screen) -> None:
         raise DataError(f"{path}: a screen is written as .h5ad")
     scale = np.abs(screen.scores).max(axis=0)  # so that float16 holds the scores, whatever their unit
     scale[scale == 0] = 1
-    with replacing(path) as temporary:
-        ad.AnnData(
-            obs=pd.DataFrame(index=screen.perturbations),
-            var=pd.DataFrame(index=screen.responses),
-            obsm={STORED: (screen.scores / scale).astype(np.float16)},
-            varm={STORED: screen.basis.T.astype(np.float16)},
-            uns={STORED: scale},
-        ).write_h5ad(temporary, compression="gzip")
+    stored = ad.AnnData(
+        obs=pd.DataFrame(index=screen.perturbations),
+        var=pd.DataFrame(index=screen.responses),
+        obsm={STORED: (screen.scores / scale).astype(np.float16)},
+        varm={STORED: screen.basis.T.astype(np.float16)},
+        uns={STORED: scale},
+    )
+    with replacing(path) as temporary, writing_hdf5(temporary) as file:
+        write_elem(file, "/", stored, dataset_kwargs={"compression": "gzip"})

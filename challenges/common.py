@@ -26,10 +26,11 @@ import pandas as pd
 import psutil
 import scipy.sparse as sp
 import torch
+from anndata.io import write_elem
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from helpers import DataError, replacing, some, text_size, write_array
+from helpers import DataError, replacing, some, text_size, write_array, writing_hdf5, writing_sealed
 from workbench.commands import command_line, one_line, whole
 from workbench.evaluation.intervals import write_table
 from workbench.pictures.style import save_figure
@@ -112,17 +113,13 @@ class Bundle:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one HDF5 file beside and rename it; no pickle. Raises DataError when it cannot be written."""
-        with replacing(Path(path)) as temporary:
-            with h5py.File(temporary, "w") as file:
-                file.attrs["format"], file.attrs["kind"] = BUNDLE_FORMAT, self.kind
-                for name, values in (("settings", self.settings), ("about", self.about), ("versions", versions())):
-                    file.attrs[name] = json.dumps(values)
-                group = file.create_group("arrays")
-                for name, array in self.arrays.items():
-                    _write_array(group, name, np.asarray(array))
-            with temporary.open("r+b") as whole_file:
-                seal = hashlib.file_digest(whole_file, "sha256").digest()
-                whole_file.write(seal)
+        with writing_sealed(Path(path)) as file:
+            file.attrs["format"], file.attrs["kind"] = BUNDLE_FORMAT, self.kind
+            for name, values in (("settings", self.settings), ("about", self.about), ("versions", versions())):
+                file.attrs[name] = json.dumps(values)
+            group = file.create_group("arrays")
+            for name, array in self.arrays.items():
+                _write_array(group, name, np.asarray(array))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *kinds: str, again: str = "train again") -> Bundle:
@@ -387,8 +384,11 @@ def write_cells(
     if block is None:
         checked_matrix(cells.X, f"{path}: not written", cells.obs_names)
     with replacing(Path(path)) as temporary:
-        cells.write_h5ad(temporary, compression="gzip" if block is None else None)
-        if block is not None:
+        if block is None:
+            with writing_hdf5(temporary) as file:
+                write_elem(file, "/", cells, dataset_kwargs={"compression": "gzip"})
+        else:
+            cells.write_h5ad(temporary)
             print(f"{path}: {text_size(4 * len(matrices) * cells.n_obs * cells.n_vars)} on disk")
             with h5py.File(temporary, "a") as file:
                 _write_blocks(file, cells.shape, block, matrices)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -16,6 +17,9 @@ import helpers
 from contract import OBESITY_1 as CRUNCH
 from method import infer, train
 from workbench.simulate import simulate
+
+# A background job of a shell starts with SIGINT ignored, and so would every command that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REAL_DATA = Path(os.environ.get("REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

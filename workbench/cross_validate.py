@@ -16,10 +16,9 @@ compared, `workbench.evaluation.folds` how a fold is scored, `workbench.evaluati
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,12 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 import helpers
+from combinations import response_model
 from contract import OBESITY_1 as CRUNCH
 from helpers import Challenge, DataError, bandwidth, draw_panels, open_matrix, some
 from knowledge import FeatureTable, GeneKnowledge, read_features, symbol_table, training_knowledge
-from response import ResponseModel
 from screens import Screen, read_screens
+from workbench.commands import check_outputs, command_line, whole
 from workbench.compare import STARTER
 from workbench.evaluation import intervals, methods
 from workbench.evaluation.effects import check_enough, genes_of, read_effects, read_groups
@@ -43,7 +43,7 @@ from workbench.evaluation.verdicts import verdict_lines
 
 HIGHER_IS_BETTER = ("pearson", "pearson_delta", "expected_pearson")
 METRICS = ("pearson", "pearson_delta", "mmd", "l1_distance", "error", "expected_error", "expected_pearson")  # in order
-BASELINES = (STARTER, methods.PCA_RIDGE, methods.ZERO, methods.TRAIN_MEAN, methods.PERTURBED_MEAN)
+BASELINES = (STARTER, methods.DELTA_MEAN, methods.PCA_RIDGE, methods.ZERO, methods.TRAIN_MEAN, methods.PERTURBED_MEAN)
 
 
 def cross_validate_effects(
@@ -82,7 +82,7 @@ def cross_validate_effects(
     knowledge = GeneKnowledge(tables, dict(screens or {}))
     known = {part: table.genes for part, table in knowledge.tables.items()}
     known |= {part: screen.perturbations for part, screen in knowledge.screens.items()}
-    if known and not any(names.isin(genes).any() for genes in known.values()):
+    if known and not any(methods.genes_in(names).isin(genes).any() for genes in known.values()):
         raise DataError(
             f"{name}: none of its perturbations ({some(names, 3)}) is in any table or screen: {some(known)}"
         )
@@ -127,12 +127,15 @@ def cross_validate_challenge(
     with threadpool_limits(1):
         names, genes = challenge.perturbations, challenge.genes
         check_enough(names, str(challenge.train_path))
-        tables, elsewhere = _given(features, screens, names)
+        tables, elsewhere = _given(features, screens, methods.genes_in(names))
         parts, knowledge = _prepare(challenge, (n_panels, panel_size), sigma)
     knowledge = replace(knowledge, tables=knowledge.tables | tables, screens=elsewhere)
-    fixed = [*methods.challenge_baselines(), *methods.model_methods(knowledge, names, genes, [*tables, *elsewhere])]
+    fixed = [
+        *methods.challenge_baselines(names),
+        *methods.model_methods(knowledge, names, genes, [*tables, *elsewhere]),
+    ]
     name = methods.full_name(knowledge) + methods.RECENTRED
-    recentred = Method(name, ResponseModel(), knowledge, cells=helpers.RecentredCells())
+    recentred = Method(name, response_model(names), knowledge, cells=helpers.RecentredCells())
     fixed += [recentred, *own_methods(own, knowledge)]
 
     def fold(test: pd.Index, chosen: list[Method], seed: int, number: int) -> ChallengeFold:
@@ -210,16 +213,20 @@ def _folds(
     draws: int,
     only: Sequence[str] | None,
 ) -> list:
-    """One fold object per seed and part. Leave-one-out has one split: later seeds run the random methods alone."""
+    """One fold object per seed and part. Leave-one-out has one split: later seeds run the random methods alone.
+
+    Where there are combinations, they are held out and their singles stay.
+    """
     if only is not None:
         known = [method.name for method in fixed] + [methods.RANDOM, methods.SHUFFLED]
         if unknown := sorted(set(only) - set(known)):
             raise DataError(f"no method {some(unknown)}; there are {some(known, 30)}")
-    folds = []
+    folds, combinations = [], [CRUNCH.is_combination(name) for name in names]
+    held_out = names[combinations] if any(combinations) else names
     for seed in seeds:
-        parts = split(names, n_folds, seed)
+        parts = split(held_out, n_folds, seed)
         chosen = random_methods(knowledge, names, seed, draws)
-        if len(parts) < len(names) or seed == seeds[0]:
+        if len(parts) < len(held_out) or seed == seeds[0]:
             chosen = fixed + chosen
         chosen = [method for method in chosen if only is None or method.name in only]
         folds += [make(test, chosen, seed, number) for number, test in enumerate(parts) if chosen]
@@ -260,10 +267,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--screens", type=Path, help="folder of other screens, as resources/screens/")
     parser.add_argument("--groups", type=Path, help="csv: perturbation, gene (rows of one gene leave together)")
     parser.add_argument("--folds", type=_n_folds, default=5, help="a number, or loo (leave one out); default 5")
-    parser.add_argument("--seeds", type=int, default=1, help="number of random splits; default 1")
-    parser.add_argument("--draws", type=int, default=2, help="random tables and permutations per seed; default 2")
-    parser.add_argument("--panels", type=int, default=3, help="random panels of 1,000 genes; default 3")
-    parser.add_argument("--sigma", default="scaled", help="bandwidth of MMD: scaled, calibrated or a number")
+    parser.add_argument("--seeds", type=whole(1), default=1, help="number of random splits; default 1")
+    parser.add_argument("--draws", type=whole(0), default=2, help="random tables and permutations per seed; default 2")
+    parser.add_argument("--panels", type=whole(1), default=3, help="random panels of 1,000 genes; default 3")
+    parser.add_argument(
+        "--sigma", type=_sigma, default="scaled", help="bandwidth of MMD: scaled, calibrated or a number"
+    )
     parser.add_argument(
         "--method",
         action="append",
@@ -273,7 +282,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "(a whole Predictor, whose cells and proportions are scored too); may be given several times",
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only the methods of these names")
-    parser.add_argument("--jobs", type=int, default=1, help="processes; default 1")
+    parser.add_argument("--jobs", type=whole(1), default=1, help="processes; default 1")
     parser.add_argument("--out", type=Path, help="csv: method, metric, value, low, high, n, ...")
     parser.add_argument("--details", type=Path, help="csv with one row per perturbation")
     options = parser.parse_args(arguments)
@@ -282,10 +291,27 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def _inputs(options: argparse.Namespace) -> list[Path]:
+    """The files that are read, as far as options name them or their folder."""
+    folders = [folder for folder in (options.data, options.features, options.screens) if folder]
+    own = [Path(name.rpartition(":")[0]) for name in options.method]
+    files = [path for path in (options.effects, options.groups, *own) if path]
+    return [*files, *(path for folder in folders for path in folder.glob("*") if path.is_file())]
+
+
 def _n_folds(text: str) -> int | str:
     if text != "loo" and (not text.isdecimal() or int(text) < 2):
         raise argparse.ArgumentTypeError(f"{text!r} is neither 'loo' nor a number from 2 on")
     return text if text == "loo" else int(text)
+
+
+def _sigma(text: str) -> float | str:
+    if text in ("scaled", "calibrated"):
+        return text
+    with suppress(ValueError):
+        if 0 < float(text) < np.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither 'scaled' nor 'calibrated' nor a positive number")
 
 
 def _run(options: argparse.Namespace, executor: Executor | None) -> pd.DataFrame:
@@ -304,34 +330,40 @@ def _run(options: argparse.Namespace, executor: Executor | None) -> pd.DataFrame
             f"{options.data}: {len(challenge.perturbations)} perturbations, {len(challenge.obs):,} cells x "
             f"{len(challenge.genes):,} genes; {how}."
         )
-        sigma = options.sigma if options.sigma in ("scaled", "calibrated") else float(options.sigma)
         return cross_validate_challenge(
             challenge,
             features=options.features,
             screens=options.screens,
             n_panels=options.panels,
-            sigma=sigma,
+            sigma=options.sigma,
             **common,
         )
     effects = read_effects(options.effects)
     groups = read_groups(options.groups) if options.groups else None
     names = pd.Index(np.unique(genes_of(effects, groups, str(options.effects))))
-    mine, screens = _given(options.features, options.screens, names)
-    tables = {"symbol": symbol_table(sorted({*names, *effects.columns}))} | mine
+    genes, several = methods.genes_in(names), sum(map(CRUNCH.is_combination, names))
+    mine, screens = _given(options.features, options.screens, genes)
+    tables = {"symbol": symbol_table(sorted({*genes, *effects.columns}))} | mine
     print(
-        f"{options.effects}: {len(effects)} rows of {len(names)} perturbed genes x {effects.shape[1]:,} responses; "
-        f"{how}."
+        f"{options.effects}: {len(effects)} rows of {len(genes)} perturbed genes x {effects.shape[1]:,} responses; "
+        f"{how}." + f" The {several} combinations are held out, singles stay." * bool(several)
     )
     for name, table in tables.items():
-        print(f"  feature table {name}: knows {table.known(names).sum()} of {len(names)} perturbed genes")
+        print(f"  feature table {name}: knows {table.known(genes).sum()} of {len(genes)} perturbed genes")
     for name, screen in screens.items():
         print(
-            f"  screen {name}: knows {names.isin(screen.perturbations).sum()} of {len(names)} perturbed genes and "
+            f"  screen {name}: knows {genes.isin(screen.perturbations).sum()} of {len(genes)} perturbed genes and "
             f"{effects.columns.isin(screen.responses).sum():,} of {effects.shape[1]:,} responses"
         )
-    return cross_validate_effects(
+    table = cross_validate_effects(
         effects, tables, screens=screens, mine=[*mine, *screens], groups=groups, name=str(options.effects), **common
     )
+    if several:
+        whole = response_model(names).fit(
+            effects.groupby(genes_of(effects, groups, "")).mean(), knowledge=GeneKnowledge(tables, screens)
+        )
+        print(f"\n{whole.describe()}")
+    return table
 
 
 def _executor(options: argparse.Namespace) -> AbstractContextManager[Executor | None]:
@@ -341,17 +373,16 @@ def _executor(options: argparse.Namespace) -> AbstractContextManager[Executor | 
     return ProcessPoolExecutor(options.jobs, initializer=load_methods, initargs=(options.method,))
 
 
+@command_line()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: write the summary, and print it."""
+    """Command line: print the summary, and write it."""
     options = _options(arguments)
-    try:
-        load_methods(options.method)  # what cannot be used fails before anything is read
-        with _executor(options) as executor:
-            table = _run(options, executor)
-        summary = summarise(table)
-    except DataError as error:
-        sys.exit(f"error: {error}")
-    print("\n".join([_printed(summary, options.method), *verdict_lines(table)]))
+    check_outputs([options.out, options.details], _inputs(options))
+    load_methods(options.method)  # what cannot be used fails before anything is read
+    with _executor(options) as executor:
+        table = _run(options, executor)
+    summary = summarise(table)
+    print("\n".join([_printed(summary, options.method), *verdict_lines(table)]), flush=True)
     for path, frame in ((options.out, summary), (options.details, table)):
         if path is not None:
             intervals.write_table(path, frame)

@@ -39,7 +39,8 @@ def read_responses(path: str | os.PathLike[str]) -> pd.DataFrame:
     if not path.is_file():
         raise DataError(f"{path}: {'not a file' if path.exists() else 'no such file'}; put Kaggle's {path.name} there")
     try:
-        table = pd.read_parquet(path)
+        # Where little memory is left, a pool of threads that cannot begin would be waited for for ever.
+        table = pd.read_parquet(path, use_threads=False, pre_buffer=False)
     except Exception as error:
         raise DataError(f"{path}: not a parquet file, or a broken one ({one_line(error)})") from error
     table.columns = table.columns.astype(str)

@@ -26,7 +26,7 @@ from challenges.synthesis.baselines import INDEPENDENT, REAL
 from challenges.synthesis.evaluate import generators, on_held_out, summary
 from challenges.synthesis.folds import split
 from challenges.synthesis.models import GAN, METHODS, START, CellGAN, seconds_to_train
-from helpers import DataError, some, text_size, text_time
+from helpers import DataError, only_one, some, text_size, text_time
 from workbench.commands import check_folder, check_outputs, whole
 
 PICTURED = 2000  # held-out cells at most, in the pictures
@@ -49,13 +49,14 @@ def train(options: argparse.Namespace) -> None:
     path = _model_file(options, options.method)
     checkpoint = path.with_suffix(".checkpoint.h5")
     check_outputs([path, checkpoint], [options.data])
-    training, held_out = _split(options)
-    print(f"Training on {len(training):,} cells; {len(held_out):,} are held out for evaluate.")
-    model = CellGAN(_steps(options), options.label_mixing, options.seed, options.device)
-    model.fit(training, checkpoint)
-    about = {"label": _label(options), "conditions": training.conditions, "fingerprint": training.fingerprint()}
-    common.save_model(path, model, data=str(_data(options)), **about)
-    checkpoint.unlink(missing_ok=True)  # not before the model is safe
+    with only_one(path):  # two runs would take each other's checkpoint
+        training, held_out = _split(options)
+        print(f"Training on {len(training):,} cells; {len(held_out):,} are held out for evaluate.")
+        model = CellGAN(_steps(options), options.label_mixing, options.seed, options.device)
+        model.fit(training, checkpoint)
+        about = {"label": _label(options), "conditions": training.conditions, "fingerprint": training.fingerprint()}
+        common.save_model(path, model, data=str(_data(options)), **about)
+        checkpoint.unlink(missing_ok=True)  # not before the model is safe
     print(f"{path} written: {len(model.types_)} types, {len(model.genes_):,} genes, model {model.identity()}")
 
 

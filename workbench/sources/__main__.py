@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from helpers import DataError, text_size
+from workbench.commands import one_line
 from workbench.sources import record, steps
 from workbench.sources.catalogue import SOURCES
 
@@ -53,8 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         _run(options)
-    except DataError as error:
-        print(error, file=sys.stderr)
+    except (DataError, OSError) as error:
+        print(one_line(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

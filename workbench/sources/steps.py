@@ -18,13 +18,14 @@ from pathlib import Path
 import pandas as pd
 
 from contract import MODEL_FOLDER
-from helpers import DataError, replacing, text_size
+from helpers import DataError, only_one, replacing, text_size
 from knowledge import FEATURE_READERS, FEATURES_FOLDER
 from screens import SCREENS_FOLDER, read_screen, write_screen
+from workbench.commands import check_folder
 from workbench.sources.catalogue import SOURCES, RawFile, Source
 from workbench.sources.convert import CONVERTERS
 from workbench.sources.fetch import UnreachableError, checksum, download
-from workbench.sources.record import BY_HAND, Entry, read_record, write_entry
+from workbench.sources.record import BY_HAND, RECORD_FILE, Entry, read_record, write_entry
 
 RESOURCES, CACHE = Path(MODEL_FOLDER), Path("build", "sources")
 PICKLES = {".pkl", ".pickle", ".p", ".joblib", ".pt", ".pth", ".npy", ".npz"}
@@ -40,14 +41,14 @@ def get(names: Iterable[str], resources: Path = RESOURCES, cache: Path = CACHE) 
     unknown = [name for name in names if name not in SOURCES]
     if unknown:
         raise DataError(f"{', '.join(unknown)}: no such source; there are {', '.join(SOURCES)}")
-    for name in names:
-        _get(SOURCES[name], resources, cache)
+    with _alone(resources, cache):
+        for name in names:
+            _get(SOURCES[name], resources, cache)
 
 
 def _get(source: Source, resources: Path, cache: Path) -> None:
-    path, began = resources / source.target, time.perf_counter()
-    if path.exists():
-        print(f"{source.name}: {path} is there already.")
+    began = time.perf_counter()
+    if _is_there(source, resources, cache):
         return
     for file in source.files:
         if _is_cached(file, cache):
@@ -62,6 +63,18 @@ def _get(source: Source, resources: Path, cache: Path) -> None:
             raise UnreachableError(f"{source.name}: {error}. {by_hand}") from error
     _convert(source, resources, cache, [file.address for file in source.files])
     print(f"  It took {time.perf_counter() - began:.0f} s. The download stays in {cache}, which does not travel.")
+
+
+def _is_there(source: Source, resources: Path, cache: Path) -> bool:
+    """Whether a source needs no more work, and say so. A run that was killed may have written its file unrecorded."""
+    path = resources / source.target
+    is_unrecorded = source.target not in read_record(resources) and all(
+        _is_cached(file, cache) for file in source.files
+    )
+    if not path.exists() or is_unrecorded:
+        return False
+    print(f"{source.name}: {path} is there already.")
+    return True
 
 
 def _is_cached(file: RawFile, cache: Path) -> bool:
@@ -125,13 +138,23 @@ def add(
     if not f"{file.name}{licence}{citation}".isascii():
         raise DataError(f"{file}: its name, licence and citation go into the method description, which is ASCII only")
     md5 = checksum(file)
-    for source in SOURCES.values():
-        for raw in source.files:
-            if raw.name == file.name or raw.md5 == md5:
-                _check_raw(file, md5, raw, source, kind, licence or citation)
-                _add_raw(file, raw, source, resources, cache)
-                return
-    (_add_screen if kind == "screen" else _add_table)(file, md5, resources, licence, citation)
+    with _alone(resources, cache):
+        for source in SOURCES.values():
+            for raw in source.files:
+                if raw.name == file.name or raw.md5 == md5:
+                    _check_raw(file, md5, raw, source, kind, licence or citation)
+                    _add_raw(file, raw, source, resources, cache)
+                    return
+        (_add_screen if kind == "screen" else _add_table)(file, md5, resources, licence, citation)
+
+
+@contextmanager
+def _alone(resources: Path, cache: Path) -> Iterator[None]:
+    """Two runs would write one download, and each would lose the other's entry in the record."""
+    for folder in (resources, cache):
+        check_folder(folder)
+    with only_one(resources / RECORD_FILE), only_one(cache):
+        yield
 
 
 def _check_raw(file: Path, md5: str, raw: RawFile, source: Source, kind: str, credit: str) -> None:
@@ -147,8 +170,7 @@ def _check_raw(file: Path, md5: str, raw: RawFile, source: Source, kind: str, cr
 
 
 def _add_raw(file: Path, raw: RawFile, source: Source, resources: Path, cache: Path) -> None:
-    if (resources / source.target).exists():
-        print(f"{source.name}: {resources / source.target} is there already.")
+    if _is_there(source, resources, cache):
         return
     _ignore_cache(cache)
     if file.resolve() != (cache / raw.name).resolve():
