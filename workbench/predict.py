@@ -14,7 +14,6 @@ where there is none, or where the training file is newer.
 from __future__ import annotations
 
 import argparse
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
