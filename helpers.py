@@ -192,9 +192,12 @@ def load_challenge(folder: str | os.PathLike[str]) -> Challenge:
 
 def _has_states(folder: Path) -> bool:
     """Whether anything in the folder speaks of states: then all of it must."""
-    if any((folder / name).exists() for name in (CRUNCH.proportions_file, CRUNCH.local_proportions_file)):
-        return True
-    with _open_store(folder / CRUNCH.train_file) as file:
+    files = (CRUNCH.proportions_file, CRUNCH.local_proportions_file)
+    return any((folder / name).exists() for name in files) or _speaks_of_states(folder / CRUNCH.train_file)
+
+
+def _speaks_of_states(path: Path) -> bool:
+    with _open_store(path) as file:
         obs = file["obs"]
         return isinstance(obs, h5py.Dataset) or any(state in obs for state in CRUNCH.states)
 
@@ -893,8 +896,9 @@ def fingerprint(path: Path) -> str:
 
     It takes no pass over the cells, which may be 10 GB, and yet other cells, genes, labels or another scale change it.
     """
-    with open_matrix(path, [CRUNCH.perturbation, *CRUNCH.states]) as (matrix, obs, genes, _):
-        table = obs.astype({CRUNCH.perturbation: str} | dict.fromkeys(CRUNCH.states, int))
+    states = CRUNCH.states if _speaks_of_states(path) else []
+    with open_matrix(path, [CRUNCH.perturbation, *states]) as (matrix, obs, genes, _):
+        table = obs.astype({CRUNCH.perturbation: str} | dict.fromkeys(states, int))
         digest = hashlib.sha256(json.dumps([list(genes), *table.to_numpy().T.tolist()]).encode())
         for row in np.unique(np.linspace(0, len(obs) - 1, 64).astype(int)):
             digest.update(dense(matrix[slice(row, row + 1)]).astype(np.float32).tobytes())
