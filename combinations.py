@@ -113,13 +113,13 @@ class CombinationModel(ResponseModel):
         self.lengths_ = pd.Series(whole, holds.columns)
         found = _best_sums(sums, expected, (several - self.together_).to_numpy())
         shrinkage, scale, blend = max(found, key=lambda which: found[which])
-        additive, plain_shrinkage = max((hit, which[0]) for which, hit in found.items() if which[1:] == (1.0, 0.0))
+        additive = max(hit for which, hit in found.items() if which[1:] == (1.0, 0.0))
         rows, plain = np.flatnonzero(count[count > 0] > 1), sums
         sums = plain.of_several(lengths, scale, blend)
         own = sums.own(expected, shrinkage)
         self.own_ = pd.DataFrame(own, holds.columns, responses.columns)
         foretold = sums.left_out(rows, expected + own, shrinkage)
-        added = plain.D[rows] @ plain.alone(expected, plain_shrinkage)
+        added = plain.D[rows] @ plain.alone(expected, min(shrinkage, 1.0))
         hits = self._fit_combinations(several, cells[several.index], foretold, knowledge)
         left = (1 - hits.clip(0) ** 2) * ((several - self.together_) ** 2).sum(axis=1)
         self.found_ = pd.Series(
