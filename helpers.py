@@ -1461,7 +1461,8 @@ def write_prediction(
             progress_bar(f"writing {path.name}", total=size, unit="B", unit_scale=True) as progress,
         ):
             stored = _create_matrix(file, pattern, len(means), (n_cells, means.shape[1]), form)
-            _write_values(stored, values_of, len(means), 2 if mode == "disk" else len(means), progress)
+            makers = os.cpu_count() or 1 if type(cells) in (ScaledCells, RecentredCells, GaussianCells) else 1
+            _write_values(stored, values_of, len(means), 2 if mode == "disk" else len(means), progress, makers)
     return mode, form, "dense" if pattern is None else "sparse"
 
 
@@ -1545,11 +1546,17 @@ def _create_matrix(
 
 
 def _write_values(
-    stored: h5py.Dataset, values_of: Callable[[int], np.ndarray], n_targets: int, most: int, progress: tqdm
+    stored: h5py.Dataset,
+    values_of: Callable[[int], np.ndarray],
+    n_targets: int,
+    most: int,
+    progress: tqdm,
+    n_makers: int,
 ) -> None:
-    """Write the values of target 0, 1, ... into `stored`: a thread writes a slab while this one makes the next.
+    """Write the values of target 0, 1, ... into `stored`: a thread writes a slab while others make the next.
 
-    `values_of(i)` gives the values of a target, flat. At most `most` slabs are in memory; written, they serve again.
+    `values_of(i)` gives the values of a target, flat; `n_makers` threads may call it at once. At most `most` slabs are
+    in memory; written, they serve again.
     """
     rows, per_target = len(stored) // n_targets, stored.size // n_targets
     per_slab = min(n_targets, max(1, SLAB_BYTES // max(1, 4 * per_target)))
@@ -1572,11 +1579,13 @@ def _write_values(
         ready = len(waiting) - 1 if waiting and waiting[0].done() else most - 1
         slab = written(ready)
         slab = np.empty((per_slab, per_target), np.float32) if slab is None else slab
-        for i in range(first, min(first + per_slab, n_targets)):
-            slab[i - first] = values_of(i)
+        which = range(first, min(first + per_slab, n_targets))
+        several = map(values_of, which) if n_makers == 1 else _submit_ahead(makers, values_of, which, n_makers)
+        for i, values in zip(which, several, strict=True):
+            slab[i - first] = values
         return slab
 
-    with ThreadPoolExecutor(1) as writer:
+    with ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(n_makers) as makers:
         try:
             for first in range(0, n_targets, per_slab):
                 slab = None
