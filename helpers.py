@@ -1775,7 +1775,7 @@ MOST_PACKED = 1100  # times that compression makes values smaller, at most: gzip
 
 @contextmanager
 def writing_hdf5(path: Path) -> Iterator[h5py.File]:
-    """An open HDF5 file that is in memory until the end: on a full disk, HDF5 crashes when it closes compressed ones."""
+    """An open HDF5 file that is in memory until its end: on a full disk, HDF5 may crash when it closes one."""
     with h5py.File(path, "w", driver="core", backing_store=False) as file:
         yield file
         file.flush()

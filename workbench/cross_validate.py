@@ -263,7 +263,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=whole(1), default=1, help="number of random splits; default 1")
     parser.add_argument("--draws", type=whole(0), default=2, help="random tables and permutations per seed; default 2")
     parser.add_argument("--panels", type=whole(1), default=3, help="random panels of 1,000 genes; default 3")
-    parser.add_argument("--sigma", type=_sigma, default="scaled", help="bandwidth of MMD: scaled, calibrated or a number")
+    parser.add_argument(
+        "--sigma", type=_sigma, default="scaled", help="bandwidth of MMD: scaled, calibrated or a number"
+    )
     parser.add_argument(
         "--method",
         action="append",

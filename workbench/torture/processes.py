@@ -27,7 +27,11 @@ TRACEBACK = 70  # exit status of a worker that ended in an error of the program
 NEW_MOUNTS, NEW_PIDS = 0x00020000, 0x20000000  # CLONE_NEWNS and CLONE_NEWPID
 PRIVATE = 0x40000 | 0x4000  # MS_PRIVATE and MS_REC
 # How C libraries end a process themselves, in one line, where not even a thread can have its memory.
-ABORTS = ("OpenBLAS error: Memory allocation", "cannot allocate memory for thread-local data", "libgomp: Thread creation")
+ABORTS = (
+    "OpenBLAS error: Memory allocation",
+    "cannot allocate memory for thread-local data",
+    "libgomp: Thread creation",
+)
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -145,7 +149,7 @@ def _work(call: Callable[[], object], saying: int, limits: dict[int, int]) -> No
     except (DataError, MemoryError) as error:  # of a function, which has no command line around it
         print(f"error: {one_line(error)}", file=sys.stderr)
         status = 1
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - it is what is counted
         traceback.print_exc()
     finally:
         os._exit(status)
