@@ -1,4 +1,4 @@
-# The two commands: `make demo` (the whole job on demo data, or on the files in data/) and `make test`.
+# The two commands: `make demo` (the whole job on demo data, on the files in data/, or on those of DATA=FOLDER) and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .PHONY: demo test setup setup-tests challenges say-what bundle submission results bench torture lint clean
 
 demo: setup
-	$(BIN)/python -m workbench.demo
+	$(BIN)/python -m workbench.demo $(if $(filter command line,$(origin DATA)),--data $(DATA))
 
 test: say-what setup-tests
 	$(BIN)/python -m pytest

@@ -92,6 +92,18 @@ class Crunch:
         """The shares and the further state."""
         return [*self.shares, self.part]
 
+    def genes_of(self, name: str) -> tuple[str, ...]:
+        """The genes that a perturbation's name holds, each once: A and B of `A+B`, A of `A`, `A+NC` and `A+A`.
+
+        None for a control, `NC` or `NC+NC`. No other code reads a name as genes.
+        """
+        parts = (part.strip() for part in str(name).split(JOINED))
+        return tuple(dict.fromkeys(part for part in parts if part not in ("", self.control)))
+
+    def is_combination(self, name: str) -> bool:
+        """Whether the name holds two or more genes."""
+        return len(self.genes_of(name)) > 1
+
 
 OBESITY_1 = Crunch(
     name="broad-obesity-1",
@@ -136,9 +148,11 @@ OBESITY_1 = Crunch(
     ratio_weight=0.25,
 )
 
+JOINED = "+"  # between the genes of a combination
+
 # What the platform's converter and client expect of any submission.
 MAIN_FILE = "main.py"
 REQUIREMENTS_FILE = "requirements.txt"
 DATA_FOLDER, MODEL_FOLDER, PREDICTION_FOLDER = "data", "resources", "prediction"
 # Root files that go along; each imports those before it.
-TRAVELLING = ("contract.py", "helpers.py", "screens.py", "knowledge.py", "response.py", "method.py")
+TRAVELLING = ("contract.py", "helpers.py", "screens.py", "knowledge.py", "response.py", "combinations.py", "method.py")

@@ -114,14 +114,15 @@ class Challenge:
 
     `obs` has one row per training cell (`gene`, and the four 0/1 state columns); `proportions` one row per training
     perturbation, the control among them; `targets` and `genes_to_predict` keep the order of their files. The two
-    `local_` members are None where the folder has no local truth.
+    `local_` members are None where the folder has no local truth. A folder may say nothing of states: then `obs` has no
+    such columns, and both tables of proportions are None.
     """
 
     folder: Path
     train_path: Path
     obs: pd.DataFrame
     genes: pd.Index
-    proportions: pd.DataFrame
+    proportions: pd.DataFrame | None
     signatures: pd.DataFrame
     targets: pd.Index
     genes_to_predict: pd.Index
@@ -135,23 +136,37 @@ class Challenge:
             sorted(set(self.obs[CRUNCH.perturbation].unique()) - {CRUNCH.control}), name=CRUNCH.perturbation
         )
 
+    @property
+    def local_targets(self) -> pd.Index:
+        """The perturbations of the local truth, in the order of its proportions, else sorted; empty where none is."""
+        if self.local_proportions is not None:
+            return self.local_proportions.index
+        if self.local_truth_path is None:
+            return pd.Index([], name=CRUNCH.perturbation)
+        return pd.Index(
+            read_labels(self.local_truth_path, [CRUNCH.perturbation])[0][CRUNCH.perturbation].cat.categories
+        )
+
 
 def load_challenge(folder: str | os.PathLike[str]) -> Challenge:
     """Read and check the challenge's data folder.
 
+    States are optional: a folder without them has neither their columns in `obs` nor `program_proportion.csv`.
     Raises DataError for a missing or unreadable file, a missing column, names that stand twice or are none, no control
     cells or nothing else, a perturbation without a row in `program_proportion.csv`, and genes to predict of which most
     were not measured.
     """
     folder = Path(folder)
-    obs, genes = read_labels(folder / CRUNCH.train_file, columns=[CRUNCH.perturbation, *CRUNCH.states])
-    proportions = read_proportions(folder / CRUNCH.proportions_file)
+    has_states = _has_states(folder)
+    columns = [CRUNCH.perturbation, *(CRUNCH.states if has_states else [])]
+    obs, genes = read_labels(folder / CRUNCH.train_file, columns)
+    proportions = read_proportions(folder / CRUNCH.proportions_file) if has_states else None
     perturbations = set(obs[CRUNCH.perturbation].unique())
     if CRUNCH.control not in perturbations:
         raise DataError(f"{folder / CRUNCH.train_file}: no control cells: no row of obs['gene'] is '{CRUNCH.control}'")
     if len(perturbations) == 1:
         raise DataError(f"{folder / CRUNCH.train_file}: control cells alone: there is no perturbation to learn from")
-    if missing := sorted(perturbations - set(proportions.index)):
+    if proportions is not None and (missing := sorted(perturbations - set(proportions.index))):
         raise DataError(f"{folder / CRUNCH.proportions_file}: no row for the perturbations {some(missing)}")
     targets, genes_to_predict = (_read_names(folder / name) for name in (CRUNCH.targets_file, CRUNCH.genes_file))
     if CRUNCH.control in targets:
@@ -171,8 +186,17 @@ def load_challenge(folder: str | os.PathLike[str]) -> Challenge:
         targets=targets,
         genes_to_predict=genes_to_predict,
         local_truth_path=truth if truth.exists() else None,
-        local_proportions=read_proportions(shares) if shares.exists() else None,
+        local_proportions=read_proportions(shares) if has_states and shares.exists() else None,
     )
+
+
+def _has_states(folder: Path) -> bool:
+    """Whether anything in the folder speaks of states: then all of it must."""
+    if any((folder / name).exists() for name in (CRUNCH.proportions_file, CRUNCH.local_proportions_file)):
+        return True
+    with _open_store(folder / CRUNCH.train_file) as file:
+        obs = file["obs"]
+        return isinstance(obs, h5py.Dataset) or any(state in obs for state in CRUNCH.states)
 
 
 @contextmanager
@@ -467,7 +491,7 @@ def perturbation_stats(
     parts = [codes[start:stop] for start, stop in pairwise(starts)]
     tasks = [task for shard, part in zip(shards, parts, strict=True) for task in shard.tasks(part, genes)]
     with progress_bar("reading cells", total=len(obs), unit="cell") as progress:
-        for task, (present, sums) in zip(tasks, _map_ahead(executor, _task_sums, tasks), strict=True):
+        for task, (present, sums) in zip(tasks, map_ahead(executor, _task_sums, tasks), strict=True):
             _add_rows(totals, present, sums)
             progress.update(len(task.codes))
     n_cells = np.bincount(codes[codes >= 0], minlength=len(groups))
@@ -615,7 +639,7 @@ def _runs(indptr: np.ndarray, n_values: int) -> list[slice]:
     return [slice(int(start), int(stop)) for start, stop in pairwise(bounds)]
 
 
-def _map_ahead(executor: Executor | None, function: Callable, items: Sequence) -> Iterator:
+def map_ahead(executor: Executor | None, function: Callable, items: Sequence) -> Iterator:
     """`executor.map` in order, a bounded number of results ahead; without an executor on threads, one per core."""
     if executor is None:
         n_threads = os.cpu_count() or 1
@@ -825,16 +849,23 @@ def _open_rows(source: Path | sp.csr_matrix | np.ndarray) -> Iterator[_Matrix]:
     if not isinstance(source, Path):
         yield _Matrix(source, "the AnnData")
         return
-    with _open_store(source) as store, ExitStack() as stack:
-        with readable(source):
-            X = store["X"]
+    with open_element(source, "X") as matrix:
+        yield matrix
+
+
+@contextmanager
+def open_element(path: Path, element: str) -> Iterator[_Matrix]:
+    """A matrix of a file, cells x genes, by rows: `element` is "X", or "layers/NAME". Raises DataError for CSC."""
+    with _open_store(path) as store, ExitStack() as stack:
+        with readable(path):
+            X = store[element]
             if not hasattr(X, "shape") and X.attrs["encoding-type"] != "csr_matrix":
                 raise DataError(
-                    f"{source}: X is stored by genes ({X.attrs['encoding-type']}), so cells cannot be read by slabs; "
-                    "write it again once with `adata.X = adata.X.tocsr()`"
+                    f"{path}: {element} is stored by genes ({X.attrs['encoding-type']}), so cells cannot be read by "
+                    "slabs; write it again once with `adata.X = adata.X.tocsr()`"
                 )
-            file = stack.enter_context(source.open("rb", buffering=0)) if source.is_file() else None
-            matrix = _Matrix(X, str(source), file)
+            file = stack.enter_context(path.open("rb", buffering=0)) if path.is_file() else None
+            matrix = _Matrix(X, str(path), file)
         yield matrix
 
 
@@ -1568,10 +1599,15 @@ def in_steps(cells: np.ndarray, step: float = 1 / 64) -> np.ndarray:
 
 def write_proportions(path: str | os.PathLike[str], proportions: pd.DataFrame) -> None:
     """Write `predict_program_proportion.csv` from targets x pre_adipo, adipo, lipo, other; DataError for no shares."""
-    check_shares(proportions, "the predicted shares")
-    table = proportions.rename_axis(CRUNCH.perturbation).reset_index()[CRUNCH.predicted_columns]
+    table = proportions_table(proportions)
     with replacing(Path(path)) as temporary:
         table.to_csv(temporary, index=False)
+
+
+def proportions_table(proportions: pd.DataFrame) -> pd.DataFrame:
+    """The columns of `predict_program_proportion.csv`, checked. Raises DataError for what are no shares."""
+    check_shares(proportions, "the predicted shares")
+    return proportions.rename_axis(CRUNCH.perturbation).reset_index()[CRUNCH.predicted_columns]
 
 
 INDEX_SHARE = 0.25  # bytes of column numbers per byte of values in a sparse file, at most: measured 0.16
@@ -1959,9 +1995,9 @@ def l1_by_perturbation(truth: pd.DataFrame, prediction: pd.DataFrame) -> pd.Seri
 
 def score(
     prediction_h5ad: str | os.PathLike[str],
-    proportions_csv: str | os.PathLike[str],
+    proportions_csv: str | os.PathLike[str] | None,
     truth_h5ad: str | os.PathLike[str],
-    truth_proportions_csv: str | os.PathLike[str],
+    truth_proportions_csv: str | os.PathLike[str] | None,
     *,
     genes: Sequence[str] | None = None,
     n_panels: int = 3,
@@ -1975,7 +2011,8 @@ def score(
     The panel is `genes`, or `n_panels` random panels of `panel_size` of the genes that both files hold (one panel of
     them all when there are no more). `sigma` is the scorer's middle bandwidth for MMD: "scaled" (2326 for each 1,000
     genes: right for data of the challenge's scale), "calibrated" (mean squared distance between true cells: for data
-    of any other scale) or a number. `executor` is as in `perturbation_stats`; the files are read once.
+    of any other scale) or a number. `executor` is as in `perturbation_stats`; the files are read once. Without true
+    proportions (None) there is no L1 distance.
 
     Returns a tidy table with columns `perturbation, metric, panel, n_genes, sigma, sigma_rule, value`. A prediction
     that equals the reference to float32 rounding has no Pearson delta but that of the rounding; it counts as 0. Every
@@ -1987,10 +2024,7 @@ def score(
     perturbations = list(true.obs[CRUNCH.perturbation].cat.categories)
     if missing := sorted(set(perturbations) - set(predicted.obs[CRUNCH.perturbation].cat.categories)):
         raise DataError(f"{predicted.name}: no cells for the scored perturbations {some(missing)}")
-    truth, shares = (read_proportions(Path(path)) for path in (truth_proportions_csv, proportions_csv))
-    for table, path in ((truth, truth_proportions_csv), (shares, proportions_csv)):
-        if missing := sorted(set(perturbations) - set(table.index)):
-            raise DataError(f"{path}: no row for the scored perturbations {some(missing)}")
+    distances = _distances(proportions_csv, truth_proportions_csv, perturbations)
     with _open_rows(true.source) as X:
         widths = [bandwidth(sigma, panel, X, true.genes) for panel in panels]
     cells = [shard.obs.reset_index().groupby(CRUNCH.perturbation, observed=True).indices for shard in (true, predicted)]
@@ -2007,15 +2041,29 @@ def score(
         tasks.append((true.source, predicted.source, where, settings))
     rows = []
     with progress_bar("scoring", total=len(perturbations), unit="perturbation") as progress:
-        scored = (values for part in _map_ahead(executor, _score_task, tasks) for values in part)
+        scored = (values for part in map_ahead(executor, _score_task, tasks) for values in part)
         for perturbation, values in zip(perturbations, scored, strict=True):
             for i, (panel, (width, rule), pair) in enumerate(zip(panels, widths, values, strict=True)):
                 for metric, value in pair.items():
                     rows.append((perturbation, metric, i, len(panel), width, rule, value))
             progress.update()
-    distances = l1_by_perturbation(truth.loc[truth.index.isin(perturbations)], shares)
     rows += [(perturbation, "l1_distance", 0, 0, np.nan, "", value) for perturbation, value in distances.items()]
     return pd.DataFrame(rows, columns=["perturbation", "metric", "panel", "n_genes", "sigma", "sigma_rule", "value"])
+
+
+def _distances(
+    predicted: str | os.PathLike[str] | None, true: str | os.PathLike[str] | None, perturbations: Sequence[str]
+) -> pd.Series:
+    """The L1 distance of each perturbation, of two tables of proportions; none where there is no truth."""
+    if true is None:
+        return pd.Series(dtype=np.float64)
+    if predicted is None:
+        raise DataError(f"{true}: there are true proportions, but none were predicted; train again on this folder")
+    tables = [read_proportions(Path(path)) for path in (true, predicted)]
+    for table, path in zip(tables, (true, predicted), strict=True):
+        if missing := sorted(set(perturbations) - set(table.index)):
+            raise DataError(f"{path}: no row for the scored perturbations {some(missing)}")
+    return l1_by_perturbation(tables[0].loc[tables[0].index.isin(perturbations)], tables[1])
 
 
 @dataclass(frozen=True)
@@ -2061,7 +2109,12 @@ def summarise_scores(table: pd.DataFrame) -> pd.DataFrame:
             "spread": by_panel.std().fillna(0.0),
             "perturbations": table.groupby("metric")["perturbation"].nunique(),
         }
-    ).loc[list(CRUNCH.metrics)]
+    ).loc[scored_metrics(table)]
+
+
+def scored_metrics(table: pd.DataFrame) -> list[str]:
+    """The crunch's metrics that a table of scores has, in their order: without states there is no L1 distance."""
+    return [metric for metric in CRUNCH.metrics if metric in set(table["metric"])]
 
 
 def draw_panels(

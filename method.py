@@ -38,6 +38,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
+from combinations import Added, CombinationModel, DeltaMean, for_names, genes_in
 from contract import OBESITY_1 as CRUNCH
 from helpers import (
     POOL_CELLS,
@@ -58,6 +59,7 @@ from helpers import (
     load_challenge,
     perturbation_stats,
     pool_rows,
+    proportions_table,
     read_array,
     read_cells,
     reading_sealed,
@@ -67,7 +69,6 @@ from helpers import (
     text_time,
     write_array,
     write_prediction,
-    write_proportions,
     writing_sealed,
 )
 from knowledge import FEATURES_FOLDER, GeneKnowledge, read_features, training_knowledge
@@ -179,6 +180,7 @@ class Predictor:
 
     def __post_init__(self) -> None:
         """Refuse a part without the methods it needs."""
+        self.has_proportions = True  # until it is fitted without them
         for name, protocol in self.PARTS.items():
             part = getattr(self, name)
             needed = [method for method in vars(protocol) if callable(vars(protocol)[method]) and method[0] != "_"]
@@ -195,24 +197,28 @@ class Predictor:
     def fit(
         self,
         stats: PerturbationStats,
-        proportions: pd.DataFrame,
+        proportions: pd.DataFrame | None,
         pool: ad.AnnData,
         knowledge: GeneKnowledge | None = None,
     ) -> Predictor:
         """Fit all three parts; the same bytes for any number of threads, since BLAS is held to one.
 
-        Raises DataError for a fitted attribute that cannot be saved, and for what loading would mistake for another.
+        Without `proportions` that part is not fitted, and no proportions are predicted. Raises DataError for a fitted
+        attribute that cannot be saved, and for what loading would mistake for another.
         """
+        self.expression = for_names(self.expression, stats.mean.index)
         asked = [_describe(part) for part in self.parts()]
-        means, n_cells, proportions = stats.mean, stats.n_cells, proportions.loc[stats.mean.index]
+        means, n_cells = stats.mean, stats.n_cells
         if means.index.isin([CRUNCH.control]).all():
             raise DataError(f"no perturbation to learn from: there is {some(means.index) or 'none'} alone")
         knowledge = knowledge or GeneKnowledge({})
         with threadpool_limits(1):
             call_with(self.expression.fit, means, n_cells=n_cells, knowledge=knowledge)
-            call_with(self.proportions.fit, proportions, means=means, n_cells=n_cells, knowledge=knowledge)
+            if proportions is not None:
+                shares = proportions.loc[means.index]
+                call_with(self.proportions.fit, shares, means=means, n_cells=n_cells, knowledge=knowledge)
             call_with(self.cells.fit, means=means, pool=pool)
-        self.genes = means.columns
+        self.genes, self.has_proportions = means.columns, proportions is not None
         for part, before in zip(self.parts(), asked, strict=True):
             _check_can_be_saved(part, before)
         return self
@@ -222,7 +228,12 @@ class Predictor:
         return checked_prediction(self.expression, targets, self.genes, "the genes of the training file")
 
     def predict_proportions(self, targets: Sequence[str]) -> pd.DataFrame:
-        """The predicted shares, checked and made valid: targets x pre_adipo, adipo, lipo, other."""
+        """The predicted shares, checked and made valid: targets x pre_adipo, adipo, lipo, other.
+
+        Raises DataError where the method was fitted without proportions.
+        """
+        if not self.has_proportions:
+            raise DataError("the model was fitted to a screen without states: it predicts no proportions")
         return checked_shares(self.proportions, targets)
 
     def write(
@@ -235,7 +246,7 @@ class Predictor:
         cells_per_perturbation: int = CRUNCH.cells_per_perturbation,
         mode: str = "auto",
     ) -> None:
-        """Predict `targets` on `genes` (in that order) and write both files.
+        """Predict `targets` on `genes` (in that order) and write both files; the cells alone without proportions.
 
         A repeated target is predicted once, and a gene that was never measured is predicted as 0 (not detected),
         each with a warning. Raises DataError for nothing to predict, repeated genes, genes of which most were never
@@ -249,12 +260,17 @@ class Predictor:
                 means = means.reindex(columns=columns, fill_value=0.0)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # the same targets were listed a line above
-                shares = self.predict_proportions(names)
+                shares = self.predict_proportions(names) if self.has_proportions else None
         below = int((means.to_numpy() < 0).sum())
         if below and hasattr(self.cells, "pattern"):  # such cells are never negative
             print(f"{below:,} of {means.size:,} predicted means lie below 0; their cells hold 0.")
+        if shares is None:
+            write_prediction(
+                prediction_path, means, self.cells, cells_per_perturbation=cells_per_perturbation, mode=mode
+            )
+            return
         with replacing(Path(proportions_path)) as temporary:
-            write_proportions(temporary, shares)
+            proportions_table(shares).to_csv(temporary, index=False)
             write_prediction(
                 prediction_path, means, self.cells, cells_per_perturbation=cells_per_perturbation, mode=mode
             )
@@ -284,6 +300,8 @@ class Predictor:
         """Write the fitted model as HDF5, without pickle. Raises DataError for an attribute that cannot be saved."""
         with writing_sealed(Path(path)) as file:
             file.attrs["format"], file.attrs["trained on"] = MODEL_FORMAT, self.trained_on
+            if not self.has_proportions:
+                file.attrs["proportions"] = False
             write_array(file, "genes", self.genes.to_numpy())
             for part in self.PARTS:
                 _write_estimator(file.create_group(part), getattr(self, part))
@@ -302,6 +320,9 @@ class Predictor:
                 raise DataError(f"{path}: made by another version of method.py; {again}")
             predictor = cls(*(_read_estimator(file[part], known, path) for part in cls.PARTS))
             predictor.genes, predictor.trained_on = pd.Index(read_array(file["genes"])), _attribute(file, "trained on")
+            predictor.has_proportions = bool(file.attrs.get("proportions", True))
+        if like is not None and isinstance(predictor.expression, CombinationModel):
+            like = replace(like, expression=for_names(like.expression, ["A+B"]))
         if like is not None and (saved := predictor.describe()) != (asked := like.describe()):
             raise DataError(f"{path}: the saved model is {saved}, but the method is now {asked}; train again")
         return predictor
@@ -375,6 +396,9 @@ ESTIMATORS: dict[str, type] = {
         PerturbedMean,
         PCARidge,
         ResponseModel,
+        CombinationModel,
+        DeltaMean,
+        Added,
         MedianProportions,
         GaussianCells,
         ScaledCells,
@@ -542,17 +566,12 @@ def fit_predictor(
         f"{n_perturbations} perturbations. It takes {text_time(2 + size / READ_PER_SECOND)} and about "
         f"{text_size(memory)} of memory."
     )
-    local = pd.Index([]) if challenge.local_proportions is None else challenge.local_proportions.index
-    names = challenge.perturbations.union(challenge.targets).union(local)
-    if len(unmeasured := challenge.targets[~challenge.targets.isin(challenge.genes)]):
+    perturbations = challenge.perturbations.union(challenge.targets).union(challenge.local_targets)
+    names, wanted = genes_in(perturbations), genes_in(challenge.targets)
+    if len(unmeasured := wanted[~wanted.isin(challenge.genes)]):
         warnings.warn(
-            f"{CRUNCH.targets_file}: {len(unmeasured)} of {len(challenge.targets)} are no genes of the training cells, "
+            f"{CRUNCH.targets_file}: {len(unmeasured)} of {len(wanted)} are no genes of the training cells, "
             f"so only their names and your own tables say anything of them: {some(unmeasured)}",
-            stacklevel=2,
-        )
-    if several := [name for name in names if "+" in name]:
-        warnings.warn(
-            f"{some(several)}: names of several genes; each is read as one gene of which no table knows anything",
             stacklevel=2,
         )
     own = read_features(features, names) if features is not None else {}
@@ -567,6 +586,8 @@ def fit_predictor(
     predictor.fit(stats, challenge.proportions, pool, knowledge)
     predictor.trained_on = fingerprint(challenge.train_path)
     _say_what_is_known(challenge, knowledge, predictor.expression)
+    if isinstance(predictor.expression, CombinationModel):
+        print(f"  {predictor.expression.describe()}")
     return predictor
 
 
@@ -580,7 +601,8 @@ def _say_what_is_known(challenge: Challenge, knowledge: GeneKnowledge, model: An
     known |= {name: screen.perturbations for name, screen in knowledge.screens.items()}
     for name, genes in known.items():
         training, predicted = (
-            f"{names.isin(genes).sum()} of {len(names)}" for names in (challenge.perturbations, challenge.targets)
+            f"{names.isin(genes).sum()} of {len(names)}"
+            for names in (genes_in(challenge.perturbations), genes_in(challenge.targets))
         )
         line = f"  {name}: knows {training} training and {predicted} predicted knock-outs"
         if judged is not None and name in judged.index:

@@ -242,7 +242,7 @@ def fit_response(
     for name in [name for name in sources if name in tables]:
         loadings, basis = _foretelling(sources[name], kernel, genes, names, residuals.columns, smooth=name != TEMPLATE)
         at = genes.get_indexer(names)
-        basis *= _factors(loadings[at] @ basis, rest, precision)
+        basis *= learned_factors(loadings[at] @ basis, rest, precision)
         there = loadings[at] @ basis  # n x G
         share = posterior.best_share(rest[some_rows], there[some_rows], precision[some_rows], axes, rank)
         transfers[name] = share
@@ -644,7 +644,7 @@ def _measured(screen: Screen, genes: pd.Index, responses: pd.Index) -> tuple[np.
     return scores.astype(np.float64), np.where(columns >= 0, screen.basis[:, columns], 0.0).astype(np.float64)
 
 
-def _factors(there: np.ndarray, rest: np.ndarray, precision: np.ndarray) -> np.ndarray:
+def learned_factors(there: np.ndarray, rest: np.ndarray, precision: np.ndarray) -> np.ndarray:
     """By response (G,), the factor from what is foretold to the residuals (both n x G), and not below 0.
 
     Least squares over the training perturbations, which count alike, shrunken to the factor common to all responses by

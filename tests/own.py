@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from helpers import ControlMean, GaussianCells, MedianProportions, PCARidge, PerturbedMean, RecentredCells
+from combinations import Added, CombinationModel, DeltaMean
+from helpers import ControlMean, GaussianCells, MedianProportions, PCARidge, PerturbedMean, RecentredCells, ScaledCells
 from method import Predictor
 from response import ResponseModel
 
@@ -80,6 +81,8 @@ PREDICTORS = {
     "control": Predictor(ControlMean(), ControlMean(), RecentredCells(12)),
     "perturbed mean": Predictor(PerturbedMean(), PerturbedMean(), RecentredCells()),
     "response model for both": Predictor(ResponseModel(5), ResponseModel(own_response=False), GaussianCells()),
+    "combinations": Predictor(CombinationModel(5), MedianProportions(), ScaledCells()),
+    "effects added up": Predictor(Added(), DeltaMean(), GaussianCells()),
     "own": Predictor(Halfway(), MeanShares(), TwoCells()),
     "own mean alone": Predictor(SureHalfway(), MedianProportions(), RecentredCells()),
 }

@@ -19,6 +19,7 @@ STANDARD = {
     "screens.py": "collections dataclasses pathlib re typing warnings",
     "knowledge.py": "collections dataclasses gzip pathlib re typing warnings",
     "response.py": "collections dataclasses warnings",
+    "combinations.py": "collections dataclasses itertools typing warnings",
     "method.py": "collections copy dataclasses inspect pathlib typing warnings",
 }
 OTHERS = {
@@ -27,6 +28,7 @@ OTHERS = {
     "screens.py": "anndata h5py numpy pandas scipy threadpoolctl",
     "knowledge.py": "anndata numpy pandas scipy",
     "response.py": "numpy pandas scipy sklearn",
+    "combinations.py": "numpy pandas scipy sklearn",
     "method.py": "anndata h5py numpy pandas threadpoolctl",
 }
 

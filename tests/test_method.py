@@ -114,7 +114,7 @@ def test_each_built_in_estimator_is_among_them():
 
 def test_expected_errors_are_written_by_those_that_have_them_alone(saved):
     with_scale = {name for name in PREDICTORS if (saved / name / EXPECTED_FILE).exists()}
-    assert with_scale == {"the default", "response model for both", "own mean alone"}
+    assert with_scale == {"the default", "response model for both", "combinations", "own mean alone"}
 
 
 @pytest.mark.parametrize("name", ["the default", "own mean alone"])

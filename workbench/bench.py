@@ -33,6 +33,7 @@ from threadpoolctl import threadpool_limits
 import helpers
 import method
 from contract import OBESITY_1 as CRUNCH
+from workbench.adopt import adopt
 from workbench.commands import check_folder, check_outputs, command_line
 from workbench.evaluation.intervals import write_table
 from workbench.simulate import simulate
@@ -92,6 +93,20 @@ def aggregate_library(folder: Path, size: Size) -> None:
     scanpy.get.aggregate(
         ad.read_h5ad(_train_file(folder)), by=CRUNCH.perturbation, func=["mean", "var", "count_nonzero"]
     )
+
+
+def read_and_write(folder: Path, size: Size) -> None:
+    """The limit of a copy: reading the arrays of X, and writing them as single numbers."""
+    with h5py.File(_train_file(folder)) as file, (folder / "out" / "plain").open("wb") as out:
+        for name, dtype in (("data", np.float32), ("indices", np.int32)):
+            dataset = file["X"][name]
+            for start in range(0, len(dataset), helpers.SLAB_VALUES):
+                dataset[start : start + helpers.SLAB_VALUES].astype(dtype).tofile(out)
+
+
+def adopt_ours(folder: Path, size: Size) -> None:
+    """The training file as a screen of one's own: read, brought to the scale, sorted and written."""
+    adopt([_train_file(folder)], folder / "out", perturbation=CRUNCH.perturbation, control=CRUNCH.control)
 
 
 def aggregate_ours(folder: Path, size: Size) -> None:
@@ -277,6 +292,7 @@ def score_ours(folder: Path, size: Size) -> None:
 
 COMPACT = "this, compact, all genes"
 READ, SAME_BYTES = "limit: read", "limit: plain write of these bytes"
+READ_AND_WRITE = "limit: read, and plain write"
 Job = Callable[[Path, Size], float | None]
 JOBS: dict[str, dict[str, Job]] = {  # the first variant is the baseline of `ratio`
     "aggregate": {
@@ -286,6 +302,7 @@ JOBS: dict[str, dict[str, Job]] = {  # the first variant is the baseline of `rat
         "this, by state": aggregate_ours_by_state,
         READ: read_only,
     },
+    "adopt": {READ_AND_WRITE: read_and_write, "this": adopt_ours},
     "train": {"aggregation alone": aggregate_ours, "this": train_ours},
     "infer": {"this": infer_ours, SAME_BYTES: write_same_bytes},
     "write": {
@@ -323,7 +340,7 @@ def variants_at(job: str, size: str) -> list[str]:
 def measure(job: str, variant: str, folder: Path, size: Size) -> dict[str, float]:
     """Seconds, peak memory, bytes read and written (GB) of a job in a process of its own, without its imports."""
     (folder / "out").mkdir(parents=True, exist_ok=True)
-    if job in ("aggregate", "train"):
+    if job in ("aggregate", "adopt", "train"):
         _simulated(folder, size)
     elif job == "infer":
         _model(folder, size)
@@ -393,7 +410,7 @@ def run_job(job: str, folder: Path, size: str, variants: list[str]) -> list[dict
         if variant == COMPACT:
             row["genes"] = shape.genes
         rows.append(row | best | {"peak_gb": peak})
-    limit = next((row["seconds"] for row in rows if row["variant"] in (READ, SAME_BYTES)), None)
+    limit = next((row["seconds"] for row in rows if row["variant"] in (READ, SAME_BYTES, READ_AND_WRITE)), None)
     for row in rows:
         row["ratio"] = row["seconds"] / rows[0]["seconds"]
         if limit:

@@ -90,12 +90,13 @@ def _with_method(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(tables, names=["method"]).reset_index(level="method").reset_index(drop=True)
 
 
-def local_truth(challenge: Challenge) -> tuple[tuple[Path, Path], pd.Index]:
-    """The two files of the local truth, and its perturbations."""
-    if challenge.local_truth_path is None or challenge.local_proportions is None:
+def local_truth(challenge: Challenge) -> tuple[tuple[Path, Path | None], pd.Index]:
+    """The two files of the local truth (no proportions where the screen has no states), and its perturbations."""
+    has_states = challenge.proportions is not None
+    if challenge.local_truth_path is None or (has_states and challenge.local_proportions is None):
         raise helpers.DataError(f"{challenge.folder}: no local truth, so there is nothing to compare with")
-    files = challenge.local_truth_path, challenge.folder / CRUNCH.local_proportions_file
-    return files, challenge.local_proportions.index
+    shares = challenge.folder / CRUNCH.local_proportions_file if has_states else None
+    return (challenge.local_truth_path, shares), challenge.local_targets
 
 
 def _files(folder: Path) -> tuple[Path, Path]:
@@ -124,15 +125,16 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     text = mean.map("{:.3f}".format) + " ± " + error.map("{:.3f}".format)
     text += spread.map(" [{:.3f}]".format, na_action="ignore").fillna("")
     wide = text.unstack("metric")  # noqa: PD010 - texts cannot be averaged, so not pivot_table
-    wide = wide.loc[table["method"].unique(), list(CRUNCH.metrics)].fillna("")
-    wide.columns = pd.Index([f"{metric.title} ({metric.direction})" for metric in CRUNCH.metrics.values()])
+    metrics = helpers.scored_metrics(table)
+    wide = wide.loc[table["method"].unique(), metrics].fillna("")
+    wide.columns = pd.Index([f"{CRUNCH.metrics[name].title} ({CRUNCH.metrics[name].direction})" for name in metrics])
     return wide.rename_axis(index=None)
 
 
 def seconds(challenge: Challenge) -> float:
     """About how long `compare` takes: it reads the training cells once, and makes and scores five predictions."""
-    local = 0 if challenge.local_proportions is None else len(challenge.local_proportions)
-    return 3 + 2 * challenge.train_path.stat().st_size / READ_PER_SECOND + 0.3 * local
+    read = 2 * challenge.train_path.stat().st_size / READ_PER_SECOND
+    return 3 + read + 0.3 * len(challenge.local_targets)
 
 
 @command_line()
@@ -146,13 +148,14 @@ def main() -> None:
     parser.add_argument("--cell-eval", action="store_true", help="cell-eval's table, too (pip install cell-eval)")
     options = parser.parse_args()
     files = _files(options.prediction)
-    for path in files:
-        if not path.is_file():
-            raise helpers.DataError(f"{path}: no such file; PREDICTION is the folder of the two predicted files")
+    if not files[0].is_file():
+        raise helpers.DataError(f"{files[0]}: no such file; PREDICTION is the folder of the two predicted files")
     check_outputs([options.out], [*files, *(path for path in options.data.glob("*") if path.is_file())])
     if options.cell_eval and importlib.util.find_spec("cell_eval") is None:
         raise helpers.DataError("--cell-eval: cell-eval is not installed: `pip install cell-eval`")
     challenge = helpers.load_challenge(options.data)
+    if challenge.proportions is not None and not files[1].is_file():
+        raise helpers.DataError(f"{files[1]}: no such file; PREDICTION is the folder of the two predicted files")
     print(
         f"Scoring {options.prediction} on {options.data}, beside {len(baselines())} baselines and real cells: "
         f"{helpers.text_time(seconds(challenge))}."

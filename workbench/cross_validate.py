@@ -28,6 +28,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 import helpers
+from combinations import for_names, genes_in
 from contract import OBESITY_1 as CRUNCH
 from helpers import Challenge, DataError, bandwidth, draw_panels, open_matrix, some
 from knowledge import FeatureTable, GeneKnowledge, read_features, symbol_table, training_knowledge
@@ -43,7 +44,7 @@ from workbench.evaluation.verdicts import verdict_lines
 
 HIGHER_IS_BETTER = ("pearson", "pearson_delta", "expected_pearson")
 METRICS = ("pearson", "pearson_delta", "mmd", "l1_distance", "error", "expected_error", "expected_pearson")  # in order
-BASELINES = (STARTER, methods.PCA_RIDGE, methods.ZERO, methods.TRAIN_MEAN, methods.PERTURBED_MEAN)
+BASELINES = (STARTER, methods.DELTA_MEAN, methods.PCA_RIDGE, methods.ZERO, methods.TRAIN_MEAN, methods.PERTURBED_MEAN)
 
 
 def cross_validate_effects(
@@ -82,7 +83,7 @@ def cross_validate_effects(
     knowledge = GeneKnowledge(tables, dict(screens or {}))
     known = {part: table.genes for part, table in knowledge.tables.items()}
     known |= {part: screen.perturbations for part, screen in knowledge.screens.items()}
-    if known and not any(names.isin(genes).any() for genes in known.values()):
+    if known and not any(genes_in(names).isin(genes).any() for genes in known.values()):
         raise DataError(
             f"{name}: none of its perturbations ({some(names, 3)}) is in any table or screen: {some(known)}"
         )
@@ -127,12 +128,15 @@ def cross_validate_challenge(
     with threadpool_limits(1):
         names, genes = challenge.perturbations, challenge.genes
         check_enough(names, str(challenge.train_path))
-        tables, elsewhere = _given(features, screens, names)
+        tables, elsewhere = _given(features, screens, genes_in(names))
         parts, knowledge = _prepare(challenge, (n_panels, panel_size), sigma)
     knowledge = replace(knowledge, tables=knowledge.tables | tables, screens=elsewhere)
-    fixed = [*methods.challenge_baselines(), *methods.model_methods(knowledge, names, genes, [*tables, *elsewhere])]
+    fixed = [
+        *methods.challenge_baselines(names),
+        *methods.model_methods(knowledge, names, genes, [*tables, *elsewhere]),
+    ]
     name = methods.full_name(knowledge) + methods.RECENTRED
-    recentred = Method(name, ResponseModel(), knowledge, cells=helpers.RecentredCells())
+    recentred = Method(name, for_names(ResponseModel(), names), knowledge, cells=helpers.RecentredCells())
     fixed += [recentred, *own_methods(own, knowledge)]
 
     def fold(test: pd.Index, chosen: list[Method], seed: int, number: int) -> ChallengeFold:
@@ -210,16 +214,20 @@ def _folds(
     draws: int,
     only: Sequence[str] | None,
 ) -> list:
-    """One fold object per seed and part. Leave-one-out has one split: later seeds run the random methods alone."""
+    """One fold object per seed and part. Leave-one-out has one split: later seeds run the random methods alone.
+
+    Where there are combinations, they are held out and their singles stay.
+    """
     if only is not None:
         known = [method.name for method in fixed] + [methods.RANDOM, methods.SHUFFLED]
         if unknown := sorted(set(only) - set(known)):
             raise DataError(f"no method {some(unknown)}; there are {some(known, 30)}")
-    folds = []
+    folds, combinations = [], [CRUNCH.is_combination(name) for name in names]
+    held_out = names[combinations] if any(combinations) else names
     for seed in seeds:
-        parts = split(names, n_folds, seed)
+        parts = split(held_out, n_folds, seed)
         chosen = random_methods(knowledge, names, seed, draws)
-        if len(parts) < len(names) or seed == seeds[0]:
+        if len(parts) < len(held_out) or seed == seeds[0]:
             chosen = fixed + chosen
         chosen = [method for method in chosen if only is None or method.name in only]
         folds += [make(test, chosen, seed, number) for number, test in enumerate(parts) if chosen]
@@ -334,22 +342,29 @@ def _run(options: argparse.Namespace, executor: Executor | None) -> pd.DataFrame
     effects = read_effects(options.effects)
     groups = read_groups(options.groups) if options.groups else None
     names = pd.Index(np.unique(genes_of(effects, groups, str(options.effects))))
-    mine, screens = _given(options.features, options.screens, names)
-    tables = {"symbol": symbol_table(sorted({*names, *effects.columns}))} | mine
+    genes, several = genes_in(names), sum(map(CRUNCH.is_combination, names))
+    mine, screens = _given(options.features, options.screens, genes)
+    tables = {"symbol": symbol_table(sorted({*genes, *effects.columns}))} | mine
     print(
-        f"{options.effects}: {len(effects)} rows of {len(names)} perturbed genes x {effects.shape[1]:,} responses; "
-        f"{how}."
+        f"{options.effects}: {len(effects)} rows of {len(genes)} perturbed genes x {effects.shape[1]:,} responses; "
+        f"{how}." + f" The {several} combinations are held out, singles stay." * bool(several)
     )
     for name, table in tables.items():
-        print(f"  feature table {name}: knows {table.known(names).sum()} of {len(names)} perturbed genes")
+        print(f"  feature table {name}: knows {table.known(genes).sum()} of {len(genes)} perturbed genes")
     for name, screen in screens.items():
         print(
-            f"  screen {name}: knows {names.isin(screen.perturbations).sum()} of {len(names)} perturbed genes and "
+            f"  screen {name}: knows {genes.isin(screen.perturbations).sum()} of {len(genes)} perturbed genes and "
             f"{effects.columns.isin(screen.responses).sum():,} of {effects.shape[1]:,} responses"
         )
-    return cross_validate_effects(
+    table = cross_validate_effects(
         effects, tables, screens=screens, mine=[*mine, *screens], groups=groups, name=str(options.effects), **common
     )
+    if several:
+        whole = for_names(ResponseModel(), names).fit(
+            effects.groupby(genes_of(effects, groups, "")).mean(), knowledge=GeneKnowledge(tables, screens)
+        )
+        print(f"\n{whole.describe()}")
+    return table
 
 
 def _executor(options: argparse.Namespace) -> AbstractContextManager[Executor | None]:

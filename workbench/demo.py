@@ -28,9 +28,10 @@ from helpers import DataError, replacing, text_size, text_time
 from method import READ_PER_SECOND
 from workbench import hub, report
 from workbench.commands import check_folder, check_outputs, command_line
-from workbench.simulate import is_simulated, simulate
+from workbench.simulate import FILES, is_simulated, simulate
 from workbench.sources.record import uncredited
 from workbench.validate import (
+    has_states,
     requested_genes,
     requested_perturbations,
     validate_method_description,
@@ -66,12 +67,14 @@ def run(folder: Path) -> Path:
     report.save_pictures(notebook, build / "pictures")
     page = build / "report.html"
     source = "demo data" if is_simulated(train) else ""
+    names = (CRUNCH.prediction_file, CRUNCH.predicted_proportions_file)
+    files = [path for path in (folder / "prediction" / name for name in names) if path.exists()]
     page.write_text(report.html(notebook, title=f"{CRUNCH.title}: report", source=source), encoding="utf-8")
     print(
         f"The submission is valid.\n\n{report.printed(notebook, report.SUMMARY[-1])}\n\n"
         f"  {page.resolve().as_uri()}  <- open this in a browser\n"
-        f"  {folder / 'prediction' / CRUNCH.prediction_file}\n"
-        f"  {folder / 'prediction' / CRUNCH.predicted_proportions_file}{reminder(folder)}"
+        + "\n".join(f"  {file}" for file in files)
+        + reminder(folder)
     )
     return page
 
@@ -140,7 +143,10 @@ def _place(notebook: NotebookNode, index: int) -> str:
 def _check(folder: Path) -> None:
     data = folder / "data"
     problems = validate_prediction_folder(
-        folder / "prediction", requested_perturbations(data, local=True), requested_genes(data)
+        folder / "prediction",
+        requested_perturbations(data, local=True),
+        requested_genes(data),
+        proportions=has_states(data),
     )
     problems += validate_method_description(_description())
     if problems:
@@ -187,6 +193,9 @@ def _copy(data: Path, folder: Path) -> None:
     for file in filter(Path.is_file, data.iterdir()):
         with replacing(folder / file.name) as temporary:
             shutil.copyfile(file, temporary)  # not its permissions: it may be read-only
+    for name in FILES:  # of other data, which say what these do not: states, say
+        if not (data / name).exists():
+            (folder / name).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

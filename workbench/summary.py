@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from contract import OBESITY_1 as CRUNCH
-from helpers import Challenge
+from helpers import Challenge, scored_metrics
 from workbench.compare import CEILING, CONTROL, STARTER, YOURS
 from workbench.evaluation import intervals
 from workbench.simulate import is_simulated
@@ -30,7 +30,7 @@ CEILING_IN_WORDS = (
 
 @dataclass(frozen=True)
 class Summary:
-    """The three scores beside control, starter and ceiling, with a verdict for each; `print` and notebooks show it."""
+    """The scores beside control, starter and ceiling, with a verdict for each; `print` and notebooks show it."""
 
     challenge: Challenge
     table: pd.DataFrame
@@ -44,14 +44,14 @@ class Summary:
         """Metrics x (your prediction, control, starter, ceiling): means over knock-outs, NaN where there is none."""
         by_perturbation = self.table.groupby(["metric", "method", "perturbation"])["value"].mean()
         means = by_perturbation.groupby(["metric", "method"]).mean().unstack()  # noqa: PD010 - one value each
-        return means.reindex(index=list(CRUNCH.metrics), columns=[YOURS, *BESIDE])
+        return means.reindex(index=scored_metrics(self.table), columns=[YOURS, *BESIDE])
 
     def verdicts(self) -> pd.DataFrame:
         """Metrics x (`words`, `difference`), texts: is it better than control, by the paired difference?"""
         higher = [name for name, metric in CRUNCH.metrics.items() if metric.higher_is_better]
         both = self.table[self.table["method"].isin([YOURS, CONTROL])]
         rows = intervals.summarise(both, "perturbation", higher_is_better=higher, baselines=[CONTROL])
-        rows = rows[rows["method"] == YOURS].set_index("metric").loc[list(CRUNCH.metrics)]
+        rows = rows[rows["method"] == YOURS].set_index("metric").loc[scored_metrics(self.table)]
         words = [_verdict(row, name in higher) for name, row in rows.iterrows()]
         return pd.DataFrame({"words": words, "difference": [_size(row) for _, row in rows.iterrows()]}, rows.index)
 

@@ -34,11 +34,34 @@ def requested_perturbations(data: Path, *, local: bool) -> list[str]:
     """
     if not local:
         return _names(data / CRUNCH.targets_file)
-    path = data / CRUNCH.local_proportions_file
+    path, truth = data / CRUNCH.local_proportions_file, data / CRUNCH.local_truth_file
+    if not path.exists() and truth.exists() and not has_states(data):
+        return _perturbations_of(truth)
     table = _read_table(path)
     if CRUNCH.perturbation not in table:
         raise ValueError(f"{path}: no column {CRUNCH.perturbation}; it has {_first(table.columns)}")
     return table[CRUNCH.perturbation].astype(str).tolist()
+
+
+def has_states(data: Path) -> bool:
+    """Whether anything in a data folder speaks of states of the cells: only then are proportions predicted."""
+    if any((data / name).exists() for name in (CRUNCH.proportions_file, CRUNCH.local_proportions_file)):
+        return True
+    try:
+        with h5py.File(data / CRUNCH.train_file) as file:
+            obs = file["obs"]
+            return isinstance(obs, h5py.Dataset) or any(state in obs for state in CRUNCH.states)
+    except (OSError, KeyError):  # what is wrong with it is said elsewhere
+        return True
+
+
+def _perturbations_of(path: Path) -> list[str]:
+    """The perturbations of the cells in a file, sorted."""
+    try:
+        with h5py.File(path) as file:
+            return sorted(set(read_elem(file["obs"])[CRUNCH.perturbation].astype(str)))
+    except (OSError, KeyError) as error:
+        raise ValueError(f"{path}: not a readable h5ad file ({error})") from error
 
 
 def requested_genes(data: Path) -> list[str]:
@@ -72,23 +95,30 @@ def validate_prediction_folder(
     genes: Sequence[str],
     *,
     cells_per_perturbation: int = CRUNCH.cells_per_perturbation,
+    proportions: bool = True,
 ) -> list[str]:
     """Problems of the folder: exactly the two expected files (`.gitkeep` aside), and both valid.
 
-    Raises FileNotFoundError when there is no such folder.
+    Of a screen without states `proportions` is False: then the cells alone are expected. Raises FileNotFoundError when
+    there is no such folder.
     """
-    folder, expected = Path(folder), [CRUNCH.prediction_file, CRUNCH.predicted_proportions_file]
+    folder = Path(folder)
+    expected = [CRUNCH.prediction_file, *([CRUNCH.predicted_proportions_file] if proportions else [])]
     extra = sorted({path.name for path in folder.iterdir()} - {*expected, KEPT})
     problems = [f"{name}: unexpected file in the prediction folder; write temporary files elsewhere." for name in extra]
-    prediction, proportions = (folder / name for name in expected)
+    prediction, table = folder / CRUNCH.prediction_file, folder / CRUNCH.predicted_proportions_file
     return problems + validate_submission(
-        prediction, proportions, perturbations, genes, cells_per_perturbation=cells_per_perturbation
+        prediction,
+        table if proportions else None,
+        perturbations,
+        genes,
+        cells_per_perturbation=cells_per_perturbation,
     )
 
 
 def validate_submission(
     prediction_h5ad: str | Path,
-    proportions_csv: str | Path,
+    proportions_csv: str | Path | None,
     perturbations: Sequence[str],
     genes: Sequence[str],
     *,
@@ -97,11 +127,10 @@ def validate_submission(
     """Problems of the two files against the P perturbations and G genes asked for; a missing file is a problem.
 
     The prediction may hold more perturbations and genes than asked for (the platform drops them), in any order;
-    the proportions may not.
+    the proportions may not; None says that there are none to check.
     """
-    return _check_prediction(Path(prediction_h5ad), perturbations, genes, cells_per_perturbation) + _check_proportions(
-        Path(proportions_csv), perturbations
-    )
+    problems = _check_prediction(Path(prediction_h5ad), perturbations, genes, cells_per_perturbation)
+    return problems + ([] if proportions_csv is None else _check_proportions(Path(proportions_csv), perturbations))
 
 
 def validate_method_description(
@@ -369,7 +398,9 @@ def _run(arguments: list[str] | None) -> int:
         genes = requested_genes(options.data_folder)
     except ValueError as error:
         raise DataError(str(error)) from error
-    problems = validate_prediction_folder(options.prediction_folder, perturbations, genes)
+    problems = validate_prediction_folder(
+        options.prediction_folder, perturbations, genes, proportions=has_states(options.data_folder)
+    )
     if options.method_description is not None:
         problems += validate_method_description(options.method_description)
     print("\n".join(problems) or "OK")

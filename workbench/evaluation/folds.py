@@ -29,7 +29,7 @@ from helpers import dense, open_matrix
 from method import CellGenerator, ProportionEstimator, call_with, checked_shares
 from response import ResponseModel
 from workbench.compare import CEILING
-from workbench.evaluation.methods import MEDIAN, Method, known, proportion_methods
+from workbench.evaluation.methods import MEDIAN, CombinationMean, Method, known, proportion_methods
 
 COLUMNS = [
     "method",
@@ -71,7 +71,7 @@ class EffectsFold:
         means = self.effects[~held_out].groupby(self.genes[~held_out]).mean()
         truth, genes = self.effects[held_out].to_numpy(float), self.genes[held_out]
         n_cells = None if self.n_cells is None else self.n_cells[means.index]
-        reference = np.average(means, axis=0, weights=n_cells)
+        reference = perturbed_mean(means, self.test, n_cells).to_numpy()
         rows = ScoreRows(self.seed, self.fold)
         for method in self.methods:
             with measured() as cost:
@@ -93,13 +93,13 @@ class ChallengeFold:
     """`means` (perturbations x genes, the control among them) and `n_cells` are of all perturbations of `path`.
 
     `panels` pairs the genes of a panel with its bandwidth. `pool` are control cells, and `base` the generator of cells
-    that was fitted to them.
+    that was fitted to them. Without `proportions` no shares are predicted.
     """
 
     path: Path
     means: pd.DataFrame
     n_cells: pd.Series
-    proportions: pd.DataFrame
+    proportions: pd.DataFrame | None
     pool: ad.AnnData
     base: helpers.ScaledCells
     panels: list[tuple[pd.Index, float]]
@@ -111,7 +111,7 @@ class ChallengeFold:
     def run(self) -> pd.DataFrame:
         """ScoreRows of the platform's three metrics, of the errors as for effects, and of two ceilings."""
         means, n_cells = self.means.drop(index=self.test), self.n_cells.drop(index=self.test)
-        reference = helpers.PerturbedMean().fit(means, n_cells=n_cells).mean_
+        reference = perturbed_mean(means, self.test, n_cells)
         rows, predictions = ScoreRows(self.seed, self.fold), []
         for method in self.methods:
             with measured() as cost:
@@ -137,6 +137,8 @@ class ChallengeFold:
                     rows.add_scores(TRUE_MEAN, target, i, {"mmd": helpers.mmd(true, made, sigma)}, None)
                     if len(true) >= CEILING_CELLS:
                         rows.add_scores(CEILING, target, i, ceiling_scores(true, centre, sigma), None)
+        if self.proportions is None:
+            return rows.table()
         shares = self.proportions.loc[self.means.index]
         table = proportion_rows(shares, self.test, means, self.seed, self.fold, n_cells=n_cells, own=self.methods)
         return pd.concat([rows.table(), table], ignore_index=True)
@@ -150,6 +152,12 @@ class ChallengeFold:
                 fitted[method.name] = own = copy.deepcopy(method.cells)
                 call_with(own.fit, means=means, pool=self.pool)
         return [{name: cells.for_genes(panel) for name, cells in fitted.items()} for panel, _ in self.panels]
+
+
+def perturbed_mean(means: pd.DataFrame, test: pd.Index, n_cells: pd.Series | None) -> pd.Series:
+    """Pearson's reference: the mean of the training perturbations, of combinations where such are held out."""
+    model = CombinationMean if CRUNCH.is_combination(test[0]) else helpers.PerturbedMean
+    return model().fit(means, n_cells=n_cells).mean_
 
 
 def proportion_rows(

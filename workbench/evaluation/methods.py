@@ -23,6 +23,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 
 import helpers
+from combinations import Added, DeltaMean, for_names, genes_in
 from contract import OBESITY_1 as CRUNCH
 from helpers import DataError, some
 from knowledge import FeatureTable, GeneKnowledge
@@ -44,6 +45,7 @@ SCREENS, BOTH = f"{ALL} + screens", f"{ALL} + template"
 RECENTRED = ", recentred cells"
 WITHOUT, WITHOUT_MINE = "without ", "without all of mine"
 RANDOM, SHUFFLED = "random features", "shuffled features"
+DELTA_MEAN, ADDED = "delta-mean (starter)", "effects added up"
 CONTROL_MEAN, PERTURBED_MEAN, MEDIAN = "control", "perturbed mean", "median shares"
 RANDOM_TABLES, RANDOM_FEATURES = 5, 50
 
@@ -59,6 +61,15 @@ class ZeroEffect(BaseEstimator):
     def predict(self, targets: Sequence[str]) -> pd.DataFrame:
         """Targets x responses, all 0."""
         return pd.DataFrame(0.0, index=pd.Index(targets), columns=self.columns_)
+
+
+class CombinationMean(helpers.PerturbedMean):
+    """Baseline: the mean over cells with several knock-outs."""
+
+    def fit(self, means: pd.DataFrame, n_cells: pd.Series | None = None) -> CombinationMean:
+        """Learn from perturbations x responses."""
+        super().fit(means[[CRUNCH.is_combination(name) for name in means.index]], n_cells)
+        return self
 
 
 class RenormalisedMedians(BaseEstimator):
@@ -202,20 +213,30 @@ def own_methods(names: Sequence[str], knowledge: GeneKnowledge) -> list[Method]:
 def effect_baselines(names: pd.Index, columns: pd.Index, *, zero_effect: bool) -> list[Method]:
     """Baselines for a matrix of effects."""
     methods = [Method(ZERO, ZeroEffect())] if zero_effect else []
+    if any(map(CRUNCH.is_combination, names)):
+        return [*methods, Method(TRAIN_MEAN, CombinationMean()), *combination_baselines()]
     methods.append(Method(TRAIN_MEAN, helpers.PerturbedMean()))
     if names.isin(columns).any():
         methods.append(Method(PCA_RIDGE, helpers.PCARidge()))
     return methods
 
 
-def challenge_baselines() -> list[Method]:
+def challenge_baselines(names: pd.Index) -> list[Method]:
     """Baselines for mean expression profiles of cells."""
+    if any(map(CRUNCH.is_combination, names)):
+        mean = Method(PERTURBED_MEAN, CombinationMean())
+        return [Method(CONTROL_MEAN, helpers.ControlMean()), mean, *combination_baselines()]
     return [
         Method(CONTROL_MEAN, helpers.ControlMean()),
         Method(PERTURBED_MEAN, helpers.PerturbedMean()),
         Method(STARTER, helpers.PCARidge(), cells=helpers.GaussianCells()),
         Method(PCA_RIDGE, helpers.PCARidge()),
     ]
+
+
+def combination_baselines() -> list[Method]:
+    """Baselines for combinations."""
+    return [Method(DELTA_MEAN, DeltaMean()), Method(ADDED, Added())]
 
 
 def proportion_methods(*, with_means: bool) -> dict[str, BaseEstimator]:
@@ -242,18 +263,23 @@ def model_methods(
     alone |= {name: GeneKnowledge({}, {name: screen}) for name, screen in knowledge.screens.items()}
     if knowledge.template is not None:
         alone["template"] = GeneKnowledge({}, template=knowledge.template)
-    methods = [Method(CONSTANT, ResponseModel(own_response=False))]
-    methods += [Method(f"{name} alone", ResponseModel(own_response=False), part) for name, part in alone.items()]
-    if names.isin(columns).any():
-        methods.append(Method(OWN, ResponseModel()))
+    methods = [Method(CONSTANT, for_names(ResponseModel(own_response=False), names))]
+    methods += [
+        Method(f"{name} alone", for_names(ResponseModel(own_response=False), names), part)
+        for name, part in alone.items()
+    ]
+    if genes_in(names).isin(columns).any():
+        methods.append(Method(OWN, for_names(ResponseModel(), names)))
     if knowledge.template is not None:
         part = replace(knowledge, template=None)
-        methods.append(Method(full_name(part), ResponseModel(), part))
-    methods.append(Method(full_name(knowledge), ResponseModel(), knowledge, submitted=True))
+        methods.append(Method(full_name(part), for_names(ResponseModel(), names), part))
+    methods.append(Method(full_name(knowledge), for_names(ResponseModel(), names), knowledge, submitted=True))
     left_out = {f"{WITHOUT}{name}": {name} for name in mine}
     if len(mine) > 1:
         left_out[WITHOUT_MINE] = set(mine)
-    methods += [Method(name, ResponseModel(), _without(knowledge, part)) for name, part in left_out.items()]
+    methods += [
+        Method(name, for_names(ResponseModel(), names), _without(knowledge, part)) for name, part in left_out.items()
+    ]
     return methods
 
 
@@ -275,9 +301,9 @@ def random_methods(knowledge: GeneKnowledge, names: pd.Index, seed: int, draws: 
     methods = []
     for draw in range(draws):
         random = GeneKnowledge(_random_tables(names, (seed, draw)))
-        methods.append(Method(RANDOM, ResponseModel(own_response=False), random, draw=draw))
+        methods.append(Method(RANDOM, for_names(ResponseModel(own_response=False), names), random, draw=draw))
         permutation = int(np.random.SeedSequence((seed, draw)).generate_state(1)[0])
-        methods.append(Method(SHUFFLED, ResponseModel(), knowledge, shuffled=permutation, draw=draw))
+        methods.append(Method(SHUFFLED, for_names(ResponseModel(), names), knowledge, shuffled=permutation, draw=draw))
     return methods
 
 

@@ -58,9 +58,11 @@ def umap(
     place = pd.DataFrame(_umap(cells, seed), index=cells.obs_names)
     figure, axes = plt.subplots(1, 2, figsize=(11, 5.4), sharex=True, sharey=True, layout="constrained")
     others = place[cells.obs["kind"] == TRAINING]
+    has_states = challenge.proportions is not None
+    states = STATE_COLOURS if has_states else {TRAINING: GREY}
     axes[1].scatter(*others.to_numpy().T, s=5, color=PALE, label=f"{TRAINING} ({len(others)})")
     for axis, column, colours, title in (
-        (axes[0], "state", STATE_COLOURS, f"{TRAINING}, by state"),
+        (axes[0], "state", states, f"{TRAINING}, by state" if has_states else TRAINING),
         (axes[1], "kind", {REAL: ORANGE, PREDICTED: BLUE}, "cells of the local knock-outs"),
     ):
         for name, colour in colours.items():
@@ -80,7 +82,8 @@ def _sample(
     genes = prediction.var_names.intersection(truth.var_names).intersection(challenge.genes)
     rows = np.sort(rng.choice(len(challenge.obs), min(most, len(challenge.obs)), replace=False))
     parts, obs = [helpers.read_cells(challenge.train_path, rows)[:, genes].X], [TRAINING] * len(rows)
-    states = list(disjoint_states(challenge.obs.iloc[rows]).idxmax(axis=1))
+    has_states = challenge.proportions is not None
+    states = list(disjoint_states(challenge.obs.iloc[rows]).idxmax(axis=1)) if has_states else [TRAINING] * len(rows)
     for kind, cells in ((REAL, truth), (PREDICTED, prediction)):
         chosen = np.sort(rng.choice(cells.n_obs, min(most, cells.n_obs), replace=False))
         parts.append(cells[chosen, genes].X)

@@ -33,7 +33,10 @@ def data_overview(challenge: Challenge, stats: PerturbationStats, *, source: str
     figure, axes = plt.subplots(2, 2, figsize=(12, 9.5), layout="constrained")
     figure.suptitle(titled("The training data", source))
     _cells_per_perturbation(axes[0, 0], stats.n_cells)
-    _states(axes[0, 1], challenge.proportions)
+    if challenge.proportions is None:
+        _note(axes[0, 1], "This screen has no states of the cells.")
+    else:
+        _states(axes[0, 1], challenge.proportions)
     _target_expression(axes[1, 0], challenge, stats)
     _effects_against_noise(axes[1, 1], stats)
     return figure
@@ -49,6 +52,11 @@ def _cells_per_perturbation(axes: Axes, n_cells: pd.Series) -> None:
     axes.set(yscale="log", xlabel="perturbations, sorted", ylabel="cells", title="Cells of each perturbation")
     plain_numbers(axes.yaxis)
     legend_below(axes)
+
+
+def _note(axes: Axes, words: str) -> None:
+    axes.text(0.5, 0.5, words, ha="center", va="center", transform=axes.transAxes)
+    axes.set_axis_off()
 
 
 def _states(axes: Axes, proportions: pd.DataFrame) -> None:

@@ -42,17 +42,15 @@ NOISY_CEILING = (
 
 @plain_style()
 def scores(table: pd.DataFrame, *, source: str = "") -> Figure:
-    """One panel per metric, one row per method: a point per knock-out, a bar and a number for their mean.
+    """One panel per metric of the table, one row per method: a point per knock-out, a bar and a number for their mean.
 
     `table` is that of `workbench.compare`: a row per method, perturbation, metric and panel of genes.
     """
-    methods = list(table["method"].unique())
+    methods, metrics = list(table["method"].unique()), helpers.scored_metrics(table)
     size = (12, 1.5 + 0.42 * len(methods))
-    figure, axes = plt.subplots(
-        1, len(CRUNCH.metrics), figsize=size, sharey=True, layout=ConstrainedLayoutEngine(wspace=0.05)
-    )
+    figure, axes = plt.subplots(1, len(metrics), figsize=size, sharey=True, layout=ConstrainedLayoutEngine(wspace=0.05))
     values = table.groupby(["method", "metric", "perturbation"])["value"].mean()
-    for axis, metric in zip(axes, CRUNCH.metrics, strict=True):
+    for axis, metric in zip(axes, metrics, strict=True):
         for row, method in enumerate(methods):
             if (method, metric) in values:
                 _strip(axis, row, values[method, metric], COLOURS.get(method, GREY), bold=method == YOURS)

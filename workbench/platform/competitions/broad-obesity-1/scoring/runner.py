@@ -76,7 +76,9 @@ def run(
         _infer_again(context, prediction)
 
     perturbations = validate.requested_perturbations(data, local=context.is_local)
-    problems = validate.validate_prediction_folder(prediction, perturbations, validate.requested_genes(data))
+    problems = validate.validate_prediction_folder(
+        prediction, perturbations, validate.requested_genes(data), proportions=validate.has_states(data)
+    )
     for problem in problems:
         context.log(problem, error=True)
     if problems:
