@@ -1,8 +1,14 @@
-"""The torture itself, a small one: nothing is lost and nothing silent here, and a fault would be seen."""
+"""The torture itself, a small one: nothing is lost and nothing silent here, and a fault would be seen.
 
+All of it runs in a process of its own, since workers are forked, and the tests before have left threads in this one.
+"""
+
+import multiprocessing
 import os
 import random
+import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import h5py
 import numpy as np
@@ -11,40 +17,64 @@ import pytest
 from workbench.torture import __main__ as torture
 from workbench.torture import flips, processes, stress
 from workbench.torture.jobs import Job, jobs, slow_host
-from workbench.torture.processes import run
-from workbench.torture.stress import FAULTS, Row, World
+from workbench.torture.processes import Worker, run
+from workbench.torture.stress import Row, World
 
-CHANCE = random.Random(0)  # noqa: S311
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
 BODY = 200_000  # bytes of what the careless job writes
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    """Call a function of this file in a new process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        yield lambda call, *arguments: pool.submit(call, *arguments).result(300)
+
+
+def chance():
+    return random.Random(0)  # noqa: S311
 
 
 def faults(rows):
     return [fault for row in rows for fault in row.faults]
 
 
-def numbers(row):
-    return {column: row.numbers.get(column, 0) for column in FAULTS}
+# ---------------------------------------------------------------------------------------------------------------------
+# Nothing is lost
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_killed_and_disturbed_loses_nothing(tmp_path):
-    (job,) = (job for job in jobs(0) if job.name == "local_split")
-    rows = stress.stress(job, 4, 1, 0, tmp_path / "job")
+def disturbed(name, folder):
+    (job,) = (job for job in jobs(0) if job.name == name)
+    return stress.stress(job, 4, 1, 0, folder / "job")
+
+
+def killed(name, n, folder):
+    with slow_host() as port:
+        (job,) = (job for job in jobs(port) if job.name == name)
+        return stress.kills(World(job, folder / "job"), n, chance())
+
+
+def flipped(n, folder):
+    return [row for i, target in enumerate(flips.targets()) for row in flips.flips(target, n, 0, folder / str(i))]
+
+
+def test_what_is_killed_and_disturbed_loses_nothing(fresh, tmp_path):
+    rows = fresh(disturbed, "local_split", tmp_path)
     assert not faults(rows)
     assert rows[0].numbers["tried"] == 4
     assert {row.what for row in rows} >= {"two writers at once", "file size limit", "memory limit (RLIMIT_AS)"}
 
 
-@pytest.mark.parametrize("name", ["synthesis train", "sources get"])
-def test_what_goes_on_where_it_was_killed_loses_nothing(name, tmp_path):
-    with slow_host() as port:
-        (job,) = (job for job in jobs(port) if job.name == name)
-        row = stress.kills(World(job, tmp_path / "job"), 3, random.Random(1))  # noqa: S311
+@pytest.mark.parametrize("name", ["infer", "synthesis train", "sources get"])
+def test_what_goes_on_where_it_was_killed_loses_nothing(name, fresh, tmp_path):
+    row = fresh(killed, name, 3, tmp_path)
     assert not row.faults
     assert row.numbers["tried"] == 3
 
 
-def test_flips_are_seen_and_never_crash(tmp_path):
-    rows = [row for i, target in enumerate(flips.targets()) for row in flips.flips(target, 18, 0, tmp_path / str(i))]
+def test_flips_are_seen_and_never_crash(fresh, tmp_path):
+    rows = fresh(flipped, 18, tmp_path)
     assert not faults(rows)
     assert [row.numbers["tried"] for row in rows] == [18] * 5
     assert rows[0].numbers["refused"] > 4
@@ -52,21 +82,19 @@ def test_flips_are_seen_and_never_crash(tmp_path):
 
 
 def test_kills_that_are_asked_for_are_shared_among_the_jobs_and_added_up(tmp_path, monkeypatch):
-    asked = []
-
     def counted(job, n_kills, n_others, seed, folder):
-        asked.append((job.name, n_kills))
         return [Row("kills", {"tried": n_kills}), Row("others", {"tried": n_others, "lost": 1}, ["lost"])]
 
     monkeypatch.setattr(torture, "stress", counted)
     monkeypatch.setattr(torture, "ProcessPoolExecutor", InThisProcess)
     monkeypatch.setattr(flips, "tasks", lambda *_: [])
     rows = torture.torture(23, 2, 0, 0, tmp_path)
-    assert sum(n for _, n in asked) == 23
-    assert [(row.what, row.numbers["tried"]) for row in rows] == [("kills", 23), ("others", 2 * len(asked))]
+    n_jobs = len(jobs(0))
+    assert [(row.what, row.numbers["tried"]) for row in rows] == [("kills", 23), ("others", 2 * n_jobs)]
+    assert faults(rows) == ["lost"] * n_jobs
     shown = torture.table(rows).splitlines()
-    assert shown[-1].split()[:2] == ["all", str(23 + 2 * len(asked))]
-    assert f" {len(asked)} " in shown[-1], "what was lost"
+    assert shown[-1].split()[:2] == ["all", str(23 + 2 * n_jobs)]
+    assert f" {n_jobs} " in shown[-1], "what was lost"
 
 
 class InThisProcess:
@@ -89,18 +117,13 @@ class InThisProcess:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def written_in_place(inputs, out, seed):
+def in_place(inputs, out, seed):
     """What must not be done: no temporary name, and no lock."""
     with (out / "table").open("wb") as file:
         for _ in range(100):
             file.write(bytes([seed]) * (BODY // 100))
             file.flush()
-            time.sleep(0.001)
-
-
-def scratch_is_left(inputs, out, seed):
-    (out / f"scratch{random.SystemRandom().random()}").write_text("")
-    (out / "table").write_bytes(bytes([seed]))
+            time.sleep(0.004)
 
 
 def one_temporary_name(inputs, out, seed):
@@ -109,9 +132,8 @@ def one_temporary_name(inputs, out, seed):
     (out / "temporary").rename(out / "table")
 
 
-def deleted_first(inputs, out, seed):
-    (out / "table").unlink(missing_ok=True)
-    time.sleep(0.4)
+def scratch_is_left(inputs, out, seed):
+    (out / f"scratch{time.monotonic_ns()}").write_text("")
     (out / "table").write_bytes(bytes([seed]))
 
 
@@ -121,69 +143,94 @@ def raises(inputs, out, seed):
     (out / "table").write_bytes(bytes([seed]))
 
 
-def never_goes_on(inputs, out, seed):
-    (out / "part").write_bytes(b"half")
-    time.sleep(0.4)
-    (out / "part").unlink()
+def begins_anew(inputs, out, seed):
+    (out / "part").unlink(missing_ok=True)
     (out / "table").write_bytes(bytes([seed]))
 
 
-def world(run, tmp_path, **options):
-    return World(Job("careless", lambda inputs: None, run, **options), tmp_path / "world")
+def always_the_same(inputs, out, seed):
+    (out / "table").write_text("same")
 
 
-def test_a_file_that_is_written_in_place_is_seen_incomplete(tmp_path):
-    row = stress.kills(world(written_in_place, tmp_path), 4, CHANCE)
-    assert row.numbers["incomplete"] > 0
-    row = stress.file_size(world(written_in_place, tmp_path / "2"), 1, CHANCE)
-    assert row.numbers["incomplete"] > 0
+def says_so(said, inputs, size):
+    return "goes on" in said
 
 
-def test_two_writers_with_one_temporary_name_are_seen(tmp_path):
-    assert stress.two_writers(world(one_temporary_name, tmp_path), 6, CHANCE).numbers["tracebacks"] > 0
+def nothing(inputs):
+    pass
 
 
-def test_scratch_files_are_seen_as_left_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(World, "is_done", lambda self, now, seed: True)
-    assert stress.kills(world(scratch_is_left, tmp_path), 1, CHANCE).numbers["left over"] > 0
+def careless(part, writer, n, folder):
+    return getattr(stress, part)(World(Job("careless", nothing, writer), folder / "world"), n, chance()).numbers
 
 
-def test_a_result_that_is_deleted_first_is_seen_as_lost(tmp_path):
-    assert stress.kills(world(deleted_first, tmp_path), 4, CHANCE).numbers["lost"] > 0
+def after_a_part(folder):
+    world, row = World(Job("careless", nothing, begins_anew, unfinished="part", goes_on=says_so), folder / "w"), Row("")
+    world.begin(0)
+    (world.out / "part").write_bytes(b"half")
+    stress._next_run(world, row, 1)
+    return row.numbers
 
 
-def test_a_traceback_is_seen(tmp_path):
-    assert stress.file_size(world(raises, tmp_path), 1, CHANCE).numbers["tracebacks"] > 0
+def after_a_deletion(folder):
+    world, row = World(Job("careless", nothing, begins_anew), folder / "w"), Row("")
+    world.begin(0)
+    before = stress.contents(world.out)
+    (world.out / "table").unlink()
+    world.check_files(row, before, (1,), "")
+    return row.numbers
 
 
-def test_work_that_is_begun_anew_is_seen_as_lost(tmp_path):
-    made = world(never_goes_on, tmp_path, unfinished="part", goes_on=lambda said, inputs, size: "goes on" in said)
-    assert stress.kills(made, 4, CHANCE).numbers["lost"] > 0
+@pytest.mark.parametrize(
+    ("part", "writer", "n", "fault"),
+    [
+        ("kills", in_place, 4, "incomplete"),
+        ("file_size", in_place, 1, "incomplete"),
+        ("two_writers", one_temporary_name, 6, "tracebacks"),
+        ("kills", scratch_is_left, 1, "left over"),
+        ("file_size", raises, 1, "tracebacks"),
+    ],
+)
+def test_a_careless_writer_is_seen(part, writer, n, fault, fresh, tmp_path):
+    assert fresh(careless, part, writer, n, tmp_path).get(fault, 0) > 0
 
 
-def test_jobs_must_write_something_else_with_the_other_seed(tmp_path):
+def test_work_that_is_begun_anew_and_files_that_are_gone_are_seen_as_lost(fresh, tmp_path):
+    assert fresh(after_a_part, tmp_path / "1") == {"lost": 1}
+    assert fresh(after_a_deletion, tmp_path / "2") == {"lost": 1}
+
+
+def test_jobs_must_write_something_else_with_the_other_seed(fresh, tmp_path):
     with pytest.raises(RuntimeError, match="writes the same with both seeds"):
-        world(lambda inputs, out, seed: (out / "table").write_text("same"), tmp_path)
+        fresh(careless, "kills", always_the_same, 1, tmp_path)
 
 
-def test_flips_of_a_file_that_nobody_checks_are_silent_and_those_that_crash_are_counted(tmp_path):
-    def prepare(folder):
-        with h5py.File(folder / "file", "w") as file:
-            file["values"] = np.zeros(10)
+def prepare(folder):
+    with h5py.File(folder / "file", "w") as file:
+        file["values"] = np.zeros(10)
 
-    def no_check(path):
-        return [path.read_bytes()]
 
-    def crash(path):
-        return [os._exit(3) if sum(path.read_bytes()) != sum(whole) else 1]
+def no_check(path):
+    return [path.read_bytes()]
 
-    (row,) = flips.flips(flips.Target("careless", prepare, "file", no_check, 1), 20, 0, tmp_path / "careless")
-    assert numbers(row)["silent"] + row.numbers.get("unseeable", 0) == 20
-    assert numbers(row)["silent"] > 0
-    prepare(tmp_path)
-    whole = (tmp_path / "file").read_bytes()
-    (row,) = flips.flips(flips.Target("crashing", prepare, "file", crash, 1), 3, 0, tmp_path / "crashing")
-    assert numbers(row)["crashes"] == 3
+
+def crash(path):
+    with h5py.File(path) as file:
+        if file["values"][:].any():
+            os._exit(3)
+    return [1]
+
+
+def flips_of(read, folder):
+    (row,) = flips.flips(flips.Target("", prepare, "file", read, 1), 60, 0, folder / "flips")
+    return row.numbers
+
+
+def test_flips_that_nobody_looks_for_are_silent_and_those_that_crash_are_counted(fresh, tmp_path):
+    numbers = fresh(flips_of, no_check, tmp_path / "1")
+    assert numbers["silent"] + numbers.get("unseeable", 0) == 60
+    assert numbers["silent"] > 0
+    assert fresh(flips_of, crash, tmp_path / "2")["crashes"] > 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -191,12 +238,18 @@ def test_flips_of_a_file_that_nobody_checks_are_silent_and_those_that_crash_are_
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_is_number_one_where_it_can_be(tmp_path):
-    outcome = run(lambda: print("number", os.getpid()), tmp_path / "log")
-    assert outcome.how == "well"
-    assert (outcome.said == "number 1\n") == processes.is_number_one()
+def number_of_a_worker(folder):
+    return run(lambda: print("number", os.getpid()), folder / "log").said, processes.is_number_one()
 
 
-def test_a_worker_that_hangs_is_a_crash(tmp_path):
-    worker = processes.Worker(lambda: time.sleep(60), tmp_path / "log")
-    assert worker.wait(0.1).how == "crash"
+def one_that_hangs(folder):
+    return Worker(lambda: time.sleep(60), folder / "log").wait(0.1).how
+
+
+def test_a_worker_is_number_one_where_it_can_be(fresh, tmp_path):
+    said, possible = fresh(number_of_a_worker, tmp_path)
+    assert (said == "number 1\n") == possible
+
+
+def test_a_worker_that_hangs_is_a_crash(fresh, tmp_path):
+    assert fresh(one_that_hangs, tmp_path) == "crash"
