@@ -1612,10 +1612,15 @@ def in_steps(cells: np.ndarray, step: float = 1 / 64) -> np.ndarray:
 
 def write_proportions(path: str | os.PathLike[str], proportions: pd.DataFrame) -> None:
     """Write `predict_program_proportion.csv` from targets x pre_adipo, adipo, lipo, other; DataError for no shares."""
-    check_shares(proportions, "the predicted shares")
-    table = proportions.rename_axis(CRUNCH.perturbation).reset_index()[CRUNCH.predicted_columns]
+    table = proportions_table(proportions)
     with replacing(Path(path)) as temporary:
         table.to_csv(temporary, index=False)
+
+
+def proportions_table(proportions: pd.DataFrame) -> pd.DataFrame:
+    """The columns of `predict_program_proportion.csv`, checked. Raises DataError for what are no shares."""
+    check_shares(proportions, "the predicted shares")
+    return proportions.rename_axis(CRUNCH.perturbation).reset_index()[CRUNCH.predicted_columns]
 
 
 INDEX_SHARE = 0.25  # bytes of column numbers per byte of values in a sparse file, at most: measured 0.16
@@ -1819,7 +1824,7 @@ MOST_PACKED = 1100  # times that compression makes values smaller, at most: gzip
 
 @contextmanager
 def writing_hdf5(path: Path) -> Iterator[h5py.File]:
-    """An open HDF5 file that is in memory until its end: on a full disk HDF5 crashes when it closes compressed ones."""
+    """An open HDF5 file that is in memory until its end: on a full disk, HDF5 may crash when it closes one."""
     with h5py.File(path, "w", driver="core", backing_store=False) as file:
         yield file
         file.flush()
