@@ -69,8 +69,8 @@ class CombinationModel(ResponseModel):
         The length of the effect of each gene, by which the longest is told.
     found_ : Series
         `combinations`: how many were learned from; `shrinkage`, `scale` and `blend`; `factor`: what is foretold, in
-        units of the sum of what the singles say of each effect; `additive` and `pearson`: leave-one-out correlations of the sum and of what
-        is foretold; `error`: the expected length of the error.
+        units of the sum of what the singles say of each effect; `additive` and `pearson`: leave-one-out correlations
+        of the sum and of what is foretold; `error`: the expected length of the error.
     together_, offset_, factors_ : Series (G,)
         The mean over cells with several knock-outs, the mean of t, and the factor of each response.
     process_ : DataFrame (genes, K), process_basis_ : DataFrame (K, G)
