@@ -69,8 +69,8 @@ class CombinationModel(ResponseModel):
         The length of the effect of each gene, by which the longest is told.
     found_ : Series
         `combinations`: how many were learned from; `shrinkage`, `scale` and `blend`; `factor`: what is foretold, in
-        units of the plain sum of effects; `additive` and `pearson`: leave-one-out correlations of the sum and of what
-        is foretold; `error`: the expected length of the error.
+        units of the sum of what the singles say of each effect; `additive` and `pearson`: leave-one-out correlations
+        of the sum and of what is foretold; `error`: the expected length of the error.
     together_, offset_, factors_ : Series (G,)
         The mean over cells with several knock-outs, the mean of t, and the factor of each response.
     process_ : DataFrame (genes, K), process_basis_ : DataFrame (K, G)
@@ -111,14 +111,15 @@ class CombinationModel(ResponseModel):
         self.together_ = _mean(several, cells)
         whole, lengths = sums.lengths(expected)
         self.lengths_ = pd.Series(whole, holds.columns)
-        chosen, additive = _best_sums(sums, expected, (several - self.together_).to_numpy())
-        shrinkage, scale, blend = chosen
+        found = _best_sums(sums, expected, (several - self.together_).to_numpy())
+        shrinkage, scale, blend = max(found, key=lambda which: found[which])
+        additive = max(hit for which, hit in found.items() if which[1:] == (1.0, 0.0))
         rows, plain = np.flatnonzero(count[count > 0] > 1), sums
         sums = plain.of_several(lengths, scale, blend)
         own = sums.own(expected, shrinkage)
         self.own_ = pd.DataFrame(own, holds.columns, responses.columns)
         foretold = sums.left_out(rows, expected + own, shrinkage)
-        added = plain.D[rows] @ plain.alone(expected, SHRINKAGES[0])
+        added = plain.D[rows] @ plain.alone(expected, min(shrinkage, 1.0))
         hits = self._fit_combinations(several, cells[several.index], foretold, knowledge)
         left = (1 - hits.clip(0) ** 2) * ((several - self.together_) ** 2).sum(axis=1)
         self.found_ = pd.Series(
@@ -267,6 +268,7 @@ class DeltaMean(BaseEstimator):
 
     def predict(self, targets: Sequence[str]) -> pd.DataFrame:
         """Targets x G; a single is the mean of singles and its difference from it."""
+        check_is_fitted(self)
         holds = _holds(pd.Index(targets))
         deltas = holds.to_numpy() @ self.deltas_.reindex(holds.columns, fill_value=0.0).to_numpy()
         several = np.array([_kind(name) == 2 for name in holds.index])[:, None]
@@ -308,6 +310,7 @@ class Added(BaseEstimator):
 
     def predict(self, targets: Sequence[str]) -> pd.DataFrame:
         """Targets x G."""
+        check_is_fitted(self)
         holds = _holds(pd.Index(targets))
         effects = self.effects_.reindex(holds.columns)
         effects = effects.where(effects.notna(), self.mean_, axis=1)
@@ -408,11 +411,8 @@ def _parts(D: np.ndarray, lengths: np.ndarray, scale: float, blend: float) -> np
     return scale * ((1.0 - blend) * D + blend * np.eye(D.shape[1])[longest])
 
 
-def _best_sums(sums: _Sums, expected: np.ndarray, r: np.ndarray) -> tuple[tuple[float, float, float], float]:
-    """Shrinkage, scale and blend of the best leave-one-out correlation with the residuals r (c x G) of combinations.
-
-    Also the correlation of plain adding up.
-    """
+def _best_sums(sums: _Sums, expected: np.ndarray, r: np.ndarray) -> dict[tuple[float, float, float], float]:
+    """By shrinkage, scale and blend: leave-one-out correlation with the residuals r (c x G) of the combinations."""
     rows = np.flatnonzero(sums.D.sum(axis=1) > 1)
     y, expected, r = _coordinates(sums.y, expected, r)  # products of rows are all that is needed
     sums, found = replace(sums, y=y), {}
@@ -424,8 +424,7 @@ def _best_sums(sums: _Sums, expected: np.ndarray, r: np.ndarray) -> tuple[tuple[
             t = t - t.mean(axis=0)
             cosine = (t * r).sum(axis=1) / np.maximum(np.linalg.norm(t, axis=1) * np.linalg.norm(r, axis=1), 1e-12)
             found[float(shrinkage), scale, blend] = float(cosine.mean())
-    additive = max(hit for (_, scale, blend), hit in found.items() if (scale, blend) == (1.0, 0.0))
-    return max(found, key=lambda which: found[which]), additive
+    return found
 
 
 def _coordinates(*blocks: np.ndarray) -> list[np.ndarray]:

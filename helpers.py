@@ -191,9 +191,12 @@ def load_challenge(folder: str | os.PathLike[str]) -> Challenge:
 
 def _has_states(folder: Path) -> bool:
     """Whether anything in the folder speaks of states: then all of it must."""
-    if any((folder / name).exists() for name in (CRUNCH.proportions_file, CRUNCH.local_proportions_file)):
-        return True
-    with _open_store(folder / CRUNCH.train_file) as file:
+    files = (CRUNCH.proportions_file, CRUNCH.local_proportions_file)
+    return any((folder / name).exists() for name in files) or _speaks_of_states(folder / CRUNCH.train_file)
+
+
+def _speaks_of_states(path: Path) -> bool:
+    with _open_store(path) as file:
         obs = file["obs"]
         return isinstance(obs, h5py.Dataset) or any(state in obs for state in CRUNCH.states)
 
@@ -904,8 +907,9 @@ def fingerprint(path: Path) -> str:
 
     It takes no pass over the cells, which may be 10 GB, and yet other cells, genes, labels or another scale change it.
     """
-    with open_matrix(path, [CRUNCH.perturbation, *CRUNCH.states]) as (matrix, obs, genes, _):
-        table = obs.astype({CRUNCH.perturbation: str} | dict.fromkeys(CRUNCH.states, int))
+    states = CRUNCH.states if _speaks_of_states(path) else []
+    with open_matrix(path, [CRUNCH.perturbation, *states]) as (matrix, obs, genes, _):
+        table = obs.astype({CRUNCH.perturbation: str} | dict.fromkeys(states, int))
         digest = hashlib.sha256(json.dumps([list(genes), *table.to_numpy().T.tolist()]).encode())
         for row in np.unique(np.linspace(0, len(obs) - 1, 64).astype(int)):
             digest.update(dense(matrix[slice(row, row + 1)]).astype(np.float32).tobytes())
@@ -1475,7 +1479,8 @@ def write_prediction(
             progress_bar(f"writing {path.name}", total=size, unit="B", unit_scale=True) as progress,
         ):
             stored = _create_matrix(file, pattern, len(means), (n_cells, means.shape[1]), form)
-            _write_values(stored, values_of, len(means), 2 if mode == "disk" else len(means), progress)
+            makers = os.cpu_count() or 1 if type(cells) in (ScaledCells, RecentredCells, GaussianCells) else 1
+            _write_values(stored, values_of, len(means), 2 if mode == "disk" else len(means), progress, makers)
     return mode, form, "dense" if pattern is None else "sparse"
 
 
@@ -1559,11 +1564,17 @@ def _create_matrix(
 
 
 def _write_values(
-    stored: h5py.Dataset, values_of: Callable[[int], np.ndarray], n_targets: int, most: int, progress: tqdm
+    stored: h5py.Dataset,
+    values_of: Callable[[int], np.ndarray],
+    n_targets: int,
+    most: int,
+    progress: tqdm,
+    n_makers: int,
 ) -> None:
-    """Write the values of target 0, 1, ... into `stored`: a thread writes a slab while this one makes the next.
+    """Write the values of target 0, 1, ... into `stored`: a thread writes a slab while others make the next.
 
-    `values_of(i)` gives the values of a target, flat. At most `most` slabs are in memory; written, they serve again.
+    `values_of(i)` gives the values of a target, flat; `n_makers` threads may call it at once. At most `most` slabs are
+    in memory; written, they serve again.
     """
     rows, per_target = len(stored) // n_targets, stored.size // n_targets
     per_slab = min(n_targets, max(1, SLAB_BYTES // max(1, 4 * per_target)))
@@ -1586,11 +1597,13 @@ def _write_values(
         ready = len(waiting) - 1 if waiting and waiting[0].done() else most - 1
         slab = written(ready)
         slab = np.empty((per_slab, per_target), np.float32) if slab is None else slab
-        for i in range(first, min(first + per_slab, n_targets)):
-            slab[i - first] = values_of(i)
+        which = range(first, min(first + per_slab, n_targets))
+        several = map(values_of, which) if n_makers == 1 else _submit_ahead(makers, values_of, which, n_makers)
+        for i, values in zip(which, several, strict=True):
+            slab[i - first] = values
         return slab
 
-    with ThreadPoolExecutor(1) as writer:
+    with ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(n_makers) as makers:
         try:
             for first in range(0, n_targets, per_slab):
                 slab = None
@@ -1617,10 +1630,15 @@ def in_steps(cells: np.ndarray, step: float = 1 / 64) -> np.ndarray:
 
 def write_proportions(path: str | os.PathLike[str], proportions: pd.DataFrame) -> None:
     """Write `predict_program_proportion.csv` from targets x pre_adipo, adipo, lipo, other; DataError for no shares."""
-    check_shares(proportions, "the predicted shares")
-    table = proportions.rename_axis(CRUNCH.perturbation).reset_index()[CRUNCH.predicted_columns]
+    table = proportions_table(proportions)
     with replacing(Path(path)) as temporary:
         table.to_csv(temporary, index=False)
+
+
+def proportions_table(proportions: pd.DataFrame) -> pd.DataFrame:
+    """The columns of `predict_program_proportion.csv`, checked. Raises DataError for what are no shares."""
+    check_shares(proportions, "the predicted shares")
+    return proportions.rename_axis(CRUNCH.perturbation).reset_index()[CRUNCH.predicted_columns]
 
 
 INDEX_SHARE = 0.25  # bytes of column numbers per byte of values in a sparse file, at most: measured 0.16
@@ -1824,7 +1842,7 @@ MOST_PACKED = 1100  # times that compression makes values smaller, at most: gzip
 
 @contextmanager
 def writing_hdf5(path: Path) -> Iterator[h5py.File]:
-    """An open HDF5 file that is in memory until the end: on a full disk, HDF5 crashes when it closes compressed ones."""
+    """An open HDF5 file that is in memory until its end: on a full disk, HDF5 may crash when it closes one."""
     with h5py.File(path, "w", driver="core", backing_store=False) as file:
         yield file
         file.flush()

@@ -59,6 +59,7 @@ from helpers import (
     load_challenge,
     perturbation_stats,
     pool_rows,
+    proportions_table,
     read_array,
     read_cells,
     reading_sealed,
@@ -68,7 +69,6 @@ from helpers import (
     text_time,
     write_array,
     write_prediction,
-    write_proportions,
     writing_sealed,
 )
 from knowledge import FEATURES_FOLDER, GeneKnowledge, read_features, training_knowledge
@@ -270,7 +270,7 @@ class Predictor:
             )
             return
         with replacing(Path(proportions_path)) as temporary:
-            write_proportions(temporary, shares)
+            proportions_table(shares).to_csv(temporary, index=False)
             write_prediction(
                 prediction_path, means, self.cells, cells_per_perturbation=cells_per_perturbation, mode=mode
             )

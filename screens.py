@@ -21,7 +21,17 @@ import scipy.sparse as sp
 from anndata.io import read_elem, sparse_dataset, write_elem
 from threadpoolctl import threadpool_limits
 
-from helpers import DataError, check_unique, dense, open_hdf5, progress_bar, replacing, some, working_on, writing_hdf5
+from helpers import (
+    DataError,
+    check_unique,
+    dense,
+    open_hdf5,
+    progress_bar,
+    replacing,
+    some,
+    working_on,
+    writing_hdf5,
+)
 
 SCREENS_FOLDER = "screens"  # of the model folder: the user's own screens
 COMPONENTS = 400  # of a screen, at most

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from combinations import Added, CombinationModel, DeltaMean
-from helpers import ControlMean, GaussianCells, MedianProportions, PCARidge, PerturbedMean, RecentredCells
+from helpers import ControlMean, GaussianCells, MedianProportions, PCARidge, PerturbedMean, RecentredCells, ScaledCells
 from method import Predictor
 from response import ResponseModel
 

@@ -44,6 +44,7 @@ from challenges.drug_response.kernel import ResponseProcess
 from challenges.synthesis.models import CellGAN
 from workbench import bundle, submission, validate
 from workbench.compare import local_truth
+from workbench.sources import steps
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -358,6 +359,14 @@ def bundle_onto_the_notebook():
     return bundle_of_the_project("project/notebook.ipynb")
 
 
+def no_such_source():
+    return steps.get(["nothing"], Path("resources"), Path("cache"))
+
+
+def source_into_a_file():
+    return steps.get(["reactome"], Path("file/resources"), Path("cache"))
+
+
 def load_drug_model():
     return load_model("work/kernel.h5", ResponseProcess)
 
@@ -536,6 +545,36 @@ MAKING = [
         both(made_folder(".crunchdao"), text(".crunchdao/project.json", "{")),
         "not JSON",
     ),
+]
+
+CROSS = "workbench.cross_validate --data data --folds 2 --only control"
+EFFECTS = "workbench.cross_validate --effects effects.csv"
+EFFECT_TABLE = text("effects.csv", "gene,x,y\na,1,2\nb,2,3\nc,4,5\nd,1,1\n")
+CROSSING = [
+    *(
+        Case("crunch", f"{CROSS} --sigma {sigma}", NOTHING, f"--sigma: '{sigma}' is neither 'scaled' nor 'cal", 2)
+        for sigma in ("0", "-5", "nan", "inf", "abc")
+    ),
+    Case("crunch", f"{CROSS} --seeds 0", NOTHING, "argument --seeds: '0' is not a whole number from 1", 2),
+    Case("crunch", f"{CROSS} --jobs 0", NOTHING, "argument --jobs: '0' is not a whole number from 1", 2),
+    Case("crunch", f"{CROSS} --panels 0", NOTHING, "argument --panels: '0' is not a whole number from 1", 2),
+    Case("crunch", f"{CROSS} --folds 1", NOTHING, "'1' is neither 'loo' nor a number from 2 on", 2),
+    Case("crunch", f"{CROSS} --methods x", NOTHING, "unrecognized arguments: --methods x", 2),
+    Case("crunch", f"{CROSS} --method x", NOTHING, "--method x: expected module:NAME or file.py:NAME"),
+    Case("crunch", f"{CROSS} --only x", NOTHING, "no method x; there are control"),
+    Case("crunch", f"{CROSS} --out {TRAIN}", NOTHING, r"obesity_challenge_1\.h5ad: an input of this command"),
+    Case("crunch", f"{CROSS} --details {TRAIN}", NOTHING, r"obesity_challenge_1\.h5ad: an input of this command"),
+    Case("crunch", f"{CROSS} --out data", NOTHING, "data: a folder; name a file"),
+    Case("crunch", f"{CROSS} --out file/x.csv", text("file", ""), "file: cannot be written to"),
+    Case("crunch", f"{CROSS} --features nowhere", NOTHING, "nowhere: no such folder of tables"),
+    Case("crunch", CROSS.replace(" data ", " nowhere "), NOTHING, r"nowhere/obesity_challenge_1\.h5ad: no such file"),
+    Case("crunch", EFFECTS, NOTHING, r"effects\.csv: no such file"),
+    Case("crunch", f"{EFFECTS} --out effects.csv", EFFECT_TABLE, r"effects\.csv: an input of this command"),
+    Case("crunch", f"{EFFECTS} --groups groups.csv", EFFECT_TABLE, r"groups\.csv"),
+    Case("crunch", f"{EFFECTS} --groups effects.csv --data data", NOTHING, "not allowed with argument", 2),
+    Case("crunch", "workbench.bench --keep file/new", text("file", ""), "file/new: cannot be written to"),
+    Case("crunch", no_such_source, NOTHING, "nothing: no such source; there are reactome"),
+    Case("crunch", source_into_a_file, text("file", ""), "file/resources: cannot be written to"),
 ]
 
 DRUG = "challenges.drug_response {} --data op2 --method kernel --work work"
@@ -1031,7 +1070,20 @@ MODELS = [
     Case("crunch", predict, made_folder("out/shares.csv"), r"shares\.csv is a folder; name a file"),
 ]
 
-CASES = [*READING, *TEXTS, *TABLES, *MODELS, *SCORES, *COMPARING, *VALIDATING, *MAKING, *DRUGS, *MODALITIES, *GENERATED]
+CASES = [
+    *READING,
+    *TEXTS,
+    *TABLES,
+    *MODELS,
+    *SCORES,
+    *COMPARING,
+    *VALIDATING,
+    *MAKING,
+    *CROSSING,
+    *DRUGS,
+    *MODALITIES,
+    *GENERATED,
+]
 GOOD = {
     "crunch": [
         score,
@@ -1043,6 +1095,7 @@ GOOD = {
         export,
         bundle_of_the_project,
         COMPARE,
+        CROSS,
         VALIDATE,
         SIMULATE,
     ],

@@ -1,5 +1,6 @@
 """The predicted files: both modes alike to the attribute, written beside and renamed, an old good file never lost."""
 
+import copy
 import multiprocessing
 import os
 import shutil
@@ -145,19 +146,41 @@ def test_cells_are_made_while_the_disk_is_busy(wide, tmp_path, monkeypatch, writ
     assert seen == [2 * ahead, mode == "ram"]
 
 
-def test_a_generator_is_called_in_order_by_the_thread_that_asks(wide, tmp_path, monkeypatch):
+def test_a_generator_of_ones_own_is_called_in_order_by_the_thread_that_asks(wide, tmp_path, monkeypatch):
     """So one that counts its calls, or draws from one stream, gives the same file again."""
     monkeypatch.setattr(helpers, "SLAB_BYTES", 4_000_000)
-    calls, sample = [], helpers.RecentredCells.sample
+    calls = []
 
-    def noted(self, target, *arguments):
-        calls.append((target, threading.get_ident()))
-        return sample(self, target, *arguments)
+    class Noted(helpers.RecentredCells):
+        def sample(self, target, *arguments):
+            calls.append((target, threading.get_ident()))
+            return super().sample(target, *arguments)
+
+    own = copy.copy(wide)
+    own.cells = Noted()
+    vars(own.cells).update(vars(wide.cells))
+    targets = [f"T{i}" for i in range(9)]
+    own.write(tmp_path / "p", tmp_path / "s", targets, wide.genes)
+    assert calls == [(target, threading.get_ident()) for target in targets]
+
+
+def test_several_threads_make_the_same_file_as_one(wide, tmp_path, monkeypatch):
+    monkeypatch.setattr(helpers, "SLAB_BYTES", 4_000_000)
+    threads, sample = set(), helpers.RecentredCells.sample
+
+    def noted(self, *arguments):
+        threads.add(threading.get_ident())
+        return sample(self, *arguments)
 
     monkeypatch.setattr(helpers.RecentredCells, "sample", noted)
-    targets = [f"T{i}" for i in range(9)]
-    wide.write(tmp_path / "p", tmp_path / "s", targets, wide.genes)
-    assert calls == [(target, threading.get_ident()) for target in targets]
+    files = []
+    for n_cores in (1, 4):
+        monkeypatch.setattr(helpers.os, "cpu_count", lambda n_cores=n_cores: n_cores)
+        threads.clear()
+        wide.write(tmp_path / "p", tmp_path / "s", [f"T{i}" for i in range(30)], wide.genes)
+        assert (len(threads) > 1) == (n_cores > 1)
+        files.append((tmp_path / "p").read_bytes())
+    assert files[0] == files[1]
 
 
 @pytest.mark.parametrize("mode", ["disk", "ram"])

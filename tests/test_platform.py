@@ -74,7 +74,10 @@ def test_order_of_targets_changes_only_the_rows(files, trained, challenge, tmp_p
 ON_SOME_THREADS = """
 import sys, warnings
 warnings.simplefilter("ignore")
+from threadpoolctl import threadpool_limits
+
 import helpers
+from knowledge import read_features, training_knowledge
 from method import infer, train
 
 data, folder, n_threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -84,6 +87,13 @@ challenge = helpers.load_challenge(data)
 train(data, folder)
 files = [f"{folder}/{name}" for name in sys.argv[4:]]
 infer("", folder, *files, folder, challenge.targets, challenge.genes_to_predict)
+stats, pool = helpers.perturbation_stats(challenge.train_path), helpers.read_cells(challenge.train_path, range(200))
+with threadpool_limits(1):
+    known = training_knowledge(stats, pool, challenge.signatures, {*challenge.targets, *challenge.perturbations}).tables
+known |= read_features(f"{folder}/features", {*challenge.targets, *challenge.perturbations})
+with open(f"{folder}/tables", "wb") as file:
+    for table in known.values():
+        file.write(helpers.dense(table.features).tobytes())
 """
 
 
@@ -104,7 +114,7 @@ def test_one_thread_and_many_give_the_same_files_to_the_last_bit(demo_folder, ch
         env["PYTHONHASHSEED"] = n_threads  # sets come in another order
         shutil.copytree(tables, folder / "features")
         subprocess.run(command, check=True, capture_output=True, env=env, timeout=300)
-        made.append({name: (folder / name).read_bytes() for name in (MODEL_FILE, EXPECTED_FILE, *names)})
+        made.append({name: (folder / name).read_bytes() for name in (MODEL_FILE, EXPECTED_FILE, "tables", *names)})
     for other in made[1:]:
         assert [name for name in made[0] if other[name] != made[0][name]] == []
 

@@ -97,7 +97,9 @@ def test_a_saved_model_is_used_until_the_cells_are_newer(written, demo_folder, a
 @pytest.mark.parametrize(
     ("targets", "says"),
     [
-        (["{other}+{local}"], "combinations cannot be predicted yet; name single genes"),
+        (["NC+NC"], "the control; name genes, or combinations"),
+        (["{measured}+NC"], "measured, so their real cells are in"),
+        (["{other}+{other}x"], "neither measured as a gene nor in"),
         (["{measured}"], r"measured, so their real cells are in .*obesity_challenge_1\.h5ad"),
         (["{other}x"], r"neither measured as a gene nor in .*predict_perturbations\.txt; did you mean .*{other}"),
         ([" "], "names no gene"),
@@ -109,6 +111,24 @@ def test_targets_that_cannot_be_predicted(demo_folder, challenge, asked, targets
         predict(demo_folder, [target.format(**words) for target in targets], resources=tmp_path / "resources")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "resources").exists()
+
+
+def test_effects_of_a_combination_are_added_up_where_none_was_measured(
+    demo_folder, asked, challenge, stats, tmp_path, capsys
+):
+    names = [f"{asked[0]}+{asked[1]}", f"{asked[1]}+{challenge.perturbations[0]}", asked[1]]
+    predict(demo_folder, asked, resources=tmp_path / "resources")
+    capsys.readouterr()
+    cells, _ = predict(demo_folder, names, resources=tmp_path / "resources")
+    assert "is of single knock-outs; training again for combinations" in capsys.readouterr().out
+    model = Predictor.load(tmp_path / "resources" / "model.h5", like=Predictor.default())
+    alone, control = model.predict_means([*asked, challenge.perturbations[0]]), stats.mean.loc["NC"]
+    for name in names[:2]:
+        mean = np.asarray(cells[cells.obs["perturbation"] == name].X.mean(axis=0)).ravel()
+        added = alone.loc[name.split("+")].sum() - control
+        np.testing.assert_allclose(mean, added[cells.var_names].clip(lower=0), atol=1e-3)
+    predict(demo_folder, names[:1], resources=tmp_path / "resources")
+    assert "Using " in capsys.readouterr().out
 
 
 def test_a_model_of_other_genes_is_refused(written, tmp_path, asked):

@@ -55,6 +55,17 @@ def test_what_are_no_shares_is_refused_by_name(factor, says):
         helpers.MedianProportions().fit(factor * table)
 
 
+@pytest.mark.parametrize("change", [{"adipo": np.nan}, {"other": 0.5}, {"lipo": 0.3}, {"lipo": -0.1}])
+def test_shares_that_cannot_be_are_not_written(change, tmp_path):
+    table = pd.DataFrame([[0.5, 0.25, 0.25, 0.1]], columns=CRUNCH.states, index=["A"])
+    (tmp_path / "s.csv").write_text("older")
+    with pytest.raises(DataError, match=r"the predicted shares: .* A$"):
+        helpers.write_proportions(tmp_path / "s.csv", table.assign(**change))
+    assert (tmp_path / "s.csv").read_text() == "older"
+    helpers.write_proportions(tmp_path / "s.csv", table)
+    assert (tmp_path / "s.csv").read_text() == "gene,pre_adipo,adipo,lipo,other\nA,0.5,0.25,0.1,0.25\n"
+
+
 @pytest.mark.parametrize("columns", [["lipo"], ["lipo", "lipo_adipo"]])
 def test_constraints_hold_for_any_prediction(columns):
     rng = np.random.default_rng(0)

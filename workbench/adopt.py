@@ -27,11 +27,12 @@ import h5py
 import pandas as pd
 
 import helpers
+from combinations import genes_in
 from contract import CRUNCH
 from helpers import DataError, some, text_size, text_time
 from workbench.adoption.cells import FEWEST_CELLS, Cells
 from workbench.adoption.files import ADOPTED, value_counts, write_folder
-from workbench.adoption.labels import TOO_FEW, Naming, genes_in
+from workbench.adoption.labels import TOO_FEW, Naming
 from workbench.adoption.source import Source, read_source, shared_genes, symbols
 from workbench.adoption.values import SAID
 from workbench.commands import check_folder, command_line
@@ -109,14 +110,19 @@ def _checked_pattern(text: str | None) -> re.Pattern[str] | None:
 
 
 def _targets(path: str | Path | None, genes: pd.Index, cells: Cells) -> pd.Index:
-    """The targets: of a list, or all genes; without those that were perturbed. Raises DataError where none is left."""
-    perturbed = {gene for name in cells.perturbations for gene in genes_in(name)}
-    names = genes if path is None else _read_list(Path(path))
-    wanted = names[~names.isin(perturbed) & ~names.str.contains("+", regex=False) & (names != CRUNCH.control)]
+    """The targets: of a list, or all genes; without those that were perturbed. Raises DataError where none is left.
+
+    Of a list, a combination is left out if it was measured itself; without one, a gene that any combination holds.
+    """
+    if path is None:
+        wanted = genes[~genes.isin(genes_in(cells.perturbations)) & (genes != CRUNCH.control)]
+    else:
+        names, measured = _read_list(Path(path)), {frozenset(CRUNCH.genes_of(name)) for name in cells.perturbations}
+        wanted = names[[frozenset(CRUNCH.genes_of(name)) not in measured | {frozenset()} for name in names]]
+        if out := len(names) - len(wanted):
+            print(f"{path}: {out} of {len(names)} targets left out, since they were perturbed or are the control.")
     if wanted.empty:
-        raise DataError(f"{path or 'the screen'}: no gene is left to predict: all were perturbed, or are combinations")
-    if path is not None and (out := len(names) - len(wanted)):
-        print(f"{path}: {out} of {len(names)} targets left out, since they were perturbed or are combinations.")
+        raise DataError(f"{path or 'the screen'}: nothing is left to predict: all was perturbed")
     return wanted
 
 
@@ -162,7 +168,7 @@ def _say(screen: Sequence[Source], cells: Cells, genes: pd.Index, lists: dict[st
         if n := int((~source.genes.unique().isin(genes)).sum()):
             print(f"  {n:,} genes are not in all files: left out.")
     control = cells.names.get_loc(CRUNCH.control)
-    several = [name for name in cells.names if len(genes_in(name)) > 1]
+    several = [name for name in cells.names if CRUNCH.is_combination(name)]
     print(
         f"Kept: {kept.sum():,} cells, {(cells.codes == control).sum():,} of them control, and "
         f"{len(cells.names) - 1:,} perturbations" + (f", {len(several):,} of several genes." if several else ".")
@@ -171,7 +177,7 @@ def _say(screen: Sequence[Source], cells: Cells, genes: pd.Index, lists: dict[st
         if n:
             of = f" ({some(cells.too_few, 5)}; {FEWEST_CELLS} are needed)" if reason == TOO_FEW else ""
             print(f"  left out: {n:,} cells, {reason}{of}")
-    single = cells.perturbations[[len(genes_in(name)) == 1 for name in cells.perturbations]]
+    single = cells.perturbations[[not CRUNCH.is_combination(name) for name in cells.perturbations]]
     if len(unknown := single[~single.isin(genes)]):
         guides = (
             "; do their names carry a guide? See --guide-pattern" if hint and len(unknown) > len(single) / 2 else ""

@@ -1,6 +1,6 @@
 """Cells of knock-outs that were never measured, as an AnnData file that scanpy and pertpy read as any other.
 
-    python -m workbench.predict DATA --targets A,B --out predicted.h5ad
+    python -m workbench.predict DATA --targets A,B,A+B --out predicted.h5ad
 
 In: a data folder (`python -m workbench.adopt` makes one of any screen). Out: `predicted.h5ad` and `predicted.csv`. The
 first holds 100 cells of each target, and real control cells. X is log2(1 + 1e5 * count / total) (`uns["log1p"]`
@@ -25,10 +25,11 @@ import scipy.sparse as sp
 from threadpoolctl import threadpool_limits
 
 import helpers
+from combinations import CombinationModel, for_names, genes_in
 from contract import CRUNCH, MODEL_FOLDER
 from helpers import Challenge, DataError, progress_bar, replacing_all, some, text_size
 from method import EXPECTED_COLUMNS, MODEL_FILE, Predictor, checked_scale, train
-from workbench.adoption.labels import genes_in, similar
+from workbench.adoption.labels import similar
 from workbench.commands import check_outputs, command_line
 
 CONTROL = "control"  # how the field calls it
@@ -48,7 +49,7 @@ def predict(
     """
     challenge = helpers.load_challenge(data)
     names = _checked_targets(targets, challenge)
-    fitted = _model(challenge, Path(data) / MODEL_FOLDER if resources is None else Path(resources), seed)
+    fitted = _model(challenge, Path(data) / MODEL_FOLDER if resources is None else Path(resources), names, seed)
     control = helpers.perturbation_stats(challenge.train_path).mean.loc[CRUNCH.control, fitted.genes]
     _check_memory(len(names), control)
     with threadpool_limits(1):
@@ -62,12 +63,14 @@ def _checked_targets(targets: Sequence[str], challenge: Challenge) -> pd.Index:
     names = pd.Index([str(target).strip() for target in targets if str(target).strip()]).unique()
     if names.empty:
         raise DataError("--targets names no gene")
-    if several := [name for name in names if len(genes_in(name)) > 1]:
-        raise DataError(f"--targets {some(several)}: combinations cannot be predicted yet; name single genes")
-    if len(measured := names[names.isin(challenge.perturbations)]):
-        raise DataError(f"--targets {some(measured)}: measured, so their real cells are in {challenge.train_path}")
-    known = challenge.genes.union(challenge.targets).union(challenge.local_targets)
-    if len(unknown := names[~names.isin(known)]):
+    measured = {frozenset(CRUNCH.genes_of(name)) for name in challenge.perturbations}
+    if there := [name for name in names if frozenset(CRUNCH.genes_of(name)) in measured]:
+        raise DataError(f"--targets {some(there)}: measured, so their real cells are in {challenge.train_path}")
+    if controls := [name for name in names if not CRUNCH.genes_of(name)]:
+        raise DataError(f"--targets {some(controls)}: the control; name genes, or combinations such as A+B")
+    known = challenge.genes.union(genes_in(challenge.perturbations)).union(genes_in(challenge.targets))
+    known, genes = known.union(genes_in(challenge.local_targets)), genes_in(names)
+    if len(unknown := genes[~genes.isin(known)]):
         raise DataError(
             f"--targets {some(unknown)}: neither measured as a gene nor in {challenge.folder / CRUNCH.targets_file}"
             f"{similar(unknown[0], list(known))}"
@@ -75,16 +78,19 @@ def _checked_targets(targets: Sequence[str], challenge: Challenge) -> pd.Index:
     return names
 
 
-def _model(challenge: Challenge, folder: Path, seed: int) -> Predictor:
-    """The saved model, or a new one where there is none or the training file is newer."""
-    path = folder / MODEL_FILE
+def _model(challenge: Challenge, folder: Path, names: pd.Index, seed: int) -> Predictor:
+    """The saved model, or a new one where there is none, the training file is newer, or it knows no combinations."""
+    path, method = folder / MODEL_FILE, Predictor.default()
+    method.expression = for_names(method.expression, names)
     if path.exists() and path.stat().st_mtime >= challenge.train_path.stat().st_mtime:
-        print(f"Using {path}; delete it to train again.")
         fitted = Predictor.load(path)
         if not fitted.genes.equals(challenge.genes):
             raise DataError(f"{path}: trained on other genes than those of {challenge.train_path}; delete it")
-        return fitted
-    return train(challenge.folder, folder, seed=seed)
+        if not isinstance(method.expression, CombinationModel) or isinstance(fitted.expression, CombinationModel):
+            print(f"Using {path}; delete it to train again.")
+            return fitted
+        print(f"{path} is of single knock-outs; training again for combinations.")
+    return train(challenge.folder, folder, seed=seed, predictor=method)
 
 
 def _check_memory(n_targets: int, control: pd.Series) -> None:
@@ -175,7 +181,9 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m workbench.predict", description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="a data folder, as `python -m workbench.adopt` makes it")
-    parser.add_argument("--targets", required=True, metavar="A,B", help="genes to knock out, between commas")
+    parser.add_argument(
+        "--targets", required=True, metavar="A,B,A+B", help="genes to knock out and combinations, between commas"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".h5ad; a .csv of genes goes beside it")
     parser.add_argument("--resources", type=Path, metavar="DIR", help="of model, features/, screens/ (DATA/resources)")
     options = parser.parse_args()

@@ -10,7 +10,7 @@ import pandas as pd
 
 from contract import CRUNCH
 from helpers import DataError, some
-from workbench.adoption.labels import EMPTY, LEFT_OUT, NO_STATE, TOO_FEW, UNNAMED, Naming, genes_in, similar
+from workbench.adoption.labels import EMPTY, LEFT_OUT, NO_STATE, TOO_FEW, UNNAMED, Naming, similar
 from workbench.adoption.source import Source
 
 FEWEST_CELLS = 10  # of a perturbation that is kept, and of the control
@@ -94,9 +94,7 @@ def _coded(screen: Sequence[Source], naming: Naming, column: str) -> tuple[np.nd
 def _draw_scored(names: pd.Index, counts: np.ndarray) -> pd.Index:
     """The perturbations of one gene that are set apart to score on: at most SCORED, and at most a fifth of all."""
     enough = [
-        name
-        for name, n in zip(names, counts, strict=True)
-        if n >= SCORED_CELLS and len(genes_in(name)) == 1 and name != CRUNCH.control
+        name for name, n in zip(names, counts, strict=True) if n >= SCORED_CELLS and len(CRUNCH.genes_of(name)) == 1
     ]
     most = min(SCORED, (len(names) - 1) // 5, len(enough))
     return pd.Index(np.sort(np.random.default_rng(0).choice(np.array(enough, object), most, replace=False)))

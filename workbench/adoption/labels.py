@@ -91,11 +91,6 @@ class Naming:
         return [name]
 
 
-def genes_in(perturbation: str) -> list[str]:
-    """The genes of a perturbation: `A+B` -> A, B."""
-    return perturbation.split("+")
-
-
 def gene_names(var: pd.DataFrame) -> pd.Index:
     """The genes' names: the index of `var`, or a column of symbols where the index holds Ensembl identifiers.
 

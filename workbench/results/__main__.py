@@ -23,7 +23,7 @@ import matplotlib as mpl
 
 import helpers
 from workbench.demo import ROOT
-from workbench.results import benchmarks, cells, transfer
+from workbench.results import benchmarks, cells, combinations, transfer
 from workbench.results.page import BUILD, Section, page
 
 SECTIONS: dict[str, Callable[[Path, Executor | None], Section]] = {
@@ -31,6 +31,7 @@ SECTIONS: dict[str, Callable[[Path, Executor | None], Section]] = {
     "screens": transfer.screens,
     "few": transfer.few,
     "harm": transfer.harm,
+    "combinations": combinations.combinations,
     "morphic": benchmarks.morphic,
     "proportions": benchmarks.proportions,
     "thp1": benchmarks.thp1,
@@ -42,6 +43,7 @@ SECONDS = {  # on two cores
     "screens": 210,
     "few": 130,
     "harm": 300,
+    "combinations": 150,
     "morphic": 60,
     "proportions": 3,
     "thp1": 90,

@@ -25,7 +25,7 @@ from workbench.commands import check_folder
 from workbench.sources.catalogue import SOURCES, RawFile, Source
 from workbench.sources.convert import CONVERTERS
 from workbench.sources.fetch import UnreachableError, checksum, download
-from workbench.sources.record import BY_HAND, RECORD_FILE, Entry, read_record, write_entry
+from workbench.sources.record import BY_HAND, Entry, read_record, write_entry
 
 RESOURCES, CACHE = Path(CRUNCH.folder, MODEL_FOLDER), Path("build", "sources")
 PICKLES = {".pkl", ".pickle", ".p", ".joblib", ".pt", ".pth", ".npy", ".npz"}
@@ -153,7 +153,7 @@ def _alone(resources: Path, cache: Path) -> Iterator[None]:
     """Two runs would write one download, and each would lose the other's entry in the record."""
     for folder in (resources, cache):
         check_folder(folder)
-    with only_one(resources / RECORD_FILE), only_one(cache):
+    with only_one(cache):
         yield
 
 

@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     if INSIDE not in os.environ and shutil.which("unshare"):
         possible = subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False).returncode == 0
         before = NAMESPACE if possible else []
-        os.execvpe(
+        os.execvpe(  # noqa: S606
             (before or [sys.executable])[0],
             [*before, sys.executable, "-m", "workbench.torture", *sys.argv[1:]],
             {**os.environ, INSIDE: "1", "OPENBLAS_NUM_THREADS": "1"},
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"Every worker is number 1 of a process namespace of its own: {'yes' if is_number_one() else 'not possible'}."
     )
     with tempfile.TemporaryDirectory() as folder:
-        rows = torture(options.kills, max(1, options.kills // 50), options.flips, options.seed, Path(folder))
+        rows = torture(options.kills, max(1, options.kills // 60), options.flips, options.seed, Path(folder))
     print(table(rows))
     if not any("tmpfs" in row.what for row in rows):
         print("No tmpfs can be mounted here: the limit on the size of a file stands for a full disk.")

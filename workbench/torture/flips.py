@@ -13,7 +13,7 @@ import re
 import resource
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -115,7 +115,7 @@ def tasks(n: int, seed: int, folder: Path) -> list[Callable[[], list[Row]]]:
 
 def flips(target: Target, n: int, seed: int, folder: Path) -> list[Row]:
     """`n` flips, each in a file that is whole but for it."""
-    row, chance = Row(target.what), random.Random(f"{target.file} {seed}")
+    row, chance = Row(target.what), random.Random(f"{target.file} {seed}")  # noqa: S311
     folder.mkdir(parents=True)
     made = run(partial(target.prepare, folder), folder / "log")
     if made.how != "well":
@@ -179,7 +179,7 @@ def _where(place: tuple[int, int], spans: list[Span]) -> str:
     return next((name for start, end, name in spans if start <= place[0] < end), "structure")
 
 
-def _try(target: Target, path: Path, body: bytes, places: list[tuple[int, int] | None]) -> None:
+def _try(target: Target, path: Path, body: bytes, places: Sequence[tuple[int, int] | None]) -> None:
     """Write down one line for each flip: the digest of what is read, or what is said."""
     warnings.simplefilter("ignore")
     path.with_suffix(".answers").write_text("")
@@ -194,7 +194,7 @@ def _try(target: Target, path: Path, body: bytes, places: list[tuple[int, int] |
             answer["digest"] = digest(target.read(path))
         except DataError as error:
             answer["said"] = one_line(error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it is what is counted
             answer |= {"said": one_line(error)[:200], "kind": type(error).__name__}
         signal.alarm(0)
         with path.with_suffix(".answers").open("a") as file:

@@ -39,7 +39,7 @@ from workbench.simulate import simulate
 from workbench.sources import fetch, steps
 from workbench.sources.catalogue import RawFile, Source
 
-IMPORTED_EARLY = (pyarrow.parquet, torch._dynamo)  # before the fork, not in every worker
+IMPORTED_EARLY = (pyarrow.parquet, torch._dynamo)  # noqa: SLF001 - before the fork, not in every worker
 CHECKPOINT_EVERY, STEPS = 2, 6  # of the training of synthesis here
 PIECE, PAUSE = 1 << 16, 0.004  # what the slow host sends at a time, and how long it waits then
 ASKED = "asked"  # where the host writes down from which byte on it was asked for a file
@@ -58,8 +58,8 @@ class Job:
     run: Callable[[Path, Path, int], object]
     replaces: bool = True  # an older result
     unfinished: str = ""
-    is_whole: Callable[[Path, Path], bool] = lambda file, inputs: True
-    goes_on: Callable[[str, Path, int], bool] = lambda said, inputs, size: True
+    is_whole: Callable[[Path, Path], bool] | None = None
+    goes_on: Callable[[str, Path, int], bool] | None = None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -151,6 +151,10 @@ def _is_checkpoint(file: Path, inputs: Path) -> bool:
         return False
 
 
+def _resumed(said: str, inputs: Path, size: int) -> bool:
+    return "Resumed at step" in said
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Sources
 # ---------------------------------------------------------------------------------------------------------------------
@@ -229,19 +233,17 @@ def slow_host() -> Iterator[int]:
 
 def jobs(port: int) -> list[Job]:
     """All of them; `port` is that of the slow host."""
-    checkpoint = {
-        "unfinished": "gan.checkpoint.h5",
-        "is_whole": _is_checkpoint,
-        "goes_on": lambda said, inputs, size: "Resumed at step" in said,
-    }
-    part = {"unfinished": "cache/sets.zip.part", "is_whole": _is_beginning, "goes_on": _asked_for_the_rest}
+    kernel, ridge = (
+        _sister(main, "", "--method", name) for main, name in ((drug_response, "kernel"), (modality, "ridge"))
+    )
     gan = _sister(synthesis, "cells.h5ad", "--steps", str(STEPS))
+    fetched = command_line()(partial(_fetch, port))
     return [
         Job("train", _crunch, _train),
         Job("infer", _trained, _infer),
         Job("local_split", _crunch, _local_split),
-        Job("drug_response train", _responses, _sister(drug_response, "", "--method", "kernel")),
-        Job("modality train", _pairs, _sister(modality, "", "--method", "ridge")),
-        Job("synthesis train", _counts, gan, **checkpoint),
-        Job("sources get", _offered, command_line()(partial(_fetch, port)), replaces=False, **part),
+        Job("drug_response train", _responses, kernel),
+        Job("modality train", _pairs, ridge),
+        Job("synthesis train", _counts, gan, True, "gan.checkpoint.h5", _is_checkpoint, _resumed),
+        Job("sources get", _offered, fetched, False, "cache/sets.zip.part", _is_beginning, _asked_for_the_rest),
     ]

@@ -149,7 +149,7 @@ def _work(call: Callable[[], object], saying: int, limits: dict[int, int]) -> No
     except (DataError, MemoryError) as error:  # of a function, which has no command line around it
         print(f"error: {one_line(error)}", file=sys.stderr)
         status = 1
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - it is what is counted
         traceback.print_exc()
     finally:
         os._exit(status)

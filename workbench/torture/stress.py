@@ -104,7 +104,7 @@ class World:
             if _is_temporary(name) or name == f"{self.job.unfinished}.version":
                 continue
             if name == self.job.unfinished:
-                if not self.job.is_whole(self.out / name, self.inputs):
+                if self.job.is_whole and not self.job.is_whole(self.out / name, self.inputs):
                     row.fault("incomplete", f"{name}, {when}")
             elif body not in (before.get(name), *known):
                 row.fault("incomplete", f"{name}, {when}")
@@ -162,8 +162,9 @@ def _kill(world: World, row: Row, which: int, chance: random.Random) -> None:
     now = world.check_files(row, before, (which,), when)
     if any(map(_is_temporary, now)):
         row.count("in mid-write")
-    kept = world.job.unfinished
-    if kept in before and len(now.get(kept, b"")) < len(before[kept]) and not world.is_done(now, which):
+    kept, wanted = world.job.unfinished, world.wanted[which]
+    is_further = any(now.get(name) == body != before.get(name) for name, body in wanted.items())
+    if kept in before and len(now.get(kept, b"")) < len(before[kept]) and not is_further:
         row.fault("lost", f"{kept} is gone or shorter, {when}")
 
 
@@ -183,7 +184,8 @@ def _next_run(world: World, row: Row, which: int) -> None:
         elif now.get(name) != wanted[name]:
             row.fault("incomplete" if name in now else "lost", f"{name} after the next run")
     size = len(before.get(kept, b""))
-    if size and not world.is_done(before, which) and not world.job.goes_on(outcome.said, world.inputs, size):
+    goes_on = world.job.goes_on is None or world.job.goes_on(outcome.said, world.inputs, size)
+    if size and not world.is_done(before, which) and not goes_on:
         row.fault("lost", f"{kept}: the next run began anew")
 
 
@@ -289,7 +291,7 @@ def _disturbed(world: World, row: Row, which: int, limits: dict[int, int]) -> No
 
 def stress(job: Job, n_kills: int, n_others: int, seed: int, folder: Path) -> list[Row]:
     """All of it for one job."""
-    world, chance = World(job, folder), random.Random(f"{job.name} {seed}")
+    world, chance = World(job, folder), random.Random(f"{job.name} {seed}")  # noqa: S311
     rows = [kills(world, n_kills, chance)]
     rows += [
         row for part in (two_writers, full_disk, file_size, little_memory) if (row := part(world, n_others, chance))
