@@ -1934,7 +1934,8 @@ def pearson_delta(truth: np.ndarray, prediction: np.ndarray, reference: np.ndarr
     """Correlation over the genes of (true mean - reference) with (predicted mean - reference); higher is better.
 
     `truth` and `prediction` are cells x genes, or one mean expression profile; `reference` has one value per gene (the
-    perturbed centroid of the training cells, of those with as many guides). NaN when the prediction is the reference itself.
+    perturbed centroid of the training cells, of those with as many guides). NaN when the prediction is the reference
+    itself.
     """
     truth, prediction = (np.atleast_2d(np.asarray(cells, float)).mean(axis=0) for cells in (truth, prediction))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -2041,9 +2042,9 @@ def score(
 
     The panel is `genes`, or `n_panels` random panels of `panel_size` of the genes that both files hold (one panel of
     them all when there are no more). `sigma` is the scorer's middle bandwidth for MMD: "scaled" (2326 for each 1,000
-    genes, in crunch 2 849 for each 500: right for data of the challenge's scale), "calibrated" (mean squared distance between true cells: for data
-    of any other scale) or a number. `executor` is as in `perturbation_stats`; the files are read once. Without true
-    proportions (None) there is no L1 distance.
+    genes, in crunch 2 849 for each 500: right for data of the challenge's scale), "calibrated" (mean squared distance
+    between true cells: for data of any other scale) or a number. `executor` is as in `perturbation_stats`; the files
+    are read once. Without true proportions (None) there is no L1 distance.
 
     Returns a tidy table with columns `perturbation, metric, panel, n_genes, sigma, sigma_rule, value`. A prediction
     that equals the reference to float32 rounding has no Pearson delta but that of the rounding; it counts as 0. Every

@@ -1,8 +1,8 @@
 """The notebook of the crunch that this process works on: `notebook.ipynb`, in crunch 2 with what differs there.
 
-In: the notebook of crunch 1. Out: the same for crunch 1. For crunch 2 one more cell chooses the crunch before any module
-of the project is imported, so that `main.py` does it too; `infer` takes the platform's name for the genes; the method
-description is that of crunch 2; and some lines of text say doubles.
+In: the notebook of crunch 1. Out: the same for crunch 1. For crunch 2 one more cell chooses the crunch before any
+module of the project is imported, so that `main.py` does it too; `infer` takes the platform's name for the genes; the
+method description is that of crunch 2; and some lines of text say doubles.
 """
 
 from __future__ import annotations

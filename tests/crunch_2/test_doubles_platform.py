@@ -18,6 +18,7 @@ import method
 from contract import CHOICE, CRUNCH, OBESITY_1, TRAVELLING
 from helpers import DataError
 from workbench import bundle, notebooks
+from workbench.adopt import adopt
 from workbench.hub import PLATFORM, TOKEN, environment, serve
 from workbench.sources.record import write_description
 from workbench.submission import export
@@ -67,6 +68,12 @@ def test_the_control_is_no_target(made, tmp_path):
         file.write("\nNC+NC")
     with pytest.raises(DataError, match=r"predict_perturbations_2\.txt: NC\+NC is the control"):
         method.train(data, tmp_path / "r")
+
+
+def test_a_screen_is_adopted_in_the_layout_of_crunch_1(challenge, tmp_path):
+    with pytest.raises(DataError, match="CRUNCH is set: a screen is adopted in the layout of crunch 1"):
+        adopt([challenge.train_path], tmp_path / "out", perturbation="gene", control="NC")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")

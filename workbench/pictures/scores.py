@@ -88,8 +88,8 @@ def _strip(axis: Axes, row: int, points: pd.Series, colour: str, *, bold: bool) 
 def pearson(prediction: ad.AnnData, truth: ad.AnnData, *, source: str = "") -> Figure:
     """Predicted against true effect, a point per gene, for each local knock-out; the diagonal is a perfect prediction.
 
-    Effects are relative to the reference of the score, a mean over perturbed cells. Both axes have the same limits; the few
-    genes beyond them are drawn as crosses on the frame, the farthest by name, with its true effect.
+    Effects are relative to the reference of the score, a mean over perturbed cells. Both axes have the same limits; the
+    few genes beyond them are drawn as crosses on the frame, the farthest by name, with its true effect.
     """
     genes = prediction.var_names[prediction.var_names.isin(truth.var_names)]
     names = sorted(truth.obs[CRUNCH.perturbation].unique())

@@ -50,7 +50,8 @@ def _imported(name: str, path: Path) -> Iterator[ModuleType]:
 
 with _imported("contract", ROOT / "contract.py") as contract:
     name = Path(__file__).parents[1].name
-    contract.CRUNCH = CRUNCH = next(crunch for crunch in contract.CRUNCHES.values() if crunch.name == name)
+    CRUNCH = next(crunch for crunch in contract.CRUNCHES.values() if crunch.name == name)
+    vars(contract)["CRUNCH"] = CRUNCH
     with _imported("workbench_validate", ROOT / "workbench" / "validate.py") as validate:
         pass
 
