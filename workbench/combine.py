@@ -52,8 +52,9 @@ def combine(
     triples = rng.permutation(list(combinations(range(1, n + 1), 3)))[:TRIPLES]
     training += [(tuple(genes), "additive") for genes in triples]
     training = [training[i] for i in rng.permutation(len(training))]
-    groups: dict[str, list] = {"train": training, "local": lone[:LOCAL_SINGLES] + doubles[local], "unseen": doubles[new]}
-    every: list[tuple[tuple, str]] = [part for parts in groups.values() for part in parts]
+    held_out = lone[:LOCAL_SINGLES] + doubles[local]
+    groups: dict[str, list] = {"train": training, "local": held_out, "unseen": doubles[new]}
+    every = [part for parts in groups.values() for part in parts]
 
     weight = np.zeros((len(CONTROLS) + len(every), n + 1))  # of each gene's shift
     target = np.full((len(weight), 3), -1)

@@ -25,7 +25,7 @@ import helpers
 from combinations import Added, DeltaMean
 from contract import CRUNCH
 from helpers import Challenge
-from method import READ_PER_SECOND, MeanEstimator, Predictor
+from method import READ_PER_SECOND, Predictor
 from workbench.commands import check_outputs, command_line
 from workbench.evaluation.intervals import write_table
 
@@ -43,10 +43,12 @@ def baselines() -> dict[str, Predictor]:
     it; all have the control's shares, as the starter has.
     """
     if CRUNCH.asks_for_doubles:
-        expressions: dict[str, MeanEstimator] = {CONTROL: helpers.ControlMean(), "perturbed mean": KindMean(), ADDED: Added()}
-        shares, cells = helpers.ControlMean(), helpers.ScaledCells()
-        methods = {name: Predictor(expression, shares, cells) for name, expression in expressions.items()}
-        return {**methods, STARTER: Predictor(DeltaMean(), shares, EqualCells())}
+        return {
+            CONTROL: Predictor(helpers.ControlMean(), helpers.ControlMean(), helpers.ScaledCells()),
+            "perturbed mean": Predictor(KindMean(), helpers.ControlMean(), helpers.ScaledCells()),
+            ADDED: Predictor(Added(), helpers.ControlMean(), helpers.ScaledCells()),
+            STARTER: Predictor(DeltaMean(), helpers.ControlMean(), EqualCells()),
+        }
     return {
         CONTROL: Predictor(helpers.ControlMean(), helpers.ControlMean(), helpers.ScaledCells()),
         "perturbed mean": Predictor(helpers.PerturbedMean(), helpers.PerturbedMean(), helpers.ScaledCells()),
