@@ -10,6 +10,7 @@ from cloud import Context, Submission, load_runner
 
 import helpers
 import method
+from combinations import Added, CombinationModel, DeltaMean
 from method import Predictor
 from response import ResponseModel
 from workbench.hub import PLATFORM
@@ -247,6 +248,8 @@ BUILT_IN = [
     Predictor(helpers.PerturbedMean(), helpers.PerturbedMean(), helpers.RecentredCells()),
     Predictor(helpers.PCARidge(), helpers.PCARidge(), helpers.GaussianCells()),
     Predictor(ResponseModel(), helpers.MedianProportions(), helpers.ScaledCells()),
+    Predictor(CombinationModel(), helpers.MedianProportions(), helpers.ScaledCells()),
+    Predictor(Added(), DeltaMean(), helpers.GaussianCells()),
 ]
 
 
