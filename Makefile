@@ -1,4 +1,5 @@
 # The two commands: `make demo` (the whole job on demo data, on the files in data/, or on those of DATA=FOLDER) and `make test`.
+# CRUNCH=2 after `make demo`, `make bundle` or `make submission` makes it for crunch 2, in crunch-2/: make exports it.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check

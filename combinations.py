@@ -21,7 +21,7 @@ import scipy.sparse as sp
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH, JOINED
 from helpers import row_correlations, some
 from knowledge import FeatureTable, GeneKnowledge, screen_table
 from response import FEWEST_TO_JUDGE, ResponseModel, learned_factors
@@ -243,20 +243,26 @@ class DeltaMean(BaseEstimator):
 
     That of the published starter of broad-obesity-2. A gene without a single (`A`, `A+NC` and `A+A`) has the mean of
     all perturbations that hold it, and one without any the mean of singles.
+
+    In that crunch it is the starter to the letter. Guides are counted, not genes: `A+NC` and `A+A` are doubles, triples
+    are in no mean. A gene is known from the first of `A`, `A+NC`, `A+A` that there is, else from the mean over the
+    perturbations that hold it. Every single is the mean of singles.
     """
 
     def fit(self, means: pd.DataFrame, n_cells: pd.Series | None = None) -> DeltaMean:
         """Learn from perturbations x G; means over perturbations are means over cells where `n_cells` is given."""
         cells = pd.Series(1.0, means.index) if n_cells is None else n_cells[means.index].astype(np.float64)
-        holds = _holds(means.index)
-        count = holds.sum(axis=1)
-        singles, several = means[count == 1], means[count > 1]
+        holds, kinds = _holds(means.index), np.array([_kind(name) for name in means.index])
+        count, singles, several = holds.sum(axis=1), means[kinds == 1], means[kinds == 2]
         self.single_ = _mean(singles if len(singles) else means[count > 0], cells)
         self.several_ = _mean(several, cells) if len(several) else self.single_
-        centroids = {}
+        centroids, alike = {}, 0.0 * cells + 1.0
         for gene in holds.columns:
             alone = (count == 1) & (holds[gene] > 0)
-            centroids[gene] = _mean(means[alone if alone.any() else holds[gene] > 0], cells)
+            if CRUNCH.asks_for_doubles and alone.any():
+                alone &= means.index == min(means.index[alone], key=_directness)
+            rows = means[alone if alone.any() else holds[gene] > 0]
+            centroids[gene] = _mean(rows, alike if CRUNCH.asks_for_doubles else cells)
         self.deltas_ = pd.DataFrame.from_dict(centroids, orient="index", columns=means.columns) - self.single_
         return self
 
@@ -265,8 +271,24 @@ class DeltaMean(BaseEstimator):
         check_is_fitted(self)
         holds = _holds(pd.Index(targets))
         deltas = holds.to_numpy() @ self.deltas_.reindex(holds.columns, fill_value=0.0).to_numpy()
-        start = np.where(holds.sum(axis=1).to_numpy()[:, None] > 1, self.several_, self.single_)
+        several = np.array([_kind(name) == 2 for name in holds.index])[:, None]
+        if CRUNCH.asks_for_doubles:
+            deltas *= several
+        start = np.where(several, self.several_, self.single_)
         return pd.DataFrame(start + deltas, index=holds.index, columns=self.single_.index)
+
+
+def _kind(name: str) -> int:
+    """1 for a single, 2 for several knock-outs, 0 for what is neither; see `Crunch.centroid_of`."""
+    if CRUNCH.asks_for_doubles:
+        known = {CRUNCH.perturbed_centroid: 1, CRUNCH.double_perturbed_centroid: 2}
+        return known.get(CRUNCH.centroid_of(name), 0)
+    return min(len(CRUNCH.genes_of(name)), 2)
+
+
+def _directness(name: str) -> tuple[bool, bool]:
+    """The order in which the starter takes names of one gene: `A`, `A+NC`, `A+A`."""
+    return CRUNCH.n_guides(name) > 1, CRUNCH.control not in name.split(JOINED)
 
 
 class Added(BaseEstimator):

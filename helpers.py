@@ -54,7 +54,7 @@ from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 
 try:
     import fcntl
@@ -131,10 +131,9 @@ class Challenge:
 
     @property
     def perturbations(self) -> pd.Index:
-        """The knocked-out genes of the training file, sorted, without the control."""
-        return pd.Index(
-            sorted(set(self.obs[CRUNCH.perturbation].unique()) - {CRUNCH.control}), name=CRUNCH.perturbation
-        )
+        """The knock-outs of the training file, sorted, without controls."""
+        names = (name for name in self.obs[CRUNCH.perturbation].unique() if not CRUNCH.is_control(name))
+        return pd.Index(sorted(names), name=CRUNCH.perturbation)
 
     @property
     def local_targets(self) -> pd.Index:
@@ -164,14 +163,14 @@ def load_challenge(folder: str | os.PathLike[str]) -> Challenge:
     perturbations = set(obs[CRUNCH.perturbation].unique())
     if CRUNCH.control not in perturbations:
         raise DataError(f"{folder / CRUNCH.train_file}: no control cells: no row of obs['gene'] is '{CRUNCH.control}'")
-    if len(perturbations) == 1:
+    if all(map(CRUNCH.is_control, perturbations)):
         raise DataError(f"{folder / CRUNCH.train_file}: control cells alone: there is no perturbation to learn from")
     if proportions is not None and (missing := sorted(perturbations - set(proportions.index))):
         raise DataError(f"{folder / CRUNCH.proportions_file}: no row for the perturbations {some(missing)}")
     targets, genes_to_predict = (_read_names(folder / name) for name in (CRUNCH.targets_file, CRUNCH.genes_file))
-    if CRUNCH.control in targets:
+    if controls := list(filter(CRUNCH.is_control, targets)):
         raise DataError(
-            f"{folder / CRUNCH.targets_file}: {CRUNCH.control} is the control, not a knock-out; take it out"
+            f"{folder / CRUNCH.targets_file}: {some(controls)} is the control, not a knock-out; take it out"
         )
     check_measured(genes_to_predict, genes, str(folder / CRUNCH.genes_file))
     truth = folder / CRUNCH.local_truth_file
@@ -415,6 +414,11 @@ TASKS_AHEAD = 32  # tasks given to a user's executor before the first is waited 
 Source: TypeAlias = str | os.PathLike[str] | ad.AnnData
 
 
+def without_controls(table: pd.DataFrame | pd.Series) -> Any:
+    """The rows of perturbations."""
+    return table[[not CRUNCH.is_control(name) for name in table.index]]
+
+
 @dataclass(frozen=True)
 class PerturbationStats:
     """Sums over the cells of each group; the groups are perturbations, or (perturbation, state) pairs.
@@ -455,8 +459,15 @@ class PerturbationStats:
 
     def perturbed_centroid(self) -> pd.Series:
         """Mean expression over all perturbed CELLS (not over perturbations): the reference of Pearson delta."""
-        perturbed = self.n_cells.index != CRUNCH.control
-        return self.sums[perturbed].sum() / self.n_cells[perturbed].sum()
+        return self._mean_of(without_controls(self.n_cells).index)
+
+    def centroids(self) -> dict[str, pd.Series]:
+        """Means over the CELLS of each kind, by their names in `uns` of a local truth, as far as there are any."""
+        kinds = self.n_cells.groupby([CRUNCH.centroid_of(name) for name in self.n_cells.index]).groups
+        return {name: self._mean_of(kinds[name]) for name in CRUNCH.centroids if name in kinds}
+
+    def _mean_of(self, groups: pd.Index) -> pd.Series:
+        return self.sums.loc[groups].sum() / self.n_cells[groups].sum()
 
 
 def perturbation_stats(
@@ -942,7 +953,7 @@ class PerturbedMean(_SameForAll):
 
         With `n_cells` (cells of each perturbation) it is the mean over cells, else over perturbations.
         """
-        perturbed = responses.drop(index=CRUNCH.control, errors="ignore")
+        perturbed = without_controls(responses)
         weights = None if n_cells is None else n_cells[perturbed.index]
         self.mean_ = pd.Series(np.average(perturbed, axis=0, weights=weights), index=perturbed.columns)
         return self
@@ -982,7 +993,7 @@ class PCARidge(BaseEstimator):
             self.gene_components_ = self._components(means, self.n_components)
             responses = responses.loc[means.index]
             G = self._components(responses, self.n_response_components)
-        perturbations = means.index.drop(CRUNCH.control, errors="ignore")
+        perturbations = without_controls(means).index
         measured = perturbations[perturbations.isin(means.columns)]
         self.intercept_ = responses.loc[measured if len(measured) else perturbations].mean()
         P = self.gene_components_.loc[measured].to_numpy()
@@ -1038,7 +1049,7 @@ class MedianProportions(_SameForAll):
 
     def fit(self, proportions: pd.DataFrame) -> MedianProportions:
         """Learn from perturbations x states; the control's row is left out. Raises DataError for no shares."""
-        perturbed = proportions.drop(index=CRUNCH.control, errors="ignore")
+        perturbed = without_controls(proportions)
         check_shares(perturbed, "the training proportions")
         shares = perturbed[CRUNCH.shares].to_numpy(np.float64)
 
@@ -1055,18 +1066,25 @@ class MedianProportions(_SameForAll):
         return self
 
 
+SMALLEST_WHOLE = 1e-6  # share of adipo: the scorer divides lipo by it
+
+
 def constrain_proportions(raw: pd.DataFrame) -> pd.DataFrame:
     """Any predicted shares (targets x columns) made valid: targets x pre_adipo, adipo, lipo, other.
 
     The three shares are clipped at 0 and divided by their sum; `lipo` is the ratio `lipo_adipo` (where predicted,
-    else `lipo / adipo`), clipped to 0..1, times `adipo`.
+    else `lipo / adipo`), clipped to 0..1, times `adipo`. A crunch that asks for the ratio too gets it, and no share
+    of `adipo` of which there is none.
     """
     shares = raw[CRUNCH.shares].clip(lower=0.0)
+    if CRUNCH.ratio in CRUNCH.predicted_columns:
+        shares[CRUNCH.whole] = shares[CRUNCH.whole].clip(lower=SMALLEST_WHOLE)
     total = shares.sum(axis=1)
     shares = shares.div(total.where(total > 0, 1.0), axis=0)
     shares[total <= 0] = 1 / len(CRUNCH.shares)
     ratio = raw[CRUNCH.ratio] if CRUNCH.ratio in raw else _ratio(raw)
     shares[CRUNCH.part] = ratio.clip(0.0, 1.0) * shares[CRUNCH.whole]
+    shares[CRUNCH.ratio] = _ratio(shares)
     return shares[CRUNCH.predicted_columns[1:]]
 
 
@@ -1083,7 +1101,7 @@ POOL_CELLS = 1000  # real cells that a base is herded from: 86 MB at 21,592 gene
 def pool_rows(obs: pd.DataFrame, seed: int) -> np.ndarray:
     """The rows, in file order, of POOL_CELLS control cells; where there are fewer, perturbed cells fill them up."""
     generator = np.random.default_rng(seed)
-    is_control = (obs[CRUNCH.perturbation] == CRUNCH.control).to_numpy()
+    is_control = obs[CRUNCH.perturbation].map(CRUNCH.is_control).to_numpy(bool)
     order = np.concatenate([generator.permutation(np.flatnonzero(part)) for part in (is_control, ~is_control)])
     return np.sort(order[:POOL_CELLS])
 
@@ -1100,7 +1118,7 @@ class GaussianCells(BaseEstimator):
 
     def fit(self, means: pd.DataFrame) -> GaussianCells:
         """Learn the spread of each gene from the training means (perturbations x genes)."""
-        self.scale_ = means.drop(index=CRUNCH.control, errors="ignore").std()
+        self.scale_ = without_controls(means).std()
         return self
 
     def for_genes(self, genes: pd.Index) -> GaussianCells:
@@ -1916,7 +1934,8 @@ def pearson_delta(truth: np.ndarray, prediction: np.ndarray, reference: np.ndarr
     """Correlation over the genes of (true mean - reference) with (predicted mean - reference); higher is better.
 
     `truth` and `prediction` are cells x genes, or one mean expression profile; `reference` has one value per gene (the
-    perturbed centroid of the training cells). NaN when the prediction is the reference itself.
+    perturbed centroid of the training cells, of those with as many guides). NaN when the prediction is the reference
+    itself.
     """
     truth, prediction = (np.atleast_2d(np.asarray(cells, float)).mean(axis=0) for cells in (truth, prediction))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -2023,9 +2042,9 @@ def score(
 
     The panel is `genes`, or `n_panels` random panels of `panel_size` of the genes that both files hold (one panel of
     them all when there are no more). `sigma` is the scorer's middle bandwidth for MMD: "scaled" (2326 for each 1,000
-    genes: right for data of the challenge's scale), "calibrated" (mean squared distance between true cells: for data
-    of any other scale) or a number. `executor` is as in `perturbation_stats`; the files are read once. Without true
-    proportions (None) there is no L1 distance.
+    genes, in crunch 2 849 for each 500: right for data of the challenge's scale), "calibrated" (mean squared distance
+    between true cells: for data of any other scale) or a number. `executor` is as in `perturbation_stats`; the files
+    are read once. Without true proportions (None) there is no L1 distance.
 
     Returns a tidy table with columns `perturbation, metric, panel, n_genes, sigma, sigma_rule, value`. A prediction
     that equals the reference to float32 rounding has no Pearson delta but that of the rounding; it counts as 0. Every
@@ -2033,8 +2052,8 @@ def score(
     """
     true, predicted = (_Shard.of(Path(path), [CRUNCH.perturbation]) for path in (truth_h5ad, prediction_h5ad))
     panels = draw_panels(true.genes, predicted.genes, genes, n_panels, panel_size, seed)
-    reference = _reference(Path(truth_h5ad), true.genes)
     perturbations = list(true.obs[CRUNCH.perturbation].cat.categories)
+    references = _references(Path(truth_h5ad), true.genes, perturbations)
     if missing := sorted(set(perturbations) - set(predicted.obs[CRUNCH.perturbation].cat.categories)):
         raise DataError(f"{predicted.name}: no cells for the scored perturbations {some(missing)}")
     distances = _distances(proportions_csv, truth_proportions_csv, perturbations)
@@ -2042,9 +2061,7 @@ def score(
         widths = [bandwidth(sigma, panel, X, true.genes) for panel in panels]
     cells = [shard.obs.reset_index().groupby(CRUNCH.perturbation, observed=True).indices for shard in (true, predicted)]
     settings = [
-        _PanelTask(
-            true.genes.get_indexer(panel), predicted.genes.get_indexer(panel), reference[panel].to_numpy(), width
-        )
+        _PanelTask(true.genes.get_indexer(panel), predicted.genes.get_indexer(panel), references[panel], width)
         for panel, (width, _) in zip(panels, widths, strict=True)
     ]
     tasks = []
@@ -2081,11 +2098,11 @@ def _distances(
 
 @dataclass(frozen=True)
 class _PanelTask:
-    """A panel: its columns in the two files, the reference on it and the bandwidth."""
+    """A panel: its columns in the two files, the references on it (perturbations x genes) and the bandwidth."""
 
     true_columns: np.ndarray
     predicted_columns: np.ndarray
-    reference: np.ndarray
+    references: pd.DataFrame
     sigma: float
 
 
@@ -2103,7 +2120,8 @@ def _score_task(task: tuple[Path, Path, list[tuple[str, np.ndarray, np.ndarray]]
             for panel in panels:
                 x = true_cells[:, panel.true_columns].astype(np.float64)
                 y = predicted_cells[:, panel.predicted_columns].astype(np.float64)
-                scores[-1].append(cell_scores(x, y, panel.reference, panel.sigma, f"{prediction}: {name}"))
+                reference = panel.references.loc[name].to_numpy()
+                scores[-1].append(cell_scores(x, y, reference, panel.sigma, f"{prediction}: {name}"))
     return scores
 
 
@@ -2203,19 +2221,30 @@ def dense(rows: Any) -> np.ndarray:
     return rows.toarray() if sp.issparse(rows) else rows
 
 
-def _reference(path: Path, genes: pd.Index) -> pd.Series:
-    """The perturbed centroid in `uns` of the truth: what Pearson delta counts from, by gene."""
-    key = CRUNCH.perturbed_centroid
+def _references(path: Path, genes: pd.Index, perturbations: Sequence[str]) -> pd.DataFrame:
+    """What Pearson delta of each perturbation counts from (perturbations x genes): centroids in `uns` of the truth."""
+    if unscored := [name for name in perturbations if not CRUNCH.centroid_of(name)]:
+        raise DataError(f"{path}: {some(unscored)} has more than two guides, which is never scored; take it out")
     with _open_store(path) as file:
-        if f"uns/{key}" not in file:
-            raise DataError(f"{path}: uns has no '{key}': the reference of Pearson delta")
-        stored = file[f"uns/{key}"]
-        if getattr(stored, "shape", None) != (len(genes),) or stored.dtype.kind not in "iuf":
-            raise DataError(f"{path}: uns['{key}'] must hold one number for each of the {len(genes)} genes of var")
-        values = stored[:]
+        kinds = {name: _centroid(file, path, name, genes) for name in {*map(CRUNCH.centroid_of, perturbations)}}
+    return pd.DataFrame([kinds[CRUNCH.centroid_of(name)] for name in perturbations], list(perturbations), genes)
+
+
+def _centroid(file: Any, path: Path, key: str, genes: pd.Index) -> np.ndarray:
+    if f"uns/{key}" not in file:
+        raise DataError(f"{path}: uns has no '{key}': the reference of Pearson delta")
+    stored = file[f"uns/{key}"]
+    if getattr(stored, "shape", None) != (len(genes),) or stored.dtype.kind not in "iuf":
+        raise DataError(f"{path}: uns['{key}'] must hold one number for each of the {len(genes)} genes of var")
+    values = stored[:]
     if not np.isfinite(values).all():
         raise DataError(f"{path}: uns['{key}'] is NaN or infinite for {some(genes[~np.isfinite(values)])}")
-    return pd.Series(values, index=genes)
+    return values
+
+
+def reference_of(truth: ad.AnnData, name: str) -> pd.Series:
+    """What Pearson delta of a perturbation counts from, by gene, from `uns` of the true cells."""
+    return pd.Series(truth.uns[CRUNCH.centroid_of(name)], index=truth.var_names)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2238,8 +2267,9 @@ def local_split(
 
     `held_out` names the perturbations, or is the share of them to draw. `max_cells` keeps the first cells of each
     perturbation, `n_genes` draws that many genes. Writes `local_train.h5ad`, `local_test_eval.h5ad` (with
-    `uns["control_centroid_train"]` and `uns["perturbed_centroid_train"]` of the training part) and
-    `local_test_perturbated_genes.txt`: all of them or none. Returns the held-out perturbations, sorted.
+    `uns["control_centroid_train"]` and `uns["perturbed_centroid_train"]` of the training part, in crunch 2 each for
+    singles and for doubles) and `local_test_perturbated_genes.txt`: all of them or none. Returns the held-out
+    perturbations, sorted.
 
     Raises DataError where no perturbation, or no cell or gene, would be left on either side, and for a `source` that is
     one of the files to write.
@@ -2264,8 +2294,11 @@ def local_split(
     train_part, test_part = (_subset(source, kept & part, columns) for part in (~is_test, is_test))
     stats = perturbation_stats(train_part)
     _require_control(stats.mean)
-    test_part.uns[CRUNCH.control_centroid] = stats.mean.loc[CRUNCH.control].to_numpy()
-    test_part.uns[CRUNCH.perturbed_centroid] = stats.perturbed_centroid().to_numpy()
+    test_part.uns.update({name: mean.to_numpy() for name, mean in stats.centroids().items()})
+    if lost := sorted({*map(CRUNCH.centroid_of, test)} - {*test_part.uns}):
+        raise DataError(
+            f"{source}: what is left has no cells for {some(lost)}, the reference of the score; hold out less"
+        )
     with replacing_all(files) as (train_file, test_file, names_file):
         train_part.write_h5ad(train_file)
         test_part.write_h5ad(test_file)
@@ -2276,7 +2309,8 @@ def local_split(
 def _held_out(
     obs: pd.DataFrame, held_out: Sequence[str] | float, generator: np.random.Generator, source: Path
 ) -> pd.Index:
-    perturbations = pd.Index(obs[CRUNCH.perturbation].cat.categories).drop(CRUNCH.control, errors="ignore")
+    names = obs[CRUNCH.perturbation].cat.categories
+    perturbations = pd.Index([name for name in names if not CRUNCH.is_control(name) and CRUNCH.centroid_of(name)])
     if isinstance(held_out, float | int | np.number):
         if not 0 < held_out < 1 or (number := max(1, round(held_out * len(perturbations)))) >= len(perturbations):
             raise DataError(
@@ -2285,8 +2319,10 @@ def _held_out(
             )
         return pd.Index(np.sort(generator.choice(perturbations, number, replace=False)))
     names = {held_out} if isinstance(held_out, str) else set(held_out)
-    if CRUNCH.control in names:
-        raise DataError(f"{source}: the control, {CRUNCH.control}, cannot be held out")
+    if controls := sorted(filter(CRUNCH.is_control, names)):
+        raise DataError(f"{source}: the control, {some(controls)}, cannot be held out")
+    if unscored := sorted(name for name in names if not CRUNCH.centroid_of(name)):
+        raise DataError(f"{source}: {some(unscored)} has more than two guides, which is never scored")
     if unknown := sorted(names - set(perturbations), key=str):
         raise DataError(f"{source}: no cells of the perturbations to hold out: {some(unknown)}")
     if not names or len(names) == len(perturbations):

@@ -39,7 +39,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from combinations import Added, CombinationModel, DeltaMean, for_names, genes_in
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import (
     POOL_CELLS,
     Challenge,
@@ -209,7 +209,7 @@ class Predictor:
         self.expression = for_names(self.expression, stats.mean.index)
         asked = [_describe(part) for part in self.parts()]
         means, n_cells = stats.mean, stats.n_cells
-        if means.index.isin([CRUNCH.control]).all():
+        if all(map(CRUNCH.is_control, means.index)):
             raise DataError(f"no perturbation to learn from: there is {some(means.index) or 'none'} alone")
         knowledge = knowledge or GeneKnowledge({})
         with threadpool_limits(1):
@@ -282,8 +282,8 @@ class Predictor:
             raise DataError("predict_perturbations is empty: there is nothing to predict")
         if index.has_duplicates:
             warnings.warn(f"listed twice, predicted once: {some(index[index.duplicated()].unique())}", stacklevel=3)
-        if CRUNCH.control in index:
-            warnings.warn(f"{CRUNCH.control} is the control; it is predicted as a knock-out is", stacklevel=3)
+        if controls := list(filter(CRUNCH.is_control, index)):
+            warnings.warn(f"{some(controls)} is the control; it is predicted as a knock-out is", stacklevel=3)
         return index.unique()
 
     def _checked_genes(self, genes: Sequence[str]) -> pd.Index:

@@ -22,7 +22,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.extmath import randomized_svd
 from sklearn.utils.validation import check_is_fitted
 
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import row_correlations, some
 from knowledge import FeatureTable, GeneKnowledge, screen_table
 from screens import Screen
@@ -122,8 +122,8 @@ class ResponseModel(BaseEstimator):
         `n_cells` (cells by perturbation) weighs the reference and says how noisy each response is; without it all
         count alike. `knowledge` is what is known of the genes; without it only the constant and the own responses are.
         """
-        control = responses[responses.index == CRUNCH.control]
-        responses = responses.drop(index=CRUNCH.control, errors="ignore")
+        is_control = np.array([CRUNCH.is_control(name) for name in responses.index], bool)
+        control, responses = responses[is_control], responses[~is_control]
         knowledge = knowledge or GeneKnowledge({})
         cells = np.ones(len(responses)) if n_cells is None else n_cells[responses.index].to_numpy(np.float64)
         self.reference_ = pd.Series(np.average(responses, axis=0, weights=cells), index=responses.columns)

@@ -1,6 +1,6 @@
 """The submission in this folder under the runner as in the cloud: no training, all targets, a process of its own.
 
-    python cloud.py PLATFORM_FOLDER
+    python cloud.py PLATFORM_FOLDER [COMPETITION]
 
 Nothing of the project is imported here: `main.py` must find what it needs beside itself.
 """
@@ -81,15 +81,15 @@ class Context(RunnerContext):
         return self
 
 
-def load_runner(platform: str | Path) -> RunnerModule:
+def load_runner(platform: str | Path, competition: str = "broad-obesity-1") -> RunnerModule:
     """The runner of the local hub, by the client's own loader."""
     source = f"local://{platform}"
-    return RunnerModule.load(deduce_code_loader(competition_name="broad-obesity-1", file_name="runner", source=source))
+    return RunnerModule.load(deduce_code_loader(competition_name=competition, file_name="runner", source=source))
 
 
 if __name__ == "__main__":
     main = load_user_code("main.py")
-    context = Context(load_runner(sys.argv[1]), Path.cwd(), Submission(**vars(main)), local=False, train=False)
+    context = Context(load_runner(*sys.argv[1:]), Path.cwd(), Submission(**vars(main)), local=False, train=False)
     context.folders["model_directory_path"] = "resources"
     errors = context.run().errors
     print(*errors, sep="\n")

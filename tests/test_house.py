@@ -13,7 +13,7 @@ from contract import TRAVELLING
 
 ROOT = Path(contract.__file__).parent
 STANDARD = {
-    "contract.py": "dataclasses",
+    "contract.py": "dataclasses os",
     "helpers.py": "collections concurrent contextlib contextvars copy dataclasses fcntl functools hashlib io itertools "
     "json os pathlib shutil threading typing warnings weakref zlib",
     "screens.py": "collections dataclasses pathlib re typing warnings",

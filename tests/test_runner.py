@@ -284,3 +284,29 @@ def test_every_built_in_estimator_runs_under_the_runner(runner, demo_folder, tmp
 def test_every_estimator_that_can_be_loaded_is_among_those_tried():
     tried = {type(part).__name__ for predictor in BUILT_IN for part in predictor.parts()}
     assert tried == set(method.ESTIMATORS)
+
+
+def test_the_runner_of_crunch_2_is_this_one_under_its_own_contract(folder):
+    """Whatever the environment says: genes under both names, six columns, the lists of that crunch."""
+    runner = load_runner(PLATFORM, "broad-obesity-2")
+    for name in ("predict_perturbations", "genes_to_predict"):
+        (folder / "data" / f"{name}.txt").unlink()
+    (folder / "data" / "predict_perturbations_2.txt").write_text("A+B\nA+C\n")
+    (folder / "data" / "predict_genes_2.txt").write_text("\n".join(GENES))
+    got = []
+
+    def infer(
+        prediction_h5ad_file_path,
+        program_proportion_csv_file_path,
+        predict_perturbations,
+        genes_to_predict,
+        predict_genes,
+    ):
+        got.append((predict_perturbations, genes_to_predict, predict_genes))
+        files = prediction_h5ad_file_path, program_proportion_csv_file_path
+        write_prediction(*files, predict_perturbations, predict_genes)
+
+    context = Context(runner, folder, Submission(infer=infer), local=False, train=False).run()
+    assert got == [(["A+B", "A+C"], GENES, GENES)]
+    assert context.errors[0].startswith("predict_program_proportion.csv: the columns lack lipo_adipo")
+    assert len(context.errors) == 2

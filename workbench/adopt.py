@@ -28,7 +28,7 @@ import pandas as pd
 
 import helpers
 from combinations import genes_in
-from contract import OBESITY_1 as CRUNCH
+from contract import CHOICE, CRUNCH
 from helpers import DataError, some, text_size, text_time
 from workbench.adoption.cells import FEWEST_CELLS, Cells
 from workbench.adoption.files import ADOPTED, value_counts, write_folder
@@ -59,6 +59,8 @@ def adopt(
     `executor` is anything with the interface of `concurrent.futures` that reaches the files (default: threads).
     Raises DataError for what cannot be used; then nothing is written.
     """
+    if CRUNCH.asks_for_doubles:
+        raise DataError(f"{CHOICE} is set: a screen is adopted in the layout of crunch 1, doubles too; unset {CHOICE}")
     sources = [Path(file) for file in files]
     folder, pattern = _checked_out(Path(out), sources), _checked_pattern(guide_pattern)
     element = "X" if layer is None else f"layers/{layer}"

@@ -32,7 +32,7 @@ from threadpoolctl import threadpool_limits
 
 import helpers
 import method
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from workbench.adopt import adopt
 from workbench.commands import check_folder, check_outputs, command_line
 from workbench.evaluation.intervals import write_table

@@ -20,8 +20,9 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from contract import TRAVELLING
+from contract import CRUNCH, TRAVELLING
 from helpers import DataError, replacing
+from workbench import notebooks
 from workbench.commands import check_outputs, command_line
 from workbench.imports import imported, requirement_lines, third_party
 
@@ -114,10 +115,7 @@ def bundle(path: Path = ROOT / "notebook.ipynb") -> NotebookNode:
 
     Raises DataError for what is no notebook, and for a module that a cell of Markdown could not show.
     """
-    try:
-        notebook = nbformat.read(path, as_version=4)
-    except (ValueError, nbformat.ValidationError) as error:
-        raise DataError(f"{path}: not a notebook, or a broken one ({error})") from error
+    notebook = notebooks.read(path)
     unpack = nbformat.v4.new_code_cell(UNPACK.format(packed=_packed(notebook)), id="unpack", metadata=FOLDED)
     notebook.cells.insert(1, unpack)
     notebook.cells.append(nbformat.v4.new_markdown_cell(COPIES, id="copies"))
@@ -148,7 +146,7 @@ def _packed(notebook: NotebookNode) -> str:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m workbench.bundle", description=__doc__.splitlines()[0])
-    parser.add_argument("out", nargs="?", type=Path, default=ROOT / "build" / "bundle.ipynb")
+    parser.add_argument("out", nargs="?", type=Path, default=ROOT / CRUNCH.folder / "build" / "bundle.ipynb")
     out = parser.parse_args().out
     source = ROOT / "notebook.ipynb"
     check_outputs([out], [source, *(ROOT / name for name in TRAVELLING)])

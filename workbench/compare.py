@@ -13,15 +13,17 @@ import argparse
 import importlib.util
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pandas as pd
+from sklearn.base import BaseEstimator
 
 import helpers
-from contract import OBESITY_1 as CRUNCH
+from combinations import Added, DeltaMean
+from contract import CRUNCH
 from helpers import Challenge
 from method import READ_PER_SECOND, Predictor
 from workbench.commands import check_outputs, command_line
@@ -29,17 +31,60 @@ from workbench.evaluation.intervals import write_table
 
 CONTROL = "control"
 YOURS = "your prediction"
-STARTER = "PCA-ridge (starter)"
+PCA_STARTER, DELTA_MEAN, ADDED = "PCA-ridge (starter)", "delta-mean (starter)", "effects added up"
+STARTER = DELTA_MEAN if CRUNCH.asks_for_doubles else PCA_STARTER
 CEILING = "real cells (other half)"
 
 
 def baselines() -> dict[str, Predictor]:
-    """Two constants with real cells, and the published starter with its Gaussian cells; not fitted."""
+    """Two constants with real cells, and the published starter with its own cells; not fitted.
+
+    For doubles the mean is that of the singles or doubles, the starter has equal cells, and effects added up are beside
+    it; all have the control's shares, as the starter has.
+    """
+    if CRUNCH.asks_for_doubles:
+        return {
+            CONTROL: Predictor(helpers.ControlMean(), helpers.ControlMean(), helpers.ScaledCells()),
+            "perturbed mean": Predictor(KindMean(), helpers.ControlMean(), helpers.ScaledCells()),
+            ADDED: Predictor(Added(), helpers.ControlMean(), helpers.ScaledCells()),
+            STARTER: Predictor(DeltaMean(), helpers.ControlMean(), EqualCells()),
+        }
     return {
         CONTROL: Predictor(helpers.ControlMean(), helpers.ControlMean(), helpers.ScaledCells()),
         "perturbed mean": Predictor(helpers.PerturbedMean(), helpers.PerturbedMean(), helpers.ScaledCells()),
         STARTER: Predictor(helpers.PCARidge(), helpers.PCARidge(), helpers.GaussianCells()),
     }
+
+
+class KindMean(BaseEstimator):
+    """Baseline: the mean over all training cells of the same kind, single or double. Fitted: `centroids_`."""
+
+    def fit(self, means: pd.DataFrame, n_cells: pd.Series) -> KindMean:
+        """Learn from perturbations x G and their numbers of cells."""
+        kinds = np.array([CRUNCH.centroid_of(name) for name in means.index])
+        rows = {kind: np.average(means[kinds == kind], axis=0, weights=n_cells[kinds == kind]) for kind in set(kinds)}
+        self.centroids_ = pd.DataFrame.from_dict(rows, orient="index", columns=means.columns)
+        return self
+
+    def predict(self, targets: Sequence[str]) -> pd.DataFrame:
+        """Targets x G."""
+        return self.centroids_.loc[[CRUNCH.centroid_of(name) for name in targets]].set_axis(pd.Index(targets))
+
+
+class EqualCells(BaseEstimator):
+    """The cells of the published starter of crunch 2: the mean, repeated."""
+
+    def fit(self) -> EqualCells:
+        """Nothing is learned."""
+        return self
+
+    def for_genes(self, genes: pd.Index) -> EqualCells:
+        """The same for all genes."""
+        return self
+
+    def sample(self, target: str, mean: np.ndarray, n_cells: int) -> np.ndarray:
+        """The mean, n_cells times."""
+        return np.tile(mean.astype(np.float32), (n_cells, 1))
 
 
 def score_methods(

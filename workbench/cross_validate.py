@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 
 import helpers
 from combinations import for_names, genes_in
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import Challenge, DataError, bandwidth, draw_panels, open_matrix, some
 from knowledge import FeatureTable, GeneKnowledge, read_features, symbol_table, training_knowledge
 from response import ResponseModel
@@ -149,7 +149,7 @@ def cross_validate_proportions(
     proportions: pd.DataFrame, *, n_folds: int | str = "loo", seeds: Sequence[int] = (0,)
 ) -> pd.DataFrame:
     """Constant predictions of the shares (perturbations x states, the control among them); the table of the others."""
-    names = proportions.index.drop(CRUNCH.control)
+    names = helpers.without_controls(proportions).index
     tables = [
         proportion_rows(proportions, test, None, seed, number)
         for seed in (seeds[:1] if n_folds == "loo" else seeds)
@@ -161,12 +161,10 @@ def cross_validate_proportions(
 def _prepare(challenge: Challenge, panels: tuple[int, int], sigma: float | str) -> tuple[dict[str, Any], GeneKnowledge]:
     """What all folds share: members of `ChallengeFold`, and what the training file says of the genes."""
     stats = helpers.perturbation_stats(challenge.train_path)
-    control = challenge.obs[
-        challenge.obs[CRUNCH.perturbation] == CRUNCH.control
-    ]  # the pool must not hold cells that are held out
-    rows = np.flatnonzero((challenge.obs[CRUNCH.perturbation] == CRUNCH.control).to_numpy())
+    rows = np.flatnonzero(challenge.obs[CRUNCH.perturbation].map(CRUNCH.is_control).to_numpy(bool))
+    control = challenge.obs.iloc[rows]  # the pool must not hold cells that are held out
     pool = helpers.read_cells(challenge.train_path, rows[helpers.pool_rows(control, seed=0)])
-    knowledge = training_knowledge(stats, pool, challenge.signatures, challenge.perturbations)
+    knowledge = training_knowledge(stats, pool, challenge.signatures, genes_in(challenge.perturbations))
     drawn = draw_panels(challenge.genes, challenge.genes, None, *panels, seed=0)
     with open_matrix(challenge.train_path, [CRUNCH.perturbation]) as (matrix, _, genes, _):
         sigmas = [bandwidth(sigma, panel, matrix, genes) for panel in drawn]
@@ -216,13 +214,14 @@ def _folds(
 ) -> list:
     """One fold object per seed and part. Leave-one-out has one split: later seeds run the random methods alone.
 
-    Where there are combinations, they are held out and their singles stay.
+    Where there are combinations, they are held out and their singles stay; so do those that are never scored.
     """
     if only is not None:
         known = [method.name for method in fixed] + [methods.RANDOM, methods.SHUFFLED]
         if unknown := sorted(set(only) - set(known)):
             raise DataError(f"no method {some(unknown)}; there are {some(known, 30)}")
-    folds, combinations = [], [CRUNCH.is_combination(name) for name in names]
+    folds = []
+    combinations = [CRUNCH.is_combination(name) and bool(CRUNCH.centroid_of(name)) for name in names]
     held_out = names[combinations] if any(combinations) else names
     for seed in seeds:
         parts = split(held_out, n_folds, seed)

@@ -5,6 +5,8 @@ In: `data/` (the challenge's real files, or nothing: then demo data are made). O
 The notebook calls `start`. `docs/results.png` is made by `--picture docs/results.png` on demo data.
 
     python -m workbench.demo [--folder .] [--data FOLDER] [--picture FILE]
+
+The environment variable CRUNCH=2 (`make demo CRUNCH=2`) makes all of it for crunch 2, in the folder `crunch-2`.
 """
 
 from __future__ import annotations
@@ -22,11 +24,10 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 from tqdm.auto import tqdm
 
-from contract import MODEL_FOLDER
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH, MODEL_FOLDER
 from helpers import DataError, replacing, text_size, text_time
 from method import READ_PER_SECOND
-from workbench import hub, report
+from workbench import hub, notebooks, report
 from workbench.commands import check_folder, check_outputs, command_line
 from workbench.simulate import FILES, is_simulated, simulate
 from workbench.sources.record import uncredited
@@ -98,7 +99,7 @@ def _announce(train: Path) -> None:
 
 def _execute(folder: Path, path: Path) -> NotebookNode:
     """Run the notebook with `folder` as its place, and write it to `path` even when a cell fails."""
-    notebook = nbformat.read(ROOT / "notebook.ipynb", as_version=4)
+    notebook = notebooks.read(ROOT / "notebook.ipynb")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     with tqdm(total=len(notebook.cells), unit="cell", bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} cells") as bar:
 
@@ -154,7 +155,7 @@ def _check(folder: Path) -> None:
 
 
 def _description() -> str:
-    return (ROOT / CRUNCH.description_file).read_text(encoding="utf-8")
+    return (ROOT / CRUNCH.description_source).read_text(encoding="utf-8")
 
 
 def reminder(folder: Path) -> str:
@@ -167,7 +168,8 @@ def reminder(folder: Path) -> str:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m workbench.demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path(), help="where data/, resources/ and prediction/ are")
+    about = f"where data/, resources/ and prediction/ are (default {CRUNCH.folder})"
+    parser.add_argument("--folder", type=Path, default=Path(CRUNCH.folder), help=about)
     parser.add_argument("--data", type=Path, help="copy this challenge folder into data/ first")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="save the picture of the scores there too (png)")
     options = parser.parse_args()

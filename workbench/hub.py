@@ -29,7 +29,7 @@ from threading import Thread
 from typing import Any, Self
 from urllib.parse import parse_qs, parse_qsl, unquote, urlencode
 
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from workbench.commands import check_folder, command_line, whole
 
 PLATFORM = Path(__file__).resolve().parent / "platform"  # holds competitions/NAME/scoring/runner.py

@@ -26,8 +26,7 @@ from threadpoolctl import threadpool_limits
 
 import helpers
 from combinations import CombinationModel, for_names, genes_in
-from contract import MODEL_FOLDER
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH, MODEL_FOLDER
 from helpers import Challenge, DataError, progress_bar, replacing_all, some, text_size
 from method import EXPECTED_COLUMNS, MODEL_FILE, Predictor, checked_scale, train
 from workbench.adoption.labels import similar

@@ -15,8 +15,7 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from contract import MODEL_FOLDER
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH, MODEL_FOLDER
 
 NEEDED = Path(__file__).resolve().with_name("requirements.txt")  # written by the bundle alone
 TOKENS = f"https://hub.crunchdao.com/competitions/{CRUNCH.name}/submit/notebook"

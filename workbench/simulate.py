@@ -17,6 +17,8 @@ knock-out whose target has the mean count c_p in control cells has the strength 
     shift of the log odds of the states = r_p * sd_s * (sqrt(share) * A_s.(-W_p / |W_p|) + sqrt(1 - share) * N(0, 1))
 so ``share`` (the argument ``predictable``) is the predictable share of an effect's variance over genes. Perturbed genes
 that are not in ``var`` follow the same formulas, with a W_p and a c_p that no file shows.
+
+With CRUNCH=2 the knock-outs are combined: `workbench.combine` has the formulas of doubles, and their shares.
 """
 
 import argparse
@@ -39,8 +41,9 @@ from scipy.special import logsumexp, softmax
 from threadpoolctl import threadpool_limits
 from tqdm.auto import trange
 
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH, CRUNCHES
 from helpers import DataError, only_one
+from workbench.combine import combine, n_training
 from workbench.commands import command_line, whole
 
 FULL = {
@@ -51,14 +54,17 @@ FULL = {
     "listed": 10_238,
     "local_cells": 4_437,
 }
+if CRUNCH.asks_for_doubles:
+    FULL |= {"cells": 90_815, "genes": 36_601, "perturbations": 18, "listed": 36_601, "local_cells": 1_800}
 # What each size is, for `--help`.
 SIZES = {
     "cells": "cells of the training file, the control's among them (default 7500)",
     "genes": "genes that are measured (default 1200)",
-    "perturbations": "knock-outs in the training file (default 40)",
-    "unseen": "knock-outs to predict (default 5 %% of the genes, 8 to 60)",
+    "perturbations": "knock-outs in the training file (default 40; with CRUNCH=2 genes that are knocked out, each "
+    "alone and in pairs, default 12)",
+    "unseen": "knock-outs to predict (default 5 %% of the genes, 8 to 60; with CRUNCH=2 doubles, a quarter of all)",
     "listed": "genes to predict (default 93 %% of the genes)",
-    "local_cells": "cells of the five local knock-outs, the local truth (default 5 %% of the cells, at least 1000)",
+    "local_cells": "cells of the local knock-outs, the local truth (default 5 %% of the cells, at least 1000)",
 }
 # Moved in this order, the training file last.
 FILES = (
@@ -90,7 +96,7 @@ OBS = [
     "lipo",
 ]
 N_LOCAL = 5
-MEASURED = 2_087 / CRUNCH.n_targets  # share of the perturbed genes that are in genes_to_predict
+MEASURED = 2_087 / 2_863  # share of the perturbed genes that are in genes_to_predict
 CONTROL_CELLS = 17_000 / 88_202
 DEPTH, DEPTH_SD = 30_000.0, 0.35  # counts of a cell, sd of their logarithm
 STORED = 0.357  # share of entries above zero before the states raise genes; with them the platform's 0.369
@@ -113,11 +119,12 @@ class Model:
     signatures: pd.DataFrame  # program, sig_gene
     perturbations: np.ndarray  # (P,) names
     group: np.ndarray  # (P,) "control", "train", "local" or "unseen"
-    target: np.ndarray  # (P,) position in genes, -1 where there is none
+    target: np.ndarray  # (P,) position in genes, -1 where there is none; of combinations (P, 3)
     strength: np.ndarray  # (P,) r
     loadings: np.ndarray  # (G, 6 + 6 + 4) float32, [W, V, b + S]
     shift: np.ndarray  # (P, 6 + 6) float64, [d, e]
     logits: np.ndarray  # (2, P, 4) log odds of the rows of IN_STATE: the predictable part, all
+    rule: np.ndarray | None = None  # (P,) how the knock-outs of a combination go together
 
 
 def simulate(
@@ -125,11 +132,13 @@ def simulate(
     *,
     cells: int = 7_500,
     genes: int = 1_200,
-    perturbations: int = 40,
+    perturbations: int | None = None,
     unseen: int | None = None,
     listed: int | None = None,
     local_cells: int | None = None,
     predictable: float = 0.5,
+    masking: float = 0.25,
+    synergistic: float = 0.25,
     seed: int = 0,
     counts: bool = True,
     answer: str | Path | None = None,
@@ -137,8 +146,10 @@ def simulate(
 ) -> None:
     """Write the seven files into ``out``, all of them or none; the same arguments give the same arrays.
 
-    ``perturbations``: of the training file, without NC. ``unseen``: names in predict_perturbations (default 5 % of the
-    genes, 8 to 60); as on the platform, the 5 local genes are not among them. ``listed``: names in genes_to_predict
+    ``perturbations``: of the training file, without NC (default 40); with CRUNCH=2 the genes that are knocked out
+    (default 12), each alone and in pairs, of which the shares ``masking`` and ``synergistic`` do not add up.
+    ``unseen``: names in predict_perturbations (default 5 % of the genes, 8 to 60; with CRUNCH=2 a quarter of the
+    pairs); as on the platform, the local ones are not among them. ``listed``: names in genes_to_predict
     (default 93 % of the genes). ``local_cells``: of the local truth (default 5 % of ``cells``, at least 1,000).
     ``counts``: whether to write ``layers/counts``. ``force``: replace an earlier run.
 
@@ -147,27 +158,36 @@ def simulate(
     ``perturbation`` (P,), ``group`` (P,) and ``gene`` (G,) are the names; ``control_mean`` and ``perturbed_mean`` (over
     training cells) (G,) float64; ``shares`` and ``predictable_shares`` (P, 4) of pre_adipo, adipo, other, lipo;
     ``strength`` (P,) is r_p; ``oracle_pearson`` (P,) is the Pearson delta, free of sampling error, of the oracle, which
-    predicts ``control_mean + predictable``.
+    predicts ``control_mean + predictable``. With CRUNCH=2 ``rule`` (P,) is single, A+A, A+NC, additive, masking or
+    synergistic, ``strength`` that of the strongest gene, and ``double_perturbed_mean`` the mean over doubles, as
+    ``perturbed_mean`` is over singles; triples, never scored, have no oracle (NaN).
 
     Raises ValueError for sizes that do not fit together, FileExistsError for an earlier run without ``force``, OSError
     where the disk is too small, ``helpers.DataError`` while another run writes into the same folder.
     """
-    unseen = min(60, max(8, genes // 20)) if unseen is None else unseen
+    doubles = CRUNCH.asks_for_doubles
+    perturbations = (12 if doubles else 40) if perturbations is None else perturbations
+    n_pairs = perturbations * (perturbations - 1) // 2
+    unseen = (n_pairs // 4 if doubles else min(60, max(8, genes // 20))) if unseen is None else unseen
     listed = round(0.93 * genes) if listed is None else listed
     local_cells = max(200 * N_LOCAL, cells // 20) if local_cells is None else local_cells
     out, answer = Path(out).resolve(), None if answer is None else Path(answer).resolve()
     n_seen, n_new = round(MEASURED * perturbations), round(MEASURED * unseen)
+    if doubles:  # of their genes all are measured; the model below has those of the local truth, too
+        _check_combinations(perturbations, unseen, n_pairs, masking, synergistic)
+        n_seen, n_new = perturbations - N_LOCAL, 0
+    known = n_training(perturbations, unseen) if doubles else perturbations
     _check_sizes(
         cells=cells,
         genes=genes,
-        perturbations=perturbations,
+        perturbations=known,
         unseen=unseen,
         listed=listed,
         local_cells=local_cells,
         measured=n_seen + n_new + N_LOCAL,
         predictable=predictable,
     )
-    rows = 1.5 * 0.37 * cells * (1 + counts) + local_cells + (perturbations + unseen + 6) * (answer is not None)
+    rows = 1.5 * 0.37 * cells * (1 + counts) + local_cells + (known + unseen + 6) * (answer is not None)
     _check_places(out, answer, needed=int(1.1 * 8 * genes * rows) + 1_000_000, force=force)
 
     seeds = np.random.SeedSequence(seed).spawn(5)
@@ -176,12 +196,14 @@ def simulate(
         n_genes=genes,
         n_listed=listed,
         share=predictable,
-        seen=(n_seen, perturbations - n_seen),
-        unseen=(n_new, unseen - n_new),
+        seen=(n_seen, 0 if doubles else perturbations - n_seen),
+        unseen=(n_new, 0 if doubles else unseen - n_new),
     )
     rng = np.random.default_rng(seeds[1])
-    train = _draw_cells(rng, model, _training_sizes(rng, cells, perturbations), ["control", "train"])
-    sizes = np.array([len(part) for part in np.array_split(np.arange(local_cells), N_LOCAL)])
+    if doubles:
+        model = combine(model, rng, CONTROL_LOGITS, unseen=unseen, masking=masking, synergistic=synergistic)
+    train = _draw_cells(rng, model, _training_sizes(rng, cells, known), ["control", "train"])
+    sizes = np.array([len(part) for part in np.array_split(np.arange(local_cells), (model.group == "local").sum())])
     local = _draw_cells(np.random.default_rng(seeds[2]), model, sizes, ["local"])
     # Sums of products depend on the number of threads of BLAS, and a mean near a step decides a count.
     with threadpool_limits(1), only_one(out), _all_or_nothing(out) as folder:
@@ -218,15 +240,28 @@ def _check_sizes(
     measured: int,
     predictable: float,
 ) -> None:
+    fewest = 1 if CRUNCH.asks_for_doubles else 8
     rules = {
         f"genes={genes}: at least 60 are needed": genes >= 60,
         f"perturbations={perturbations}: at least 2 are needed": perturbations >= 2,
         f"cells={cells}: at least 10 for each of {perturbations + 1} groups": cells >= 10 * (perturbations + 1),
-        f"unseen={unseen}: at least 8 are needed": unseen >= 8,
+        f"unseen={unseen}: at least {fewest} are needed": unseen >= fewest,
         f"genes={genes}: {measured} of them would be perturbed, more than half": measured <= genes / 2,
         f"listed={listed}: must lie between {measured} perturbed and {genes} genes": measured <= listed <= genes,
         f"local_cells={local_cells}: at least {N_LOCAL} are needed": local_cells >= N_LOCAL,
         f"predictable={predictable}: must lie between 0 and 1": 0 <= predictable <= 1,
+    }
+    if broken := [message for message, kept in rules.items() if not kept]:
+        raise ValueError("; ".join(broken))
+
+
+def _check_combinations(genes: int, unseen: int, n_pairs: int, masking: float, synergistic: float) -> None:
+    rules = {
+        f"perturbations={genes}: at least 6 genes to knock out are needed": genes >= 6,
+        f"unseen={unseen}: of {n_pairs} pairs at most {n_pairs - 5}, so that some are measured": unseen <= n_pairs - 5,
+        f"masking={masking} and synergistic={synergistic}: two shares, together at most 1": masking >= 0
+        and synergistic >= 0
+        and masking + synergistic <= 1,
     }
     if broken := [message for message, kept in rules.items() if not kept]:
         raise ValueError("; ".join(broken))
@@ -239,6 +274,11 @@ def _check_places(out: Path, answer: Path | None, *, needed: int, force: bool) -
         raise ValueError(f"{out} is not a folder")
     if answer is not None and (answer.is_relative_to(out) or answer.is_dir() or not answer.parent.is_dir()):
         raise ValueError(f"the answer {answer} must be a file outside {out}, in a folder that exists")
+    for other in CRUNCHES.values():
+        if other.train_file != CRUNCH.train_file and (out / other.train_file).exists():
+            raise ValueError(
+                f"{out} holds the files of {other.name}, of which some have the same names; choose another"
+            )
     for path in (out / CRUNCH.train_file, answer):
         if path is not None and path.exists() and not force:
             raise FileExistsError(f"{path} already exists; --force (force=True) replaces it")
@@ -370,12 +410,16 @@ def _effects(
 
 
 def _training_sizes(rng: np.random.Generator, cells: int, perturbations: int) -> np.ndarray:
-    """(1 + perturbations,) cells of NC and of each perturbation; of many perturbations two have very few."""
+    """(1 + perturbations,) cells of NC and of each perturbation; of many perturbations two have very few.
+
+    With CRUNCH=2 cells of NC+NC, after NC, are a third of the control cells.
+    """
     weights = rng.lognormal(0, 0.3, perturbations)
     if perturbations >= 20:
         weights[:2] = 0.05, 0.15
     sizes = np.maximum(3, ((1 - CONTROL_CELLS) * cells * weights / weights.sum()).astype(int))
-    return np.append(cells - sizes.sum(), sizes)
+    n_control = cells - sizes.sum()
+    return np.append([n_control - n_control // 3, n_control // 3] if CRUNCH.asks_for_doubles else n_control, sizes)
 
 
 def _draw_cells(rng: np.random.Generator, model: Model, sizes: np.ndarray, groups: list[str]) -> pd.DataFrame:
@@ -392,7 +436,7 @@ def _draw_cells(rng: np.random.Generator, model: Model, sizes: np.ndarray, group
         "nFeature_guide": 1 + np.minimum(background, 3),
         "SampleID": pd.Categorical(np.char.add("S", sample)),
         "Day": pd.Categorical(np.full(n, "D14")),
-        "num_features": np.ones(n, np.int64),
+        "num_features": np.array([CRUNCH.n_guides(name) for name in gene], np.int64),
         "feature_call": pd.Categorical(gene + "_" + guide),
         "num_umis": umis,
         CRUNCH.perturbation: pd.Categorical(gene),
@@ -414,8 +458,9 @@ def _draw_uniform(
     position[:, :MODULES] += cells[Z].to_numpy()
     mean = position.astype(np.float32) @ model.loadings.T
     np.exp(mean, out=mean)
-    knocked_out = np.flatnonzero(model.target[perturbation] >= 0)
-    mean[knocked_out, model.target[perturbation[knocked_out]]] *= RESIDUAL
+    for target in np.atleast_2d(model.target.T):
+        knocked_out = np.flatnonzero(target[perturbation] >= 0)
+        mean[knocked_out, target[perturbation[knocked_out]]] *= RESIDUAL
     mean *= (cells["library"].to_numpy(np.float32) / mean.sum(axis=1))[:, None]
     zero = np.square(np.square(SIZE / (SIZE + mean)))  # to the power SIZE, faster
     return mean, zero, rng.random(mean.shape, dtype=np.float32)
@@ -471,15 +516,14 @@ def _log_x(counts: np.ndarray, total: np.ndarray | float) -> np.ndarray:
 def _write_training(
     path: Path, model: Model, cells: pd.DataFrame, seed: np.random.SeedSequence, places: list[str]
 ) -> dict[str, np.ndarray]:
-    """Write the training file slab by slab; returns the mean X (G,) of control and of perturbed cells.
+    """Write the training file slab by slab; returns the mean X (G,) of control and of perturbed cells, of each kind.
 
     A contiguous dataset needs its number of stored values before the first is written, so where the counts are above
     zero is drawn twice from the same seeds.
     """
     shape, total, mitochondrial = (len(cells), len(model.genes)), np.zeros(len(cells)), np.zeros(len(cells))
-    groups = np.eye(2)[
-        (cells[CRUNCH.perturbation] != CRUNCH.control).to_numpy().astype(int)
-    ]  # columns: control, perturbed
+    kind = np.array([CRUNCH.centroid_of(name) for name in cells[CRUNCH.perturbation]])
+    groups = (kind[:, None] == CRUNCH.centroids).astype(float)
     summed = np.column_stack([np.ones(shape[1]), [gene.startswith("MT-") for gene in model.genes]])
 
     def stored(rows: slice, seed: np.random.SeedSequence) -> np.ndarray:
@@ -494,7 +538,7 @@ def _write_training(
         return rows, counts.indices, {"X": x.data, "layers/counts": counts.data}, x.T @ groups[rows]
 
     n_stored = np.concatenate(list(_in_order(stored, shape, seed, "count stored values")))
-    ends, sums = np.append(0, np.cumsum(n_stored)), np.zeros((shape[1], 2))
+    ends, sums = np.append(0, np.cumsum(n_stored)), np.zeros((shape[1], groups.shape[1]))
     with h5py.File(path, "w") as file:
         for place in places:
             csr = file.create_group(place)
@@ -509,7 +553,7 @@ def _write_training(
             sums += slab_sums
         obs = cells.assign(nCount_RNA=total.astype(int), nFeature_RNA=n_stored)
         _write_frame(file, obs.assign(**{"percent.mt": 100 * mitochondrial / total})[OBS], model.genes)
-    return dict(zip([CRUNCH.control_centroid, CRUNCH.perturbed_centroid], (sums / groups.sum(axis=0)).T, strict=True))
+    return dict(zip(CRUNCH.centroids, (sums / groups.sum(axis=0)).T, strict=True))
 
 
 def _write_frame(file: h5py.File, obs: pd.DataFrame, genes: np.ndarray, **uns: np.ndarray) -> None:
@@ -555,28 +599,34 @@ def _write_small_files(
 
 def _write_answer(path: Path, model: Model, cells: np.ndarray) -> None:
     """The true means on the scale of X, as ``simulate`` describes; ``cells`` (P,) counts the training cells."""
-    shape, weight = (len(model.group), len(model.genes)), cells * (model.group == "train")
+    shape = len(model.group), len(model.genes)
+    kinds = np.array([CRUNCH.centroid_of(name) for name in model.perturbations])
+    weights = {kind: cells * (model.group == "train") * (kinds == kind) for kind in CRUNCH.centroids[1::2]}
     scored, curve = np.isin(model.genes, model.listed), _expected_x()
     control, oracle = _true_mean(model, 0, curve, idiosyncratic=True), np.full(shape[0], np.nan)
     known, shares = softmax(model.logits, axis=2) @ IN_STATE
-    reference = np.zeros(shape[1])
+    references = {kind: np.zeros(shape[1]) for kind in weights}  # less the control's mean
     with h5py.File(path, "w") as file:
         effect, predictable = (file.create_dataset(name, shape, np.float32) for name in ("effect", "predictable"))
         for p in trange(shape[0], desc="true means", unit="perturbation"):
             effect[p] = _true_mean(model, p, curve, idiosyncratic=True) - control
             predictable[p] = _true_mean(model, p, curve, idiosyncratic=False) - control
-            reference += effect[p] * weight[p] / weight.sum()
-        for p in range(1, shape[0]):
+            for kind, weight in weights.items():
+                references[kind] += effect[p] * weight[p] / weight.sum()
+        for p in np.flatnonzero(np.isin(kinds, list(references))):
+            reference = references[kinds[p]]
             oracle[p] = np.corrcoef((effect[p] - reference)[scored], (predictable[p] - reference)[scored])[0, 1]
+        means = dict(zip(("perturbed_mean", "double_perturbed_mean"), references.values(), strict=False))
         numbers = {
             "control_mean": control,
-            "perturbed_mean": control + reference,
+            **{name: control + reference for name, reference in means.items()},
             "strength": model.strength,
             "shares": shares,
             "predictable_shares": known,
             "oracle_pearson": oracle,
         }
         names = {"gene": model.genes, "perturbation": model.perturbations, "group": model.group}
+        names |= {} if model.rule is None else {"rule": model.rule}
         for name, values in {**numbers, **names}.items():
             file[name] = values
 
@@ -585,8 +635,8 @@ def _true_mean(model: Model, p: int, curve: tuple[np.ndarray, np.ndarray], *, id
     """(G,) float64 expected X of perturbation ``p``: the curve at the genes' log mean counts, averaged over states."""
     n = MODULES + RANK * idiosyncratic
     by_state = model.loadings[:, MODULES + RANK :].T + model.loadings[:, :n] @ model.shift[p, :n]
-    if model.target[p] >= 0:
-        by_state[:, model.target[p]] += np.log(RESIDUAL)
+    for target in np.atleast_1d(model.target[p]):
+        by_state[:, target] += np.log(RESIDUAL) * (target >= 0)
     by_state += np.log(DEPTH) - logsumexp(by_state, axis=1, keepdims=True)
     return softmax(model.logits[int(idiosyncratic), p]) @ np.interp(by_state, *curve)
 
@@ -631,6 +681,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="share of the effects' variance that follows from the data, 0 to 1; the rest is luck (default 0.5)",
     )
+    for name in ("masking", "synergistic"):
+        about = f"with CRUNCH=2, share of the doubles that are {name} (default 0.25)"
+        parser.add_argument(f"--{name}", type=float, metavar="SHARE", help=about)
     parser.add_argument("--full", action="store_true", help="the platform's full size instead: 18 GB, minutes")
     parser.add_argument("--answer", type=Path, metavar="FILE", help="write the true effects too: HDF5, outside OUT")
     parser.add_argument(

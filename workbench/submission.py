@@ -15,12 +15,12 @@ import os
 import shutil
 from pathlib import Path
 
-from crunch_convert.notebook import ConverterError, FlattenNotebook, ImportedRequirement, extract_from_file
+from crunch_convert.notebook import ConverterError, FlattenNotebook, ImportedRequirement, extract_from_cells
 
-from contract import DATA_FOLDER, MAIN_FILE, MODEL_FOLDER, REQUIREMENTS_FILE, TRAVELLING
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH, DATA_FOLDER, MAIN_FILE, MODEL_FOLDER, REQUIREMENTS_FILE, TRAVELLING
 from helpers import DataError, only_one
 from method import EXPECTED_FILE, MODEL_FILE
+from workbench import notebooks
 from workbench.commands import check_folder, command_line
 from workbench.imports import COME_ALONG, imported, requirement_lines, third_party
 from workbench.sources.record import uncredited
@@ -61,7 +61,9 @@ def export(out: Path, root: Path = ROOT) -> list[Path]:
             made.mkdir(parents=True)
             _fill(made, converted, root)
             files = sorted(path.relative_to(made) for path in made.rglob("*") if path.is_file())
-            (made / DATA_FOLDER).symlink_to((root / DATA_FOLDER).resolve(), target_is_directory=True)
+            data = (root / CRUNCH.folder / DATA_FOLDER).resolve()
+            data.mkdir(parents=True, exist_ok=True)
+            (made / DATA_FOLDER).symlink_to(data, target_is_directory=True)
             if (out / PROJECT_FOLDER).is_dir():
                 shutil.copytree(out / PROJECT_FOLDER, made / PROJECT_FOLDER)
             if out.exists():
@@ -92,18 +94,16 @@ def _check_place(out: Path, root: Path) -> None:
 def _convert(root: Path) -> FlattenNotebook:
     """The notebook as the platform sees it."""
     try:
-        converted = extract_from_file(str(root / "notebook.ipynb"))
+        converted = extract_from_cells(notebooks.read(root / "notebook.ipynb").cells)
     except ConverterError as error:
         raise DataError(f"notebook.ipynb cannot be converted: {error}") from error
-    except ValueError as error:
-        raise DataError(f"{root / 'notebook.ipynb'}: not a notebook, or a broken one ({error})") from error
     if converted.warnings:
         said = "; ".join(map(str, converted.warnings))
         raise DataError(f"the converter warns of notebook.ipynb; on the platform this would fail: {said}")
     described = {file.path: file.content for file in converted.embedded_files}.get(CRUNCH.description_file, "")
-    if described != (root / CRUNCH.description_file).read_text(encoding="utf-8").strip():
-        raise DataError(f"{CRUNCH.description_file} is not the text of the notebook's cell: change the other one too")
-    missing = uncredited(described, root / MODEL_FOLDER)
+    if described != (root / CRUNCH.description_source).read_text(encoding="utf-8").strip():
+        raise DataError(f"{CRUNCH.description_source} is not the text of the notebook's cell: change the other one too")
+    missing = uncredited(described, root / CRUNCH.folder / MODEL_FOLDER)
     if missing:
         raise DataError(" ".join([*missing, "This writes it: python -m workbench.sources describe --write"]))
     return converted
@@ -111,16 +111,18 @@ def _convert(root: Path) -> FlattenNotebook:
 
 def _fill(folder: Path, converted: FlattenNotebook, root: Path) -> None:
     (folder / MAIN_FILE).write_text(converted.source_code, encoding="utf-8")
-    for name in (*TRAVELLING, CRUNCH.description_file):
+    for name in TRAVELLING:
         shutil.copy2(root / name, folder / name)
+    shutil.copy2(root / CRUNCH.description_source, folder / CRUNCH.description_file)
     modules = [(root / name).read_text(encoding="utf-8") for name in TRAVELLING]
-    if any((root / MODEL_FOLDER).rglob("*.parquet")):
+    resources = root / CRUNCH.folder / MODEL_FOLDER
+    if any(resources.rglob("*.parquet")):
         modules.append("import pyarrow")  # with which pandas reads such a feature table
     lines = requirements([converted.source_code, *modules], converted.requirements)
     (folder / REQUIREMENTS_FILE).write_text(HEADER + "\n".join([*lines, ""]), encoding="utf-8")
-    if (root / MODEL_FOLDER).is_dir():
+    if resources.is_dir():
         left = shutil.ignore_patterns(MODEL_FILE, EXPECTED_FILE, ".*")
-        shutil.copytree(root / MODEL_FOLDER, folder / MODEL_FOLDER, ignore=left)
+        shutil.copytree(resources, folder / MODEL_FOLDER, ignore=left)
 
 
 def requirements(sources: list[str], asked: list[ImportedRequirement]) -> list[str]:
@@ -135,7 +137,8 @@ def requirements(sources: list[str], asked: list[ImportedRequirement]) -> list[s
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m workbench.submission", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "submission", help="default: build/submission")
+    place = Path(CRUNCH.folder, "build", "submission")
+    parser.add_argument("--out", type=Path, default=ROOT / place, help=f"default: {place}")
     out = parser.parse_args().out
     check_folder(out.parent)
     for path in export(out):

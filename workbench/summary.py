@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import Challenge, scored_metrics
 from workbench.compare import CEILING, CONTROL, STARTER, YOURS
 from workbench.evaluation import intervals

@@ -19,8 +19,7 @@ import numpy as np
 import pandas as pd
 from anndata.io import read_elem
 
-from contract import DATA_FOLDER, MODEL_FOLDER, PREDICTION_FOLDER
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH, DATA_FOLDER, MODEL_FOLDER, PREDICTION_FOLDER
 
 APART = (MODEL_FOLDER, DATA_FOLDER, PREDICTION_FOLDER)  # the platform keeps them apart from the submission's files
 KEPT = ".gitkeep"  # git keeps the empty prediction folder by this file; the platform has no git
@@ -307,7 +306,7 @@ def _slabs(values: h5py.Dataset) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _check_proportions(path: Path, perturbations: Sequence[str]) -> list[str]:
-    """The table: one row per perturbation asked for, and the four states' proportions."""
+    """The table: one row per perturbation asked for, the four states' proportions, and their ratio where asked for."""
     name = path.name
     if not path.is_file():
         return [f"{name}: the file is missing; infer must write it."]
@@ -340,8 +339,9 @@ def _check_rows(name: str, genes: pd.Series, perturbations: Sequence[str]) -> li
 def _check_numbers(name: str, table: pd.DataFrame) -> list[str]:
     problems = []
     genes = table[CRUNCH.perturbation].astype(str)
-    numbers = table[CRUNCH.states].apply(pd.to_numeric, errors="coerce")
-    for state in CRUNCH.states:
+    columns = CRUNCH.predicted_columns[1:]
+    numbers = table[columns].apply(pd.to_numeric, errors="coerce")
+    for state in columns:
         text = numbers[state].isna() & table[state].notna()
         found = {"NaN": table[state].isna(), "no number": text}
         found |= {"infinite": np.isinf(numbers[state]), "negative": numbers[state] < 0}
@@ -358,6 +358,20 @@ def _check_numbers(name: str, table: pd.DataFrame) -> list[str]:
     off = (total - 1).abs() > CRUNCH.sum_tolerance
     if off.any():
         problems.append(f"{name}: pre_adipo + adipo + other is not 1 for {_first(genes[off])}; divide by their sum.")
+    return problems + (_check_ratio(name, genes, numbers) if CRUNCH.ratio in columns else [])
+
+
+def _check_ratio(name: str, genes: pd.Series, numbers: pd.DataFrame) -> list[str]:
+    """`lipo_adipo` is lipo / adipo; of no adipo there is no ratio, which the platform refuses whatever is written."""
+    problems, none = [], numbers[CRUNCH.whole] == 0
+    if none.any():
+        problems.append(
+            f"{name}: column adipo is 0 for {_first(genes[none])}, so lipo / adipo is none; write a little."
+        )
+    ratio = numbers[CRUNCH.part] / numbers[CRUNCH.whole].where(~none)
+    off = (ratio - numbers[CRUNCH.ratio]).abs() > CRUNCH.sum_tolerance
+    if off.any():
+        problems.append(f"{name}: column lipo_adipo is not lipo / adipo for {_first(genes[off])}; write that ratio.")
     return problems
 
 
@@ -387,7 +401,7 @@ def _run(arguments: list[str] | None) -> int:
     parser.add_argument("prediction_folder", type=Path)
     parser.add_argument("data_folder", type=Path)
     parser.add_argument("method_description", type=Path, nargs="?")
-    parser.add_argument("--cloud", action="store_true", help="all of predict_perturbations.txt, not the local few")
+    parser.add_argument("--cloud", action="store_true", help=f"all of {CRUNCH.targets_file}, not the local few")
     options = parser.parse_args(arguments)
 
     for folder in (options.prediction_folder, options.data_folder):

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from challenges.common import checked_matrix, read_csv, read_h5ad
 from challenges.synthesis.scale import Scale, recover
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import DataError, some, text_size
 from workbench.commands import one_line
 from workbench.validate import stored_elsewhere

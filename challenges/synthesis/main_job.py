@@ -15,7 +15,7 @@ import helpers
 from challenges.common import COLUMNS
 from challenges.synthesis.data import from_anndata
 from challenges.synthesis.models import CellGAN
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from method import CellGenerator, Predictor
 from response import ResponseModel
 from workbench.compare import score_methods

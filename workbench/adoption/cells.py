@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import DataError, some
 from workbench.adoption.labels import EMPTY, LEFT_OUT, NO_STATE, TOO_FEW, UNNAMED, Naming, similar
 from workbench.adoption.source import Source

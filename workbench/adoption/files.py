@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import DataError, map_ahead, open_element, progress_bar, replacing_all, text_size
 from workbench.adoption.cells import Cells
 from workbench.adoption.source import Source

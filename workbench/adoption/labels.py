@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import DataError
 
 SEVERAL, UNNAMED, NO_MATCH = "several guides called", "no perturbation named", "not matched by --guide-pattern"

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from anndata.io import read_elem
 
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import DataError, open_element, some
 from workbench.adoption.labels import gene_names, similar
 from workbench.adoption.values import COUNTS, kind_of

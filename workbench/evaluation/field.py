@@ -20,7 +20,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 import helpers
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import Challenge, DataError
 from workbench.compare import CEILING, local_truth
 

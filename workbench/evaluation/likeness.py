@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 import helpers
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import Challenge
 from method import CellGenerator
 from workbench.compare import CEILING, local_truth
@@ -51,7 +51,6 @@ def likeness(
     """
     truth = ad.read_h5ad(local_truth(challenge)[0][0])
     genes = challenge.genes_to_predict[challenge.genes_to_predict.isin(truth.var_names)]
-    reference = pd.Series(truth.uns[CRUNCH.perturbed_centroid], index=truth.var_names)[genes].to_numpy()
     n_cells = CRUNCH.cells_per_perturbation
     with helpers.open_matrix(challenge.local_truth_path, [CRUNCH.perturbation]) as (matrix, _, var_names, _):
         width, _ = helpers.bandwidth(sigma, genes, matrix, var_names)
@@ -61,7 +60,10 @@ def likeness(
     table = []
     for name in helpers.progress_bar("telling cells apart", iterable=list(means.index), unit="perturbation"):
         real = helpers.dense(truth[(truth.obs[CRUNCH.perturbation] == name).to_numpy(), genes].X).astype(np.float64)
-        mean = means.loc[name, genes].to_numpy(np.float32)
+        mean, reference = (
+            means.loc[name, genes].to_numpy(np.float32),
+            helpers.reference_of(truth, name)[genes].to_numpy(),
+        )
         pairs = {key: (real, generator.sample(name, mean, n_cells)) for key, generator in fitted.items()}
         pairs |= {CONTROL: (real, control), CEILING: (real[::2], real[1::2][:n_cells])}
         for key, (true, made) in pairs.items():

@@ -24,7 +24,7 @@ from sklearn.base import BaseEstimator
 
 import helpers
 from combinations import Added, DeltaMean, for_names, genes_in
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import DataError, some
 from knowledge import FeatureTable, GeneKnowledge
 from method import (
@@ -37,7 +37,8 @@ from method import (
     checked_scale,
 )
 from response import ResponseModel
-from workbench.compare import STARTER
+from workbench.compare import ADDED, DELTA_MEAN, KindMean
+from workbench.compare import PCA_STARTER as STARTER
 
 ZERO, TRAIN_MEAN, PCA_RIDGE, CONSTANT = "zero effect", "train mean", "PCA-ridge", "constant alone"
 OWN, ALL = "own response alone", "all tables"
@@ -45,7 +46,6 @@ SCREENS, BOTH = f"{ALL} + screens", f"{ALL} + template"
 RECENTRED = ", recentred cells"
 WITHOUT, WITHOUT_MINE = "without ", "without all of mine"
 RANDOM, SHUFFLED = "random features", "shuffled features"
-DELTA_MEAN, ADDED = "delta-mean (starter)", "effects added up"
 CONTROL_MEAN, PERTURBED_MEAN, MEDIAN = "control", "perturbed mean", "median shares"
 RANDOM_TABLES, RANDOM_FEATURES = 5, 50
 
@@ -224,7 +224,7 @@ def effect_baselines(names: pd.Index, columns: pd.Index, *, zero_effect: bool) -
 def challenge_baselines(names: pd.Index) -> list[Method]:
     """Baselines for mean expression profiles of cells."""
     if any(map(CRUNCH.is_combination, names)):
-        mean = Method(PERTURBED_MEAN, CombinationMean())
+        mean = Method(PERTURBED_MEAN, KindMean() if CRUNCH.asks_for_doubles else CombinationMean())
         return [Method(CONTROL_MEAN, helpers.ControlMean()), mean, *combination_baselines()]
     return [
         Method(CONTROL_MEAN, helpers.ControlMean()),

@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from response import ResponseModel
 from workbench.compare import CEILING
 from workbench.cross_validate import BASELINES

@@ -18,7 +18,7 @@ from scipy.cluster import hierarchy
 from threadpoolctl import threadpool_limits
 
 import helpers
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import Challenge
 from method import Predictor
 from workbench.pictures.style import (

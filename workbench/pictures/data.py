@@ -11,8 +11,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from contract import OBESITY_1 as CRUNCH
-from helpers import Challenge, PerturbationStats
+from combinations import genes_in
+from contract import CRUNCH
+from helpers import Challenge, PerturbationStats, without_controls
 from workbench.pictures.style import (
     BLUE,
     GREY,
@@ -44,9 +45,10 @@ def data_overview(challenge: Challenge, stats: PerturbationStats, *, source: str
 
 def _cells_per_perturbation(axes: Axes, n_cells: pd.Series) -> None:
     n = n_cells.sort_values(ascending=False)
-    control = list(n.index).index(CRUNCH.control)
+    controls = [name for name in n.index if CRUNCH.is_control(name)]
+    at = n.index.get_indexer(controls)
     axes.bar(range(len(n)), n, color=BLUE, width=1.0, label="knock-outs")
-    axes.bar([control], [n.iloc[control]], color=RED, width=1.0, label=f"control ({CRUNCH.control})")
+    axes.bar(at, n.iloc[at], color=RED, width=1.0, label=f"control ({', '.join(controls)})")
     wanted = CRUNCH.cells_per_perturbation
     axes.axhline(wanted, color="black", lw=1, ls="--", label=f"{wanted} cells: as many as are predicted")
     axes.set(yscale="log", xlabel="perturbations, sorted", ylabel="cells", title="Cells of each perturbation")
@@ -79,8 +81,8 @@ def _target_expression(axes: Axes, challenge: Challenge, stats: PerturbationStat
     level = stats.mean.loc[CRUNCH.control]
     groups = {
         "all genes": (level.index, GREY),
-        "training targets": (challenge.perturbations, BLUE),
-        "targets to predict": (challenge.targets, ORANGE),
+        "training targets": (genes_in(challenge.perturbations), BLUE),
+        "targets to predict": (genes_in(challenge.targets), ORANGE),
     }
     for label, (names, colour) in groups.items():
         known = names[names.isin(level.index)]
@@ -97,7 +99,7 @@ def _target_expression(axes: Axes, challenge: Challenge, stats: PerturbationStat
 
 def _effects_against_noise(axes: Axes, stats: PerturbationStats) -> None:
     """Distance of each knock-out from the control, beside the distance of two samples of control cells."""
-    perturbed = stats.n_cells.index.drop(CRUNCH.control)
+    perturbed = without_controls(stats.n_cells).index
     n, n_control = stats.n_cells[perturbed], stats.n_cells[CRUNCH.control]
     effect = np.sqrt(((stats.mean.loc[perturbed] - stats.mean.loc[CRUNCH.control]) ** 2).sum(axis=1))
     sizes = np.geomspace(n.min(), n.max(), 50)

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 
 import helpers
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from workbench.compare import CEILING, STARTER, YOURS
 from workbench.pictures.style import (
     BLUE,
@@ -88,14 +88,14 @@ def _strip(axis: Axes, row: int, points: pd.Series, colour: str, *, bold: bool) 
 def pearson(prediction: ad.AnnData, truth: ad.AnnData, *, source: str = "") -> Figure:
     """Predicted against true effect, a point per gene, for each local knock-out; the diagonal is a perfect prediction.
 
-    Effects are relative to the mean of all perturbed cells, as in the score. Both axes have the same limits; the few
-    genes beyond them are drawn as crosses on the frame, the farthest by name, with its true effect.
+    Effects are relative to the reference of the score, a mean over perturbed cells. Both axes have the same limits; the
+    few genes beyond them are drawn as crosses on the frame, the farthest by name, with its true effect.
     """
     genes = prediction.var_names[prediction.var_names.isin(truth.var_names)]
-    reference = pd.Series(truth.uns[CRUNCH.perturbed_centroid], index=truth.var_names)[genes].to_numpy()
     names = sorted(truth.obs[CRUNCH.perturbation].unique())
     figure, axes = plt.subplots(1, len(names), figsize=(2.6 * len(names), 3.3), layout="constrained", squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
+        reference = helpers.reference_of(truth, name)[genes].to_numpy()
         true, predicted = (
             pd.Series(_cells(cells, name, genes).mean(axis=0) - reference, index=genes) for cells in (truth, prediction)
         )
@@ -103,9 +103,10 @@ def pearson(prediction: ad.AnnData, truth: ad.AnnData, *, source: str = "") -> F
         flat = predicted.abs().max() < helpers.REFERENCE_TOLERANCE
         axis.set_title(f"{name}: r = {0.0 if flat else np.corrcoef(true, predicted)[0, 1]:.2f}")
     axes[0, 0].set_ylabel("predicted effect (log2 units)")
+    alike = "singles or of all doubles" if CRUNCH.asks_for_doubles else "perturbed cells"
     figure.suptitle(titled("Pearson delta: predicted against true effect on each gene", source))
     figure.supxlabel(
-        "true effect: mean of the knock-out minus mean of all perturbed cells (log2 units). Dotted: predicted = true",
+        f"true effect: mean of the knock-out minus mean of all {alike} (log2 units). Dotted: predicted = true",
         fontsize=9,
     )
     return figure

@@ -18,7 +18,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import Challenge, replacing
 from workbench.simulate import is_simulated
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 import helpers
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from knowledge import GeneKnowledge
 from response import ResponseModel
 from workbench.compare import CEILING, STARTER

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 import helpers
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from knowledge import training_knowledge
 from method import CellGenerator, fit_predictor
 from response import ResponseModel

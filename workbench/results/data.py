@@ -16,7 +16,7 @@ import scipy.optimize
 from sklearn.base import BaseEstimator
 
 import helpers
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from knowledge import FeatureTable, GeneKnowledge, read_features, symbol_table
 from method import fit_predictor
 from response import ResponseModel

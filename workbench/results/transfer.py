@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 import helpers
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from knowledge import FeatureTable, GeneKnowledge, numeric_table, read_features, training_knowledge
 from response import ResponseModel
 from screens import Screen

@@ -12,7 +12,7 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import DataError, replacing
 from knowledge import FEATURES_FOLDER
 from screens import SCREENS_FOLDER
@@ -124,7 +124,11 @@ def write_description(project: str | Path, resources: str | Path) -> list[Path]:
     Raises DataError where a file or its marks are missing; then neither is changed.
     """
     project, sentences = Path(project), description(resources)
-    page, notebook = project / CRUNCH.description_file, project / "notebook.ipynb"
+    page, notebook = project / CRUNCH.description_source, project / "notebook.ipynb"
+    if CRUNCH.description_source != CRUNCH.description_file:  # the notebook of this crunch is made from the page
+        if not page.is_file():
+            raise DataError(f"{page}: no such file; it lies in the project's folder, and no other can be written to")
+        return _write_all({page: _between_marks(page.read_text(encoding="utf-8"), sentences, page)})
     try:
         text, cells = page.read_text(encoding="utf-8"), json.loads(notebook.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -138,6 +142,10 @@ def write_description(project: str | Path, resources: str | Path) -> list[Path]:
         page: _between_marks(text, sentences, page),
         notebook: json.dumps(cells, indent=1, ensure_ascii=False) + "\n",
     }
+    return _write_all(texts)
+
+
+def _write_all(texts: dict[Path, str]) -> list[Path]:
     for path, content in texts.items():
         with replacing(path) as temporary:
             temporary.write_text(content, encoding="utf-8")

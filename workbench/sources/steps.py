@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from contract import MODEL_FOLDER
+from contract import CRUNCH, MODEL_FOLDER
 from helpers import DataError, only_one, replacing, text_size
 from knowledge import FEATURE_READERS, FEATURES_FOLDER
 from screens import SCREENS_FOLDER, read_screen, write_screen
@@ -27,7 +27,7 @@ from workbench.sources.convert import CONVERTERS
 from workbench.sources.fetch import UnreachableError, checksum, download
 from workbench.sources.record import BY_HAND, Entry, read_record, write_entry
 
-RESOURCES, CACHE = Path(MODEL_FOLDER), Path("build", "sources")
+RESOURCES, CACHE = Path(CRUNCH.folder, MODEL_FOLDER), Path("build", "sources")
 PICKLES = {".pkl", ".pickle", ".p", ".joblib", ".pt", ".pth", ".npy", ".npz"}
 
 

@@ -29,7 +29,7 @@ from challenges.common import load_model
 from challenges.drug_response.models import CLASSES
 from challenges.modality.models import ReducedModel
 from challenges.synthesis.models import CellGAN
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import DataError
 from workbench.commands import one_line
 from workbench.torture import jobs

@@ -32,7 +32,7 @@ from challenges.drug_response.__main__ import main as drug_response
 from challenges.modality.__main__ import main as modality
 from challenges.synthesis import training
 from challenges.synthesis.__main__ import main as synthesis
-from contract import OBESITY_1 as CRUNCH
+from contract import CRUNCH
 from helpers import DataError
 from workbench.commands import command_line
 from workbench.simulate import simulate

@@ -1,10 +1,12 @@
 # ruff: noqa: INP001 - no package: the client executes this file by its path
-"""The runner our own hub has for broad-obesity-1: it calls the submission's `train` and `infer` as the platform does.
+"""The runner our own hub has for both crunches: it calls the submission's `train` and `infer` as the platform does.
 
 In: the client's context (local or cloud) and the three folders.
 Out: `prediction.h5ad` and `predict_program_proportion.csv` in the prediction folder, one error line for each broken
 rule, and, where the client asks for it, whether `infer` gives the same twice.
-The client executes this file by its path. Written from the contract; the platform's runner is another program.
+The client executes this file by its path, in the folder of the crunch, which says which one it is; the environment does
+not, so that a submission must choose its crunch itself. Written from the contract; the platform's runner is another
+program.
 """
 
 import hashlib
@@ -46,11 +48,12 @@ def _imported(name: str, path: Path) -> Iterator[ModuleType]:
             sys.modules[name] = of_the_submission
 
 
-with (
-    _imported("contract", ROOT / "contract.py"),
-    _imported("workbench_validate", ROOT / "workbench" / "validate.py") as validate,
-):
-    CRUNCH = validate.CRUNCH
+with _imported("contract", ROOT / "contract.py") as contract:
+    name = Path(__file__).parents[1].name
+    CRUNCH = next(crunch for crunch in contract.CRUNCHES.values() if crunch.name == name)
+    vars(contract)["CRUNCH"] = CRUNCH
+    with _imported("workbench_validate", ROOT / "workbench" / "validate.py") as validate:
+        pass
 
 # What the cloud scores is hidden. These optional files in data/ stand for it, one name per line; without them, all is.
 SCORED_PERTURBATIONS, SCORED_GENES = "perturbations_to_score.txt", "genes_to_score.txt"
@@ -127,12 +130,14 @@ def execute(
 
     def infer() -> None:
         data, prediction = Path(data_directory_path), Path(prediction_directory_path)
+        genes = validate.requested_genes(data)
         asked = {
             "prediction_directory_path": prediction_directory_path,
             "prediction_h5ad_file_path": str(prediction / CRUNCH.prediction_file),
             "program_proportion_csv_file_path": str(prediction / CRUNCH.predicted_proportions_file),
             "predict_perturbations": validate.requested_perturbations(data, local=context.is_local),
-            "genes_to_predict": validate.requested_genes(data),
+            "genes_to_predict": genes,
+            CRUNCH.genes_argument: genes,  # crunch 2 gives them under both names
         }
         smart_call(module.get_function("infer"), folders, asked)
 
