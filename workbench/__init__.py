@@ -13,6 +13,9 @@
     hub             the hub on this machine that the real crunch client talks to
     results, bench  the pages RESULTS.md and BENCHMARKS.md
 
+The environment variable CRUNCH=2 makes all of them work on crunch 2, in the folder `crunch-2`; `combine` has the rules
+of its simulated doubles, `notebooks` what differs in its notebook.
+
 What they share lies in `adoption/` (labels, values, files), `evaluation/` (methods, folds, intervals), `results/` (the
 benchmarks of the page) and `platform/` (the runner that the client executes).
 """

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from crunch_convert.notebook import extract_from_cells
 
+import helpers
 import method
 from contract import CHOICE, CRUNCH, OBESITY_1, TRAVELLING
 from helpers import DataError
@@ -50,6 +51,8 @@ def test_both_controls_are_controls(challenge, stats, trained, tmp_path):
     fitted = method.Predictor.load(trained / "model.h5").expression
     both = stats.sums.loc[["NC", "NC+NC"]].sum() / stats.n_cells[["NC", "NC+NC"]].sum()
     np.testing.assert_allclose(fitted.control_, both, atol=1e-9)
+    pool = challenge.obs["gene"].iloc[helpers.pool_rows(challenge.obs, seed=0)].value_counts()
+    assert pool[["NC", "NC+NC"]].to_dict() == stats.n_cells[["NC", "NC+NC"]].to_dict(), "before any perturbed cell"
     with pytest.warns(UserWarning, match=r"NC\+NC is the control"):
         predict("", trained, tmp_path, ["NC+NC", challenge.targets[0]], challenge.genes_to_predict)
 
