@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+import contract
 import helpers
 from contract import OBESITY_1 as CRUNCH
 from method import infer, train
@@ -20,6 +21,8 @@ from workbench.simulate import simulate
 
 # A background job of a shell starts with SIGINT ignored, and so would every command that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+collect_ignore = ["crunch_2"] if contract.CRUNCH == CRUNCH else []  # they need a process of their own
 
 REAL_DATA = Path(os.environ.get("REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -226,6 +226,13 @@ def flipped(name, place):
     return harm
 
 
+def text_as_numbers(file):
+    """What a single flipped bit can make of a text; HDF5 would crash when it is read."""
+    numbers = np.empty(1, object)
+    numbers[0] = np.zeros(3, np.uint8)
+    file["obs"].attrs.create("encoding-type", numbers, dtype=h5py.vlen_dtype(np.uint8))
+
+
 def csv(name, change):
     def harm(folder):
         change(pd.read_csv(folder / name, dtype=str, keep_default_na=False)).to_csv(folder / name, index=False)
@@ -458,6 +465,7 @@ SCORES = [
     Case("crunch", score, cells(PREDICTION, lambda a: a[100:].copy()), "no cells for the scored perturbations"),
     Case("crunch", score_calibrated, cells(TRUE_CELLS, lambda a: setattr(a, "X", a.X * 0)), "'calibrated': the mean"),
     Case("crunch", split, cut(TRAIN), r"obesity_challenge_1\.h5ad: not a readable HDF5 file"),
+    Case("crunch", split, hdf5(TRAIN, text_as_numbers), "damaged, a text of obs is a list of numbers"),
     Case("crunch", split, text("split", ""), "could not be written|split.* is a file|File exists"),
     Case("crunch", truth_of_the_challenge, gone(TRUE_CELLS), "no local truth, so there is nothing to compare"),
 ]

@@ -602,7 +602,7 @@ def test_a_prediction_is_what_screens_foretell_and_the_posterior_of_what_is_left
         loadings, basis = response._foretelling(screen, kernel, genes, train.index, train.columns, smooth=True)
         foretold = loadings @ basis
         there = foretold[20:]
-        foretold = foretold * (response._factors(there, rest, precision) * model.transfers_[name])
+        foretold = foretold * (response.learned_factors(there, rest, precision) * model.transfers_[name])
         expected, rest = expected + foretold, rest - foretold[20:]
     posterior = response._Posterior.of(rest, precision, axes, 30)
     whole = kernel.at(genes, train.index) @ (precision[:, None] * posterior.dual) @ posterior.basis
@@ -650,7 +650,7 @@ def test_factors_are_least_squares_by_response_shrunken_to_the_common_one():
     rest = there * np.array([2.0, 1, 0.5, 0, 3, 1, 1, -1]) + rng.normal(size=(15, 8))
     there[:, 3] = 0  # a response that the screen lacks
     precision = rng.uniform(0.6, 1.2, 15)
-    factors = response._factors(there, rest, precision)
+    factors = response.learned_factors(there, rest, precision)
     weights = (precision / np.linalg.norm(rest - rest.mean(axis=1, keepdims=True), axis=1)) ** 2
 
     def products(columns):
@@ -667,10 +667,10 @@ def test_factors_are_least_squares_by_response_shrunken_to_the_common_one():
     for j, (xy, xx, _) in own.items():
         alone = (xy + noise[j] / spread * common) / (xx + noise[j] / spread)
         assert factors[j] == pytest.approx(max(alone, 0.0), abs=1e-12)
-    alike = response._factors(there, 2 * there + 1e-3 * rng.normal(size=(15, 8)), precision)
+    alike = response.learned_factors(there, 2 * there + 1e-3 * rng.normal(size=(15, 8)), precision)
     np.testing.assert_allclose(np.delete(alike, 3), 2, atol=2e-3)  # no more than their errors apart
     assert factors[0] > factors[2] > factors[7] == 0
-    assert (response._factors(0 * there, rest, precision) == 0).all()
+    assert (response.learned_factors(0 * there, rest, precision) == 0).all()
 
 
 def template_case(seed=0):

@@ -23,6 +23,7 @@ from web import served
 import helpers
 from contract import OBESITY_1 as CRUNCH
 from contract import TRAVELLING
+from helpers import only_one
 from knowledge import read_features
 from screens import read_screens
 from workbench import demo, session
@@ -129,6 +130,23 @@ def test_get_of_what_is_there_says_so_and_fetches_nothing(site, project, capsys)
     assert "reactome: resources/features/reactome.gmt.gz is there already." in capsys.readouterr().out
     assert len(site.asked) == asked
     assert (project / "resources" / "sources.json").read_bytes() == before
+
+
+def test_a_file_that_a_killed_run_did_not_record_is_recorded_without_fetching_it_again(site, project):
+    main(["get", "reactome"])
+    record, asked = project / "resources" / "sources.json", len(site.asked)
+    before = record.read_bytes()
+    record.unlink()
+    assert main(["get", "reactome"]) == 0
+    assert record.read_bytes() == before
+    assert len(site.asked) == asked
+
+
+def test_two_runs_at_once_are_refused(site, project, capsys):
+    with only_one(project / "build" / "sources"):
+        assert main(["get", "reactome"]) == 1
+    assert "build/sources: another run is writing it" in capsys.readouterr().err
+    assert main(["get", "reactome"]) == 0
 
 
 def test_get_into_another_folder(site, project):
