@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_what_differs_in_crunch_2():
     """`CRUNCH=2 python -m pytest tests/crunch_2` says the same, test by test."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/crunch_2"]
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "tests/crunch_2"]
     known = {**os.environ, "CRUNCH": "2"}
     done = subprocess.run(command, cwd=ROOT, env=known, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
