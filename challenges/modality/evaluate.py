@@ -50,9 +50,10 @@ def on_folds(pairs: Sequence[Pair], methods: Sequence[str], seed: int, device: s
     jobs = [(pair, name) for pair in pairs for name in (*BASELINES, *methods)]
     for pair, name in (bar := tqdm(jobs, "Training", unit="model")):
         bar.set_postfix_str(name)
-        model = make_model(name, accessibility=pair.mod1 == "ATAC", seed=seed, device=device, loss=loss)
+        peaks = {"accessibility": pair.mod1 == "ATAC", "sparse": pair.mod2 == "ATAC"}
+        model = make_model(name, **peaks, seed=seed, device=device, loss=loss)
         model.fit(pair.train_source.X, pair.train_target.X, batches_of(pair.train_source))
-        predictions[name] = model.predict(pair.asked.X)
+        predictions[name] = model.predict(pair.asked.X, pair.measured)
         measured.setdefault(name, []).append(sums(predictions[name], pair))
         if name not in BASELINES:
             bar.write(f"{name}: {model.chosen()}")

@@ -114,7 +114,7 @@ def test_what_is_wrong_is_said_without_a_traceback(tmp_path, files):
     cli.main(["train", *where])
     for part in ("test_mod1", "test_mod2"):
         (folder / f"set.{part}.h5ad").unlink()
-    with pytest.raises(SystemExit, match=r"error: .*no test file with GEX, so there are no cells to predict"):
+    with pytest.raises(SystemExit, match=r"error: .*no test file, so there are no cells to predict"):
         cli.main(["predict", *where])
     with pytest.raises(SystemExit):
         cli.main(["train", *where, "--seed", "-1"])
