@@ -46,20 +46,20 @@ def train(options: argparse.Namespace) -> None:
     batches = data.batches_of(pair.train_source)
     model.fit(pair.train_source.X, pair.train_target.X, batches, features, pair.source_scale)
     about = {"mod1": pair.mod1, "mod2": pair.mod2, "dataset_id": pair.dataset_id, "fingerprint": pair.fingerprint()}
-    common.save_model(path, model, **about, values=f"{pair.target_scale.kind}: {DONE[pair.target_scale.way]}")
+    common.save_model(path, model, **about, values=DONE[pair.target_scale.way])
     print(f"{path} written: {model.chosen()}")
 
 
 def predict(options: argparse.Namespace) -> None:
     """Predict the second modality of cells with a trained model; the model and the cells' file are all it needs."""
     file, mod1 = data.asked_file(options.data, options.mod1, options.mod2)
-    path = _trained_file(options, mod1)
+    path, mod2 = _trained_file(options, mod1)
     out = options.out or path.with_suffix(".h5ad")
     training = data.has_training(options.data)
-    check_outputs([out], [path, file, *(_inputs(options) if training else [])])
+    check_outputs([out], [path, file, *(data.files_of(options.data, mod1, mod2) if training else [])])
     model, about = common.load_model(path, ReducedModel)
-    if about.get("mod1") != mod1 or about.get("mod2") not in (data.MODALITIES if not options.mod2 else [options.mod2]):
-        told = f"trained from {about.get('mod1')} to {about.get('mod2')}, not from {mod1} to {options.mod2}"
+    if (about.get("mod1"), about.get("mod2")) != (mod1, mod2):
+        told = f"trained from {about.get('mod1')} to {about.get('mod2')}, not from {mod1} to {mod2}"
         raise DataError(f"{path}: {told}; train again")
     if model.method != options.method:
         raise DataError(f"{path}: a model of {model.method!r}, not of {options.method!r}; train again")
@@ -73,9 +73,9 @@ def predict(options: argparse.Namespace) -> None:
         "values": str(about.get("values")),
     }
     found = model.predict(cells.X, measured)
-    data.write_prediction(out, cells.obs, var, about["mod2"], found, uns)
+    data.write_prediction(out, cells.obs, var, mod2, found, uns)
     sparse = f", sparse: values below {found.threshold:.3g} are 0" if found.threshold else ""
-    print(f"{out} written: {cells.n_obs:,} cells x {len(var):,} features of {about['mod2']}{sparse}")
+    print(f"{out} written: {cells.n_obs:,} cells x {len(var):,} features of {mod2}{sparse}")
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -137,16 +137,16 @@ def _model_file(options: argparse.Namespace, pair: data.Pair) -> Path:
     return options.work / f"{pair.mod1}_{pair.mod2}_{options.method}.h5"
 
 
-def _trained_file(options: argparse.Namespace, mod1: str) -> Path:
-    """The model from `mod1` to `--mod2`, or to whatever one was trained for."""
+def _trained_file(options: argparse.Namespace, mod1: str) -> tuple[Path, str]:
+    """The model from `mod1` to `--mod2`, or to whatever one was trained for; and its target."""
     targets = [options.mod2] if options.mod2 else [name for name in data.MODALITIES if name != mod1]
-    paths = [options.work / f"{mod1}_{name}_{options.method}.h5" for name in targets]
+    paths = {options.work / f"{mod1}_{name}_{options.method}.h5": name for name in targets}
     there = [path for path in paths if path.exists()]
     if len(there) > 1:
         raise DataError(f"{options.work}: {some(path.name for path in there)}; say --mod2, what to predict")
     if not there:
         raise DataError(f"{options.work}: {' or '.join(path.name for path in paths)}: no such model; train first")
-    return there[0]
+    return there[0], paths[there[0]]
 
 
 def _check_training(

@@ -151,6 +151,8 @@ def asked_file(data: Path, mod1: str | None, mod2: str | None) -> tuple[Path, st
     """
     files = [data] if data.is_file() else [path for path in _h5ad_files(data) if path.stem.endswith(TESTING)]
     held = {path: _modality(read_h5ad(path, backed="r"), path) for path in files}
+    if data.is_file() and mod1 and held[data] not in (None, mod1):
+        raise DataError(f"{data}: holds {held[data]}, not {mod1}")
     fitting = [path for path, name in held.items() if name in (None, mod1) or (mod1 is None and name != mod2)]
     first = [path for path in fitting if path.stem.endswith("test_mod1")]
     if len(found := first if len(fitting) > 1 else fitting) != 1:
@@ -175,7 +177,8 @@ def read_asked(
     cells, place = _read(path)
     check_same(scale, cells, place, modality, str(path), str(model))
     cells, measured = with_features(cells, features, str(path))
-    _say_scale(scale, modality)
+    if scale.kind == COUNTS:
+        print(f"{modality}: counts in {place}: {DONE[scale.way]}")
     cells = normalised(scale, cells, str(path), measured)
     _say_oddities(cells, modality, "to predict")
     return cells, measured

@@ -23,7 +23,7 @@ MOST_APART = 10  # times that the largest value may differ between training and 
 
 AS_THEY_ARE, FACTORS, TOTALS, CLR, BINARY = "as they are", "size factors", "totals", "centred log ratio", "binary"
 DONE = {
-    AS_THEY_ARE: "left as they are",
+    AS_THEY_ARE: "as they are in the file",
     FACTORS: f"divided by obs[{FACTOR!r}], then log1p",
     TOTALS: "divided by each cell's total over the mean total of training, then log1p",
     CLR: "centred log ratio of each cell, log1p(count / exp(mean(log1p(counts))))",

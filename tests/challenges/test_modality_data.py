@@ -85,10 +85,12 @@ def test_features_that_the_test_lacks_are_counted_said_and_taken_at_their_means(
     wanted = fitted.predict(sp.csr_matrix(filled)).dense()
     assert np.allclose(fitted.predict(pair.test_source.X, pair.measured).dense(), wanted, atol=1e-4)
     files["test_mod1"].var_names = [f"ENSG{i}" for i in range(24)]
-    with pytest.raises(DataError, match="test_mod1.h5ad: none of the 30 features of training, such as GEX0, GEX1, GEX"):
+    with pytest.raises(
+        DataError, match=r"test_mod1.h5ad: none of the 30 features of training, such as GEX0, GEX1, GEX"
+    ):
         data.read_pair(write(tmp_path, files))
     files["test_mod1"], files["test_mod2"] = split(simulated())["test_mod1"], files["test_mod2"][:, 1:].copy()
-    with pytest.raises(DataError, match="test_mod2.h5ad: without these features there are no answers"):
+    with pytest.raises(DataError, match=r"test_mod2.h5ad: without these features there are no answers"):
         data.read_pair(write(tmp_path, files))
 
 

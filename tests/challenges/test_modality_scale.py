@@ -107,7 +107,7 @@ def test_a_pair_of_counts_is_normalised_alike_in_training_and_test_and_says_so(t
     assert (pair.test_source.layers["counts"] != files["test_mod1"].X).nnz == 0
     alone = data.read_pair(tmp_path, as_is=True)
     assert (alone.train_source.X != files["train_mod1"].X).nnz == 0
-    assert "ADT: counts in X: left as they are" in capsys.readouterr().out
+    assert "ADT: counts in X: as they are in the file" in capsys.readouterr().out
 
 
 def logged(base, total=1e4):
