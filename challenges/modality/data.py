@@ -194,8 +194,8 @@ def with_features(cells: ad.AnnData, features: pd.Index, where: str) -> tuple[ad
     known = places >= 0
     if not known.any():
         raise DataError(
-            f"{where}: none of the {len(features)} features of training, such as {some(features, 3)}, but "
-            f"{some(cells.var_names, 3)}; name them alike"
+            f"{where}: none of the {len(features)} features of training, such as {some(features[:3])}, but "
+            f"{some(cells.var_names[:3])}; name them alike"
         )
     if not known.all():
         print(f"warning: {where}: {(~known).sum()} features of training are missing: {some(features[~known])}")

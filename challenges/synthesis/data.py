@@ -128,6 +128,35 @@ def read(
     return _with_enough_cells(cells, drop_rare)
 
 
+def gene_names(source: str | os.PathLike[str], known: pd.Index) -> pd.Index:
+    """The genes of a file in its order, without its cells; of X and `raw`, those of which more are `known`.
+
+    Raises DataError for a missing or unreadable file, and genes that come twice.
+    """
+    path = Path(source)
+    if str(source) == EMBEDDED:
+        return read(source).genes
+    if path.suffix == ".h5ad":
+        adata = read_h5ad(path, backed="r")
+        there = [adata.var_names, *([adata.raw.var_names] if adata.raw is not None else [])]
+        genes = max(there, key=lambda names: names.isin(known).sum()).astype(str)
+    elif not path.is_file():
+        raise DataError(f"{path}: {'not a file' if path.exists() else 'no such file'}; name an .h5ad or {EMBEDDED}")
+    else:
+        try:
+            with h5py.File(path, "r") as file:
+                if elsewhere := stored_elsewhere(file):
+                    raise DataError(f"{path}: {some(elsewhere)} lie in another file; write them into this one")
+                genes = pd.Index(_axis(_frame(file, path)["axis0"], path))
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(f"{path}: not an HDF5 file, or a broken one ({one_line(error)})") from error
+    if genes.has_duplicates:
+        raise DataError(f"{path}: genes that come twice: {some(genes[genes.duplicated()].unique())}")
+    return genes
+
+
 def from_anndata(adata: ad.AnnData, label: str, conditions: Sequence[str] = (), source: str = "AnnData") -> Cells:
     """Take labelled cells that are in memory; errors are those of `read`, which calls it.
 
