@@ -223,12 +223,18 @@ def batch_names(cells: ad.AnnData) -> np.ndarray:
 class Prediction:
     """Predicted features, cells x features: `block(rows)` is the dense float32 values of a slice of cells.
 
-    With a `threshold` above 0 values below it are 0, and the file is sparse.
+    With a `threshold` above 0 it is written sparse, and values below are 0 in the file (`written`).
     """
 
     shape: tuple[int, int]
     block: Callable[[slice], np.ndarray]
     threshold: float = 0.0
+
+    def written(self, rows: slice) -> np.ndarray:
+        """As `block`, with 0 for what is below the threshold."""
+        values = self.block(rows)
+        values[np.abs(values) < self.threshold] = 0.0
+        return values
 
     def dense(self) -> np.ndarray:
         """All of it."""
@@ -253,7 +259,7 @@ def write_prediction(
     """
     stated = {"threshold": prediction.threshold} if prediction.threshold else {}
     labels = ad.AnnData(obs=obs, var=var.assign(feature_types=modality), uns={**uns, **stated})
-    write_cells(path, labels, prediction.block, ("X", "layers/normalized"), sparse=prediction.threshold > 0)
+    write_cells(path, labels, prediction.written, ("X", "layers/normalized"), sparse=prediction.threshold > 0)
 
 
 def files_of(data: Path, mod1: str | None = None, mod2: str | None = None) -> list[Path]:

@@ -105,10 +105,10 @@ def map_of(method: str, recipe: Recipe, device: str = "cpu") -> Map:
 class ReducedModel(BaseEstimator):
     """A map between reduced spaces. `accessibility`: the source is accessibility, so its peaks are weighted.
 
-    `sparse`: the target is accessibility, so predictions below `threshold_` are 0: the largest that costs no more than
-    SPARSE_COST of the RMSE out of fold. `loss` (of `networks.LOSSES`) is the critic's. Fitted: `source_`, `target_`
-    (reductions), `value_` (hyper-parameter), `shrink_` (0: the mean; 1: the map as it is), `arrays_` (of the map),
-    `recipe_` (how to train), `source_features_`, `target_features_` (names), `scale_` (of the source's values).
+    `sparse`: the target is accessibility, so files hold no predictions below `threshold_`: the largest that costs no
+    more than SPARSE_COST of the RMSE out of fold. `loss` (of `networks.LOSSES`) is the critic's. Fitted: `source_`,
+    `target_` (reductions), `value_` (hyper-parameter), `shrink_` (0: the mean; 1: the map as it is), `arrays_` (of the
+    map), `recipe_` (how to train), `source_features_`, `target_features_` (names), `scale_` (of the source's values).
     """
 
     KIND = "modality"
@@ -170,19 +170,13 @@ class ReducedModel(BaseEstimator):
         centre = self.target_.centre()
         found = map_of(self.method, self.recipe_).apply(self.arrays_, self.source_.coordinates(source, measured))
         found = centre + self.shrink_ * (found - centre)
-
-        def block(rows: slice) -> np.ndarray:
-            values = self.target_.expand(found[rows])
-            values[np.abs(values) < self.threshold_] = 0.0
-            return values
-
-        return Prediction((len(found), len(self.target_.mean)), block, self.threshold_)
+        shape = len(found), len(self.target_.mean)
+        return Prediction(shape, lambda rows: self.target_.expand(found[rows]), self.threshold_)
 
     def chosen(self) -> str:
         """What cross-validation inside the training cells chose, in words."""
         value = f"hyper-parameter {self.value_:g}, " if len(map_of(self.method, self.recipe_).grid) > 1 else ""
-        sparse = f", predictions below {self.threshold_:.3g} are 0" if self.sparse else ""
-        return f"{value}{self.shrink_:.0%} of the way from the mean{sparse}"
+        return f"{value}{self.shrink_:.0%} of the way from the mean"
 
     def to_bundle(self) -> Bundle:
         """All that `predict` needs, as plain data."""

@@ -145,8 +145,7 @@ def gene_names(source: str | os.PathLike[str], known: pd.Index) -> pd.Index:
     else:
         try:
             with h5py.File(path, "r") as file:
-                if elsewhere := stored_elsewhere(file):
-                    raise DataError(f"{path}: {some(elsewhere)} lie in another file; write them into this one")
+                _check_within(file, path)
                 genes = pd.Index(_axis(_frame(file, path)["axis0"], path))
         except DataError:
             raise
@@ -262,8 +261,7 @@ def _read_frame(
     file: h5py.File, path: Path, metadata: pd.DataFrame, label: str, conditions: Sequence[str]
 ) -> tuple[pd.DataFrame, np.ndarray, list[sp.csr_matrix]]:
     """Labels, genes, and the cells with a label that is shown, chunk by chunk."""
-    if elsewhere := stored_elsewhere(file):
-        raise DataError(f"{path}: {some(elsewhere)} lie in another file; write them into this one")
+    _check_within(file, path)
     group, labels = _frame(file, path), path.with_name(METADATA)
     genes, names = (_axis(group[axis], path) for axis in ("axis0", "axis1"))
     if missing := sorted(set(names) - set(metadata.index)):
@@ -298,6 +296,11 @@ def _frame(file: h5py.File, path: Path) -> h5py.Group:
     if len(groups) != 1:
         raise DataError(f"{path}: {len(groups)} tables in pandas' fixed format; one was expected (train_cite_inputs)")
     return groups[0]
+
+
+def _check_within(file: h5py.File, path: Path) -> None:
+    if elsewhere := stored_elsewhere(file):
+        raise DataError(f"{path}: {some(elsewhere)} lie in another file; write them into this one")
 
 
 def _axis(dataset: h5py.Dataset, path: Path) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Modality prediction: evaluation and the command line."""
 
+import re
 from dataclasses import replace
 
 import anndata as ad
@@ -200,7 +201,7 @@ def test_scale_as_is_leaves_counts_alone_from_training_to_prediction(counts):
     assert found.X.max() > 50
 
 
-def test_accessibility_is_predicted_sparse_at_less_than_a_thousandth_of_the_rmse(tmp_path):
+def test_accessibility_is_predicted_sparse_at_less_than_a_thousandth_of_the_rmse(tmp_path, capsys):
     source, target = simulated(400, n_source=60, mod2="ATAC", seed=3)
     shares = 0.3 / (1 + np.exp(6 - 1.5 * target.X.toarray()))
     peaks = np.random.default_rng(0).random((400, 12)) < shares * np.geomspace(0.05, 1, 12)
@@ -214,10 +215,19 @@ def test_accessibility_is_predicted_sparse_at_less_than_a_thousandth_of_the_rmse
     assert found.uns["threshold"] == pytest.approx(model.threshold_)
     assert found.X.data.min() >= model.threshold_ > models.LEAST_VALUE
     assert (found.layers["normalized"] != found.X).nnz == 0
-    model.threshold_ = 0.0
     whole = model.predict(data.read_pair(tmp_path).test_source.X).dense()
     assert found.X.nnz < 0.9 * (whole > 0).sum()
     assert rmse(found.X.toarray(), truth) < 1.001 * rmse(whole, truth)
+    capsys.readouterr()
+    cli.main(["evaluate", *where, "--method", "ridge"])
+    said = re.search(
+        r"the (\d+)% of values from .* on are kept, which costs (-?[0-9.]+) % of the RMSE", capsys.readouterr().out
+    )
+    assert int(said[1]) == pytest.approx(100 * found.X.nnz / whole.size, abs=0.51)
+    assert float(said[2]) == pytest.approx(100 * (rmse(found.X.toarray(), truth) / rmse(whole, truth) - 1), abs=1e-3)
+    assert value(pd.read_csv(tmp_path / "work" / "GEX_ATAC_table.csv"), "ridge", "RMSE")["value"] == pytest.approx(
+        rmse(whole, truth), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(("direction", "most"), [(("GEX", "ADT"), 0.555), (("ADT", "GEX"), 0.480)])

@@ -121,7 +121,7 @@ def test_sample_needs_the_model_alone_and_takes_the_genes_of_any_file_by_name(wo
     assert (made.X != whole[:, made.var_names].X).nnz == 0
     file.var_names = [f"ENSG{i}" for i in range(7)]
     file.write_h5ad(tmp_path / "genes.h5ad")
-    with pytest.raises(SystemExit, match="none of the genes of the model, such as G0, G1, G2, .*; name them alike"):
+    with pytest.raises(SystemExit, match=r"none of the genes of the model, such as G0, G1, G2, .*; name them alike"):
         run("sample", work=alone, n=2, data=tmp_path / "genes.h5ad")
 
 
