@@ -358,7 +358,7 @@ def check_new(training: ad.AnnData, test: ad.AnnData, path: Path) -> None:
 
 def _say_scale(scale: Scale, name: str) -> None:
     if scale.kind == COUNTS:
-        kept = "" if scale.way == AS_THEY_ARE else '; layers["counts"] keeps them, --scale as-is leaves them alone'
+        kept = "" if scale.way == AS_THEY_ARE else " (--scale as-is leaves them alone)"
         print(f"{name}: counts in {scale.place}: {DONE[scale.way]}{kept}")
 
 

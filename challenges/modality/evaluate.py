@@ -103,11 +103,9 @@ def _sparse_cost(prediction: Prediction, pair: Pair) -> str:
         for one in (prediction, replace(prediction, block=prediction.written))
     )
     n = prediction.shape[0]
-    kept = sum(int((prediction.written(slice(i, i + BLOCK)) != 0).sum()) for i in range(0, n, BLOCK))
-    return (
-        f"; files are sparse: the {kept / np.prod(prediction.shape):.0%} of values from {prediction.threshold:.3g} on are "
-        f"kept, which costs {100 * (sparse / whole - 1):.3f} % of the RMSE"
-    )
+    n_kept = sum(int((prediction.written(slice(i, i + BLOCK)) != 0).sum()) for i in range(0, n, BLOCK))
+    kept = f"{n_kept / np.prod(prediction.shape):.0%} of values from {prediction.threshold:.3g} on"
+    return f"; files are sparse: the {kept} are kept, which costs {100 * (sparse / whole - 1):.3f} % of the RMSE"
 
 
 def squared_error(found: pd.DataFrame) -> pd.Series:
