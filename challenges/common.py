@@ -36,7 +36,7 @@ from workbench.evaluation.intervals import write_table
 from workbench.pictures.style import save_figure
 from workbench.validate import stored_elsewhere
 
-BUNDLE_FORMAT = 3
+BUNDLE_FORMAT = 4
 SEAL = hashlib.sha256().digest_size  # bytes at the end of a bundle: the hash of all before, which HDF5 does not look at
 MOST_PACKED = 1100  # times that compression makes values smaller, at most: gzip reaches 1032
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -374,12 +374,15 @@ def write_cells(
     cells: ad.AnnData,
     block: Callable[[slice], np.ndarray] | None = None,
     matrices: Sequence[str] = ("X",),
+    *,
+    sparse: bool = False,
 ) -> None:
     """Write cells as `.h5ad`, beside and renamed. Raises DataError when the disk is full or read-only.
 
     `cells` is written as it is, compressed. With `block` it holds the labels alone: `block(rows)` gives the values of a
-    slice of cells (rows x features, float32), which go into each of `matrices` ("X", "layers/NAME"), dense and plain,
-    so that the whole matrix is never in memory. Raises DataError as well for values that are not finite.
+    slice of cells (rows x features, float32). They are written once and are found under each of `matrices` ("X",
+    "layers/NAME"), dense and plain, so that the whole matrix is never in memory; or with `sparse` as CSR, which is in
+    memory compressed. Raises DataError as well for values that are not finite.
     """
     if block is None:
         checked_matrix(cells.X, f"{path}: not written", cells.obs_names)
@@ -387,28 +390,59 @@ def write_cells(
         if block is None:
             with writing_hdf5(temporary) as file:
                 write_elem(file, "/", cells, dataset_kwargs={"compression": "gzip"})
+        elif sparse:
+            with writing_hdf5(temporary) as file:
+                write_elem(file, "/", cells)
+                _write_blocks(file, cells.shape, block, matrices, sparse)
         else:
             cells.write_h5ad(temporary)
-            print(f"{path}: {text_size(4 * len(matrices) * cells.n_obs * cells.n_vars)} on disk")
+            print(f"{path}: {text_size(4 * cells.n_obs * cells.n_vars)} on disk")
             with h5py.File(temporary, "a") as file:
-                _write_blocks(file, cells.shape, block, matrices)
+                _write_blocks(file, cells.shape, block, matrices, sparse)
 
 
 def _write_blocks(
-    file: h5py.File, shape: tuple[int, int], block: Callable[[slice], np.ndarray], matrices: Sequence[str]
+    file: h5py.File, shape: tuple[int, int], block: Callable[[slice], np.ndarray], matrices: Sequence[str], sparse: bool
 ) -> None:
-    file.pop("X", None)
-    datasets = [file.create_dataset(name, shape, np.float32) for name in matrices]
-    for dataset in datasets:
-        dataset.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    first, *others = matrices
+    for name in matrices:
+        file.pop(name, None)
+    write = _sparse_rows(file, first, shape) if sparse else _dense_rows(file, first, shape)
     step = max(1, BLOCK_VALUES // max(shape[1], 1))
     for start in tqdm(range(0, shape[0], step), "Writing", unit="block"):
         rows = slice(start, min(start + step, shape[0]))
         values = block(rows)
         if not np.isfinite(values).all():
             raise DataError(f"{file.filename}: not written, the values of cells {rows.start} to {rows.stop} are NaN")
-        for dataset in datasets:
-            dataset[rows] = values
+        write(rows, values)
+    for name in others:
+        file[name] = file[first]  # a second name for the same matrix
+
+
+def _dense_rows(file: h5py.File, name: str, shape: tuple[int, int]) -> Callable[[slice, np.ndarray], None]:
+    """Make an empty matrix as anndata stores it; what comes back puts values into rows of it."""
+    dataset = file.create_dataset(name, shape, np.float32)
+    dataset.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    return dataset.__setitem__
+
+
+def _sparse_rows(file: h5py.File, name: str, shape: tuple[int, int]) -> Callable[[slice, np.ndarray], None]:
+    """As `_dense_rows`, CSR: the rows come one after the other."""
+    group = file.create_group(name)
+    group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape})
+    packed: dict[str, Any] = {"maxshape": (None,), "chunks": (1 << 16,), "compression": "gzip", "shuffle": True}
+    data = group.create_dataset("data", (0,), np.float32, **packed, compression_opts=1)
+    indices = group.create_dataset("indices", (0,), np.int32, **packed, compression_opts=1)
+    indptr = group.create_dataset("indptr", data=np.zeros(shape[0] + 1, np.int64))
+
+    def write(rows: slice, values: np.ndarray) -> None:
+        found, n = sp.csr_matrix(values), len(data)
+        for dataset, added in ((data, found.data), (indices, found.indices)):
+            dataset.resize((n + found.nnz,))
+            dataset[n:] = added
+        indptr[rows.start + 1 : rows.stop + 1] = n + found.indptr[1:]
+
+    return write
 
 
 def read_csv(path: str | os.PathLike[str], **options: Any) -> pd.DataFrame:

@@ -673,7 +673,7 @@ MODALITIES = [
     ),
     Case("modality", CHECK, with_layer(ONE), r"test_mod1\.h5ad: its values are in X, those of .* in normalized"),
     Case("modality", CHECK, with_layer(TEST), r"test_mod1\.h5ad: its values are in normalized, those of .* in X"),
-    Case("modality", CHECK, cells(TEST, as_counts), r"test_mod1\.h5ad: whole numbers only, as counts are"),
+    Case("modality", CHECK, cells(TEST, as_counts), r"test_mod1\.h5ad: counts, but .* normalised values; write"),
     Case("modality", CHECK, copied(ONE, TEST), r"test_mod1\.h5ad: training cells among the test cells: C000"),
     Case(
         "modality", APPLY, cells(TWO, lambda a: setattr(a, "X", a.X * 2)), r"GEX_ADT_ridge\.h5: trained on other cells"

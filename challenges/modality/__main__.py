@@ -2,14 +2,19 @@
 
     python -m challenges.modality prepare|train|predict|evaluate --data DIR [--mod1 GEX --mod2 ADT] [--method ridge]
 
-`--data` is a folder, or the common beginning of the files' names. The models are kept in `--work` as
-MOD1_MOD2_METHOD.h5, and predictions beside them as MOD1_MOD2_METHOD.h5ad.
+`--data` is a folder, or the common beginning of the files' names; of `predict` the file with the cells, or a folder
+with a test file. The models are kept in `--work` as MOD1_MOD2_METHOD.h5, and predictions beside them as
+MOD1_MOD2_METHOD.h5ad.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import pandas as pd
 
 from challenges import common
 from challenges.modality import data, plots
@@ -17,7 +22,8 @@ from challenges.modality.evaluate import on_folds
 from challenges.modality.folds import held_out
 from challenges.modality.models import METHODS, ReducedModel, make_model
 from challenges.modality.networks import LOSSES
-from helpers import DataError
+from challenges.modality.scale import AS_THEY_ARE, DONE, SCALES, Scale
+from helpers import DataError, some
 from workbench.commands import check_folder, check_outputs
 
 
@@ -34,35 +40,42 @@ def train(options: argparse.Namespace) -> None:
     path = _model_file(options, pair)
     check_outputs([path], _inputs(options))
     device = common.pick_device(options.device).type
-    model = make_model(
-        options.method, accessibility=pair.mod1 == "ATAC", seed=options.seed, device=device, loss=options.loss
-    )
+    peaks = {"accessibility": pair.mod1 == "ATAC", "sparse": pair.mod2 == "ATAC"}
+    model = make_model(options.method, **peaks, seed=options.seed, device=device, loss=options.loss)
     features = pair.train_source.var_names, pair.train_target.var_names
-    model.fit(pair.train_source.X, pair.train_target.X, data.batches_of(pair.train_source), features)
+    batches = data.batches_of(pair.train_source)
+    model.fit(pair.train_source.X, pair.train_target.X, batches, features, pair.source_scale)
     about = {"mod1": pair.mod1, "mod2": pair.mod2, "dataset_id": pair.dataset_id, "fingerprint": pair.fingerprint()}
-    common.save_model(path, model, **about)
+    common.save_model(path, model, **about, values=DONE[pair.target_scale.way])
     print(f"{path} written: {model.chosen()}")
 
 
 def predict(options: argparse.Namespace) -> None:
-    """Predict the second modality of the test cells with a trained model; features are aligned by name."""
-    pair = _read(options)
-    path = _model_file(options, pair)
+    """Predict the second modality of cells with a trained model; the model and the cells' file are all it needs."""
+    file, mod1 = data.asked_file(options.data, options.mod1, options.mod2)
+    path, mod2 = _trained_file(options, mod1)
     out = options.out or path.with_suffix(".h5ad")
-    check_outputs([out], [path, *_inputs(options)])
+    training = data.has_training(options.data)
+    check_outputs([out], [path, file, *(data.files_of(options.data, mod1, mod2) if training else [])])
     model, about = common.load_model(path, ReducedModel)
-    if (about.get("mod1"), about.get("mod2")) != (pair.mod1, pair.mod2):
-        told = f"trained from {about.get('mod1')} to {about.get('mod2')}, not from {pair.mod1} to {pair.mod2}"
+    if (about.get("mod1"), about.get("mod2")) != (mod1, mod2):
+        told = f"trained from {about.get('mod1')} to {about.get('mod2')}, not from {mod1} to {mod2}"
         raise DataError(f"{path}: {told}; train again")
     if model.method != options.method:
         raise DataError(f"{path}: a model of {model.method!r}, not of {options.method!r}; train again")
-    if about.get("fingerprint") != pair.fingerprint():
-        raise DataError(f"{path}: trained on other cells than those of {options.data}; train again")
-    cells = data.same_features(pair.asked, model.source_features_, pair.mod1)
-    var = data.same_features(pair.train_target, model.target_features_, pair.mod2).var
-    uns = {"dataset_id": pair.dataset_id, "method_id": options.method}
-    data.write_prediction(out, cells.obs, var, pair.mod2, model.predict(cells.X), uns)
-    print(f"{out} written: {cells.n_obs:,} cells x {len(var):,} features")
+    cells, measured = data.read_asked(file, mod1, model.source_features_, model.scale_, path)
+    if training:
+        _check_training(options, path, about, model.scale_, cells, file)
+    var = pd.DataFrame(index=model.target_features_)
+    uns = {
+        "dataset_id": str(cells.uns.get("dataset_id", about.get("dataset_id"))),
+        "method_id": options.method,
+        "values": str(about.get("values")),
+    }
+    found = model.predict(cells.X, measured)
+    data.write_prediction(out, cells.obs, var, mod2, found, uns)
+    sparse = f", sparse: values below {found.threshold:.3g} are 0" if found.threshold else ""
+    print(f"{out} written: {cells.n_obs:,} cells x {len(var):,} features of {mod2}{sparse}")
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -93,7 +106,7 @@ SYSTEM = common.System(
     verbs={"prepare": prepare, "train": train, "predict": predict, "evaluate": evaluate},
     methods=METHODS,
     method="kernel_ridge",
-    data="folder, or the common beginning of the files' names",
+    data="folder, or the common beginning of the files' names; predict: the file with the cells, or its folder",
     result="the predicted cells, as h5ad",
 )
 
@@ -104,6 +117,8 @@ def main(arguments: list[str] | None = None) -> None:
     for name, verb in verbs.items():
         verb.add_argument("--mod1", choices=data.MODALITIES, help="source; default: that of the mod1 file")
         verb.add_argument("--mod2", choices=data.MODALITIES, help="target; default: that of the mod2 file")
+        if name != "predict":
+            verb.add_argument("--scale", choices=SCALES, default="auto", help="as-is: counts are not normalised")
         if name in ("train", "evaluate"):
             verb.add_argument("--loss", choices=LOSSES, default=LOSSES[0], help="of the adversarial methods' critic")
     options = parser.parse_args(arguments)
@@ -111,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _read(options: argparse.Namespace) -> data.Pair:
-    return data.read_pair(options.data, options.mod1, options.mod2)
+    return data.read_pair(options.data, options.mod1, options.mod2, as_is=options.scale == "as-is")
 
 
 def _inputs(options: argparse.Namespace) -> list[Path]:
@@ -120,6 +135,32 @@ def _inputs(options: argparse.Namespace) -> list[Path]:
 
 def _model_file(options: argparse.Namespace, pair: data.Pair) -> Path:
     return options.work / f"{pair.mod1}_{pair.mod2}_{options.method}.h5"
+
+
+def _trained_file(options: argparse.Namespace, mod1: str) -> tuple[Path, str]:
+    """The model from `mod1` to `--mod2`, or to whatever one was trained for; and its target."""
+    targets = [options.mod2] if options.mod2 else [name for name in data.MODALITIES if name != mod1]
+    paths = {options.work / f"{mod1}_{name}_{options.method}.h5": name for name in targets}
+    there = [path for path in paths if path.exists()]
+    if len(there) > 1:
+        raise DataError(f"{options.work}: {some(path.name for path in there)}; say --mod2, what to predict")
+    if not there:
+        raise DataError(f"{options.work}: {' or '.join(path.name for path in paths)}: no such model; train first")
+    return there[0], paths[there[0]]
+
+
+def _check_training(
+    options: argparse.Namespace, path: Path, about: dict[str, Any], scale: Scale, cells: ad.AnnData, file: Path
+) -> None:
+    """Raises DataError where the training files that lie there are not those of the model, or hold the cells asked for.
+
+    They are not needed, but an old model beside new files is a mistake.
+    """
+    as_is = scale.way == AS_THEY_ARE
+    pair = data.read_pair(options.data, about["mod1"], about["mod2"], as_is=as_is, parts=data.TRAINING)
+    if about.get("fingerprint") != pair.fingerprint():
+        raise DataError(f"{path}: trained on other cells than those of {options.data}; train again")
+    data.check_new(pair.train_source, cells, file)
 
 
 if __name__ == "__main__":

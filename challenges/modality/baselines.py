@@ -1,7 +1,7 @@
 """What every model must beat: zeros, the mean of each feature, and a random cell.
 
 In: CSR matrices, cells x features. Out: a `Prediction`. All share the interface of the models: `fit(source, target,
-batches)`, `predict(source)`. `BASELINES` has them by name. Next: `reduce`.
+batches)`, `predict(source, measured)`. `BASELINES` has them by name. Next: `reduce`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Zeros(BaseEstimator):
         self.n_features_ = target.shape[1]
         return self
 
-    def predict(self, source: sp.csr_matrix) -> Prediction:
+    def predict(self, source: sp.csr_matrix, measured: np.ndarray | None = None) -> Prediction:
         """Zeros."""
         shape = (source.shape[0], self.n_features_)
         return Prediction(shape, lambda rows: np.zeros((len(range(*rows.indices(shape[0]))), shape[1]), np.float32))
@@ -35,7 +35,7 @@ class MeanPerFeature(BaseEstimator):
         self.mean_ = np.asarray(target.mean(axis=0), np.float32).ravel()
         return self
 
-    def predict(self, source: sp.csr_matrix) -> Prediction:
+    def predict(self, source: sp.csr_matrix, measured: np.ndarray | None = None) -> Prediction:
         """The mean of each feature, for every cell."""
         n = source.shape[0]
         return Prediction((n, len(self.mean_)), lambda rows: np.tile(self.mean_, (len(range(*rows.indices(n))), 1)))
@@ -52,7 +52,7 @@ class RandomCell(BaseEstimator):
         self.target_ = target
         return self
 
-    def predict(self, source: sp.csr_matrix) -> Prediction:
+    def predict(self, source: sp.csr_matrix, measured: np.ndarray | None = None) -> Prediction:
         """A training cell for each."""
         drawn = np.random.default_rng(self.seed).integers(self.target_.shape[0], size=source.shape[0])
         return Prediction((source.shape[0], self.target_.shape[1]), lambda rows: self.target_[drawn[rows]].toarray())

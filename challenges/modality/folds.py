@@ -44,6 +44,7 @@ def held_out(pair: Pair, seed: int = 0) -> tuple[list[Pair], str]:
                 train_target=target[fold != i].copy(),
                 test_source=source[fold == i].copy(),
                 test_target=target[fold == i].copy(),
+                measured=None,
             )
         )
     return splits, how

@@ -27,6 +27,7 @@ from challenges.modality.data import Prediction
 from challenges.modality.folds import FOLDS, inner_folds
 from challenges.modality.networks import LOSSES, Generator, Recipe
 from challenges.modality.reduce import Reduction
+from challenges.modality.scale import TOTALS, Scale
 from challenges.modality.training import apply_adversarial, fit_adversarial
 from helpers import DataError
 
@@ -49,6 +50,8 @@ LAYOUT = {  # of the arrays in a file, by method: N cells, K and L components, M
         "level": "numbers",
     },
 }
+SPARSE_COST = 0.0006  # of the RMSE, out of fold, so that cells that are new lose less than 0.001
+LEAST_VALUE = 1e-6  # of a prediction that is kept, of accessibility
 TUNING_CELLS = 3_000  # at most; the hyper-parameter is chosen on these
 
 
@@ -102,9 +105,10 @@ def map_of(method: str, recipe: Recipe, device: str = "cpu") -> Map:
 class ReducedModel(BaseEstimator):
     """A map between reduced spaces. `accessibility`: the source is accessibility, so its peaks are weighted.
 
-    `loss` (of `networks.LOSSES`) is the critic's. Fitted: `source_`, `target_` (reductions), `value_`
-    (hyper-parameter), `shrink_` (0: the mean; 1: the map as it is), `arrays_` (of the map), `recipe_` (how to train),
-    `source_features_`, `target_features_` (names).
+    `sparse`: the target is accessibility, so files hold no predictions below `threshold_`: the largest that costs no
+    more than SPARSE_COST of the RMSE out of fold. `loss` (of `networks.LOSSES`) is the critic's. Fitted: `source_`,
+    `target_` (reductions), `value_` (hyper-parameter), `shrink_` (0: the mean; 1: the map as it is), `arrays_` (of the
+    map), `recipe_` (how to train), `source_features_`, `target_features_` (names), `scale_` (of the source's values).
     """
 
     KIND = "modality"
@@ -114,6 +118,7 @@ class ReducedModel(BaseEstimator):
         method: str = "kernel_ridge",
         *,
         accessibility: bool = False,
+        sparse: bool = False,
         seed: int = 0,
         device: str = "cpu",
         loss: str = LOSSES[0],
@@ -121,6 +126,7 @@ class ReducedModel(BaseEstimator):
         self.method = method
         self.loss = loss
         self.accessibility = accessibility
+        self.sparse = sparse
         self.seed = seed
         self.device = device
 
@@ -131,13 +137,16 @@ class ReducedModel(BaseEstimator):
         target: sp.csr_matrix,
         batches: np.ndarray,
         features: tuple[pd.Index, pd.Index] | None = None,
+        scale: Scale | None = None,
     ) -> ReducedModel:
         """Fit on both matrices (cells x features, float32) and the batch of each cell (integers).
 
-        `features` are the names of the source's and of the target's; by default they are numbered.
+        `features` are the names of the source's and of the target's; by default they are numbered. `scale` is the
+        source's, which cells to predict are held against.
         """
         numbered = (pd.Index([str(i) for i in range(matrix.shape[1])]) for matrix in (source, target))
         self.source_features_, self.target_features_ = features or numbered
+        self.scale_ = scale or Scale()
         self.source_ = Reduction.fit(
             source, SOURCE_COMPONENTS, derived_seed(self.seed, "source") % 2**32, accessibility=self.accessibility
         )
@@ -145,19 +154,24 @@ class ReducedModel(BaseEstimator):
         Z, T = self.source_.coordinates(source), self.target_.coordinates(target)
         self.recipe_ = recipe_of(self.method, self.loss)
         alone = map_of(self.method, replace(self.recipe_, repeats=1), self.device)
-        self.value_, self.shrink_ = self._tuned(alone, Z, T, batches)
+        self.value_, self.shrink_, rows, P = self._tuned(alone, Z, T, batches)
+        self.threshold_ = self._threshold(P, target[rows]) if self.sparse else 0.0
         fitted = map_of(self.method, self.recipe_, self.device).fit(Z, T, self.value_, self.seed)
         # In the order a bundle gives them back in, so that products round alike.
         self.arrays_ = {name: np.array(array, order="C") for name, array in fitted.items()}
         return self
 
     @threadpool_limits.wrap(limits=1)
-    def predict(self, source: sp.csr_matrix) -> Prediction:
-        """Predict cells whose features are those of training, in the same order."""
+    def predict(self, source: sp.csr_matrix, measured: np.ndarray | None = None) -> Prediction:
+        """Predict cells whose features are those of training, in the same order.
+
+        Features that are not `measured` (bool, by default all are), zeros in `source`, are taken at their means.
+        """
         centre = self.target_.centre()
-        found = map_of(self.method, self.recipe_).apply(self.arrays_, self.source_.coordinates(source))
+        found = map_of(self.method, self.recipe_).apply(self.arrays_, self.source_.coordinates(source, measured))
         found = centre + self.shrink_ * (found - centre)
-        return Prediction((len(found), len(self.target_.mean)), lambda rows: self.target_.expand(found[rows]))
+        shape = len(found), len(self.target_.mean)
+        return Prediction(shape, lambda rows: self.target_.expand(found[rows]), self.threshold_)
 
     def chosen(self) -> str:
         """What cross-validation inside the training cells chose, in words."""
@@ -172,6 +186,8 @@ class ReducedModel(BaseEstimator):
             "seed": self.seed,
             "value": float(self.value_),
             "shrink": float(self.shrink_),
+            "threshold": float(self.threshold_),
+            "scale": self.scale_.settings(),
             "recipe": asdict(self.recipe_),
         }
         arrays = {
@@ -181,6 +197,8 @@ class ReducedModel(BaseEstimator):
             "features/source": self.source_features_.to_numpy().astype(str),
             "features/target": self.target_features_.to_numpy().astype(str),
         }
+        if len(self.scale_.profile):
+            arrays["scale/profile"] = self.scale_.profile
         return Bundle(self.KIND, settings, arrays)
 
     @classmethod
@@ -190,10 +208,14 @@ class ReducedModel(BaseEstimator):
         self = cls(
             settings["method"],
             accessibility=settings["accessibility"],
+            sparse=settings["threshold"] > 0,
             seed=settings["seed"],
             loss=settings["recipe"]["loss"],
         )
-        self.value_, self.shrink_ = settings["value"], settings["shrink"]
+        self.value_, self.shrink_, self.threshold_ = (settings[name] for name in ("value", "shrink", "threshold"))
+        self.scale_ = Scale(**settings["scale"])
+        if "scale/profile" in bundle.arrays:
+            self.scale_ = replace(self.scale_, profile=bundle.arrays["scale/profile"])
         self.recipe_ = Recipe(**settings["recipe"])
         self.source_, self.target_ = (Reduction.of(bundle.under(name)) for name in ("source", "target"))
         self.source_features_, self.target_features_ = (
@@ -210,8 +232,12 @@ class ReducedModel(BaseEstimator):
             for side, features in (("source", self.source_features_), ("target", self.target_features_))
         )
         check_arrays(bundle.arrays, {"features/source": "names S", "features/target": "names T"})
-        if self.method not in METHODS or not np.isfinite([self.value_, self.shrink_]).all():
-            raise DataError(f"the method {self.method!r} with {self.value_} and {self.shrink_}")
+        numbers = [self.value_, self.shrink_, self.threshold_]
+        if self.method not in METHODS or not np.isfinite(numbers).all():
+            raise DataError(f"the method {self.method!r} with {numbers}")
+        self.scale_.check()
+        if self.scale_.way == TOTALS:
+            check_arrays(bundle.arrays, {"scale/profile": "numbers S", "features/source": "names S"})
         layout = LAYOUT["adversarial" if self.method in RECIPES else self.method]
         sizes = check_arrays(self.arrays_, layout, K=source["K"], L=target["K"], M=len(maps.members()))
         if self.method == "knn" and not 1 <= self.arrays_["n"] <= sizes["N"]:
@@ -226,29 +252,52 @@ class ReducedModel(BaseEstimator):
                 n_source = min(recipe.components, source["K"])
                 check_module(partial(Generator, n_source, target["K"], recipe), under(self.arrays_, name))
 
-    def _tuned(self, way: Map, Z: np.ndarray, T: np.ndarray, batches: np.ndarray) -> tuple[Any, float]:
-        """The value with the least error out of fold, and the best shrinkage of its predictions towards the mean."""
+    def _tuned(
+        self, way: Map, Z: np.ndarray, T: np.ndarray, batches: np.ndarray
+    ) -> tuple[Any, float, np.ndarray, np.ndarray]:
+        """The value with the least error out of fold, and the best shrinkage of its predictions towards the mean.
+
+        And these predictions: the cells' numbers, and their coordinates.
+        """
         seed = derived_seed(self.seed, "tuning")
         rows = np.sort(np.random.default_rng(seed).permutation(len(Z))[:TUNING_CELLS])
         Z, T = Z[rows], T[rows]
-        found = []
+        best: Any = None
         for value in tqdm(
             way.grid, f"{self.method}: inner folds", unit="value", leave=False, disable=len(way.grid) == 1
         ):
-            moved, wanted = [], []
+            moved, wanted, centres, tested = [], [], [], []
             for train, test in islice(inner_folds(batches[rows], seed), way.folds):
                 centre = T[train].mean(axis=0)
                 moved.append(way.apply(way.fit(Z[train], T[train], value, self.seed), Z[test]) - centre)
                 wanted.append(T[test] - centre)
+                centres.append(np.tile(centre, (len(test), 1)))
+                tested.append(rows[test])
             P, W = np.concatenate(moved), np.concatenate(wanted)
             shrink = float(np.clip((P * W).sum() / max((P * P).sum(), 1e-12), 0.0, 1.0))
-            found.append((((shrink * P - W) ** 2).mean(), shrink, value))
-        _, shrink, value = min(found, key=lambda one: one[0])
-        return value, shrink
+            error = ((shrink * P - W) ** 2).mean()
+            if best is None or error < best[0]:
+                best = error, value, shrink, np.concatenate(tested), np.concatenate(centres) + shrink * P
+        return best[1:]
+
+    def _threshold(self, coordinates: np.ndarray, target: sp.csr_matrix) -> float:
+        """The largest value below which predictions out of fold may be 0, at SPARSE_COST of their RMSE."""
+        edges = np.geomspace(LEAST_VALUE, max(float(self.target_.highest.max()), 2 * LEAST_VALUE), 2_000)
+        cost, error = np.zeros(len(edges) + 1), 0.0
+        for start in range(0, len(coordinates), 100):
+            P = self.target_.expand(coordinates[start : start + 100]).astype(np.float64).ravel()
+            T = target[start : start + 100].toarray().astype(np.float64).ravel()
+            error += ((P - T) ** 2).sum()
+            # Of each prediction that becomes 0: T² - (P - T)².
+            cost += np.bincount(np.searchsorted(edges, np.abs(P), side="right"), (2 * T - P) * P, len(cost))
+        allowed = np.cumsum(cost)[:-1] <= ((1 + SPARSE_COST) ** 2 - 1) * error
+        return float(edges[np.flatnonzero(np.logical_and.accumulate(allowed))[-1]]) if allowed[0] else LEAST_VALUE
 
 
-def make_model(method: str, *, accessibility: bool, seed: int, device: str, loss: str = LOSSES[0]) -> Any:
+def make_model(
+    method: str, *, accessibility: bool, seed: int, device: str, loss: str = LOSSES[0], sparse: bool = False
+) -> Any:
     """The method or baseline of that name, not fitted."""
     if method in BASELINES:
         return BASELINES[method](seed) if method == "random_cell" else BASELINES[method]()
-    return ReducedModel(method, accessibility=accessibility, seed=seed, device=device, loss=loss)
+    return ReducedModel(method, accessibility=accessibility, sparse=sparse, seed=seed, device=device, loss=loss)

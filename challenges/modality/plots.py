@@ -15,9 +15,11 @@ from matplotlib.figure import Figure
 
 from challenges.modality.baselines import REFERENCE
 from challenges.modality.data import Pair, Prediction
+from challenges.modality.scale import AS_THEY_ARE
+from workbench.adoption.values import COUNTS
 from workbench.pictures.style import BLUE, GREY, ORANGE, plain_style
 
-UNITS = {"GEX": "normalised expression", "ATAC": "normalised accessibility", "ADT": "normalised protein"}
+WHAT = {"GEX": "expression", "ATAC": "accessibility", "ADT": "protein"}
 
 
 def predicted_and_measured(pair: Pair, prediction: Prediction, by_feature: pd.DataFrame, method: str) -> Figure:
@@ -37,7 +39,7 @@ def predicted_and_measured(pair: Pair, prediction: Prediction, by_feature: pd.Da
             axes.plot(ends, ends, color=GREY, lw=1, label="predicted = measured")
             axes.axhline(means[i], color="black", lw=1, ls="--", label="mean of training")
             scores = f"Pearson {found.loc[feature, 'pearson']:.2f}, RMSE {found.loc[feature, 'rmse']:.2f}"
-            axes.set(title=f"{rank}: {feature}\n{scores}", xlabel=f"measured ({UNITS[pair.mod2]})")
+            axes.set(title=f"{rank}: {feature}\n{scores}", xlabel=f"measured ({_unit(pair)})")
         panels[0].set_ylabel(f"predicted by {method}")
         panels[-1].legend(frameon=False, fontsize=8)
     return figure
@@ -49,9 +51,14 @@ def by_feature_picture(by_feature: pd.DataFrame, methods: Sequence[str], best: s
     with plain_style():
         figure = Figure(figsize=(10, 4.2), layout="constrained")
         left, right = figure.subplots(1, 2)
-        _errors(left, wide[REFERENCE], wide[best], best, UNITS[pair.mod2])
+        _errors(left, wide[REFERENCE], wide[best], best, _unit(pair))
         _correlations(right, by_feature, methods, best)
     return figure
+
+
+def _unit(pair: Pair) -> str:
+    counts = pair.target_scale.kind == COUNTS and pair.target_scale.way == AS_THEY_ARE
+    return f"{'counts of' if counts else 'normalised'} {WHAT[pair.mod2]}"
 
 
 def _errors(axes: Axes, mean: pd.Series, model: pd.Series, method: str, unit: str) -> None:

@@ -38,9 +38,12 @@ class Reduction:
         flat = [np.asarray(values.toarray()).ravel() for values in (X.min(axis=0), X.max(axis=0))]
         return cls(weight, np.array(svd.components_, np.float32, order="C"), np.asarray(X.mean(axis=0)).ravel(), *flat)
 
-    def coordinates(self, X: sp.csr_matrix) -> np.ndarray:
-        """Cells x components, float64."""
-        return (X @ (self.weight[:, None] * self.components.T)).astype(np.float64)
+    def coordinates(self, X: sp.csr_matrix, measured: np.ndarray | None = None) -> np.ndarray:
+        """Cells x components, float64. Features that are not `measured` (bool), zeros in `X`, are at their means."""
+        found = (X @ (self.weight[:, None] * self.components.T)).astype(np.float64)
+        if measured is not None:
+            found += (np.where(measured, 0.0, self.mean) * self.weight) @ self.components.T
+        return found
 
     def centre(self) -> np.ndarray:
         """The coordinates of the mean cell."""

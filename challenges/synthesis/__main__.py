@@ -70,12 +70,10 @@ def sample(options: argparse.Namespace) -> None:
     wanted += [model.weights(mixing.parse_mix(text)) for text in options.mix]
     wanted = wanted or [model.weights(name) for name in model.types_]
     _check_memory(len(wanted) * options.n, len(model.genes_), "fewer cells (--n)")
+    genes = _shared_genes(model, options.data) if options.data else None
     weights = np.repeat(wanted, options.n, axis=0)
     cells = model.sample(weights, _conditions(options.condition), options.seed)
-    if options.data:
-        genes = data.read(options.data, options.label or about["label"], drop_rare=True).genes
-        _check_genes(model, genes, options.data)
-        cells = cells.for_genes(genes)
+    cells = cells if genes is None else cells.for_genes(genes)
     made = data.to_anndata(cells, about["label"], weights, _identity(model, about, options.seed))
     common.write_cells(out, made)
     counts = made.obs[about["label"]].value_counts()
@@ -110,7 +108,7 @@ SYSTEM = common.System(
     methods=METHODS,
     method=GAN,
     data=f".h5ad, train_cite_inputs.h5 or {data.EMBEDDED}; default of prepare and train: {data.EMBEDDED}, "
-    "of evaluate: what the model was trained on; sample: a file whose order of genes is taken",
+    "of evaluate: what the model was trained on; sample: a file whose genes are taken, in its order",
     result="the synthetic cells, as h5ad",
     data_needed=False,
 )
@@ -271,6 +269,22 @@ def _check_genes(model: CellGAN, genes: pd.Index, source: object) -> None:
             f"{source}: not the gene set of the model ({len(model.genes_):,} genes); missing: "
             f"{some(missing, 5) or 'none'}; unknown to the model: {some(new, 5) or 'none'}"
         )
+
+
+def _shared_genes(model: CellGAN, source: Path) -> pd.Index:
+    """The genes of a file that the model has, in the file's order; says how many either has alone.
+
+    Raises DataError where they share none.
+    """
+    genes = data.gene_names(source, model.genes_)
+    shared, missing = genes[genes.isin(model.genes_)], model.genes_.difference(genes)
+    if shared.empty:
+        raise DataError(f"{source}: none of the genes of the model, such as {some(model.genes_, 3)}; name them alike")
+    if len(missing):
+        print(f"warning: {source}: {len(missing)} genes of the model are missing, and left out: {some(missing)}")
+    if len(unknown := genes.difference(model.genes_)):
+        print(f"warning: {source}: {len(unknown)} genes unknown to the model get no values: {some(unknown)}")
+    return shared
 
 
 def _conditions(texts: list[str]) -> dict[str, str]:

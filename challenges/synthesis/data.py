@@ -128,6 +128,34 @@ def read(
     return _with_enough_cells(cells, drop_rare)
 
 
+def gene_names(source: str | os.PathLike[str], known: pd.Index) -> pd.Index:
+    """The genes of a file in its order, without its cells; of X and `raw`, those of which more are `known`.
+
+    Raises DataError for a missing or unreadable file, and genes that come twice.
+    """
+    path = Path(source)
+    if str(source) == EMBEDDED:
+        return read(source).genes
+    if path.suffix == ".h5ad":
+        adata = read_h5ad(path, backed="r")
+        there = [adata.var_names, *([adata.raw.var_names] if adata.raw is not None else [])]
+        genes = max(there, key=lambda names: names.isin(known).sum()).astype(str)
+    elif not path.is_file():
+        raise DataError(f"{path}: {'not a file' if path.exists() else 'no such file'}; name an .h5ad or {EMBEDDED}")
+    else:
+        try:
+            with h5py.File(path, "r") as file:
+                _check_within(file, path)
+                genes = pd.Index(_axis(_frame(file, path)["axis0"], path))
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(f"{path}: not an HDF5 file, or a broken one ({one_line(error)})") from error
+    if genes.has_duplicates:
+        raise DataError(f"{path}: genes that come twice: {some(genes[genes.duplicated()].unique())}")
+    return genes
+
+
 def from_anndata(adata: ad.AnnData, label: str, conditions: Sequence[str] = (), source: str = "AnnData") -> Cells:
     """Take labelled cells that are in memory; errors are those of `read`, which calls it.
 
@@ -233,8 +261,7 @@ def _read_frame(
     file: h5py.File, path: Path, metadata: pd.DataFrame, label: str, conditions: Sequence[str]
 ) -> tuple[pd.DataFrame, np.ndarray, list[sp.csr_matrix]]:
     """Labels, genes, and the cells with a label that is shown, chunk by chunk."""
-    if elsewhere := stored_elsewhere(file):
-        raise DataError(f"{path}: {some(elsewhere)} lie in another file; write them into this one")
+    _check_within(file, path)
     group, labels = _frame(file, path), path.with_name(METADATA)
     genes, names = (_axis(group[axis], path) for axis in ("axis0", "axis1"))
     if missing := sorted(set(names) - set(metadata.index)):
@@ -269,6 +296,11 @@ def _frame(file: h5py.File, path: Path) -> h5py.Group:
     if len(groups) != 1:
         raise DataError(f"{path}: {len(groups)} tables in pandas' fixed format; one was expected (train_cite_inputs)")
     return groups[0]
+
+
+def _check_within(file: h5py.File, path: Path) -> None:
+    if elsewhere := stored_elsewhere(file):
+        raise DataError(f"{path}: {some(elsewhere)} lie in another file; write them into this one")
 
 
 def _axis(dataset: h5py.Dataset, path: Path) -> np.ndarray:

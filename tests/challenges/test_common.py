@@ -373,6 +373,26 @@ def test_cells_are_written_by_blocks_into_every_matrix(tmp_path, monkeypatch):
     assert (list(found.obs_names), list(found.var_names)) == (list("ABCDE"), list("wxyz"))
 
 
+def test_cells_are_written_by_blocks_as_one_sparse_matrix_under_two_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "BLOCK_VALUES", 8)  # two cells at a time
+    values = np.random.default_rng(0).random((5, 4)).astype(np.float32)
+    values[values < 0.5], values[3] = 0, 0
+    labels = ad.AnnData(obs=pd.DataFrame(index=list("ABCDE")), var=pd.DataFrame(index=list("wxyz")))
+    names = ("X", "layers/normalized")
+    common.write_cells(tmp_path / "cells.h5ad", labels, lambda rows: values[rows], names, sparse=True)
+    found = ad.read_h5ad(tmp_path / "cells.h5ad")
+    for matrix in (found.X, found.layers["normalized"]):
+        assert matrix.format == "csr"
+        assert matrix.nnz == (values > 0).sum()
+        assert np.array_equal(matrix.toarray(), values)
+    with h5py.File(tmp_path / "cells.h5ad") as file:
+        assert file["X"] == file["layers/normalized"]
+    values[4, 1] = np.nan
+    with pytest.raises(DataError, match="not written, the values of cells 4 to 5 are NaN"):
+        common.write_cells(tmp_path / "cells.h5ad", labels, lambda rows: values[rows], sparse=True)
+    assert ad.read_h5ad(tmp_path / "cells.h5ad").n_obs == 5
+
+
 def test_a_table_shows_half_of_each_interval_where_there_is_one():
     table = pd.DataFrame(
         [("a", "RMSE", 1.0, 0.9, 1.1, 5), ("b", "RMSE", 2.0, np.nan, np.nan, 1)], columns=common.COLUMNS

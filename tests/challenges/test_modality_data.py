@@ -71,8 +71,26 @@ def test_test_features_are_those_of_training_by_name(tmp_path, files, capsys):
     found = data.read_pair(write(tmp_path, files)).test_source
     assert "1 features that training did not have are left out: NEW" in capsys.readouterr().out
     assert (found.X != straight.X).nnz == 0
-    files["test_mod1"] = files["test_mod1"][:, 3:].copy()
-    with pytest.raises(DataError, match="GEX: 3 features of training are missing: GEX27, GEX28, GEX29"):
+
+
+def test_features_that_the_test_lacks_are_counted_said_and_taken_at_their_means(tmp_path, files, capsys):
+    whole = data.read_pair(write(tmp_path, files))
+    files["test_mod1"] = files["test_mod1"][:, [5, *range(7, 30)]].copy()
+    pair = data.read_pair(write(tmp_path, files))
+    assert "6 features of training are missing: GEX0, GEX1, GEX2, GEX3, GEX4, GEX6" in capsys.readouterr().out
+    assert list(np.flatnonzero(~pair.measured)) == [0, 1, 2, 3, 4, 6]
+    fitted = ReducedModel("ridge").fit(pair.train_source.X, pair.train_target.X, np.zeros(60, int))
+    filled = whole.test_source.X.toarray()
+    filled[:, ~pair.measured] = pair.train_source.X.toarray().mean(axis=0)[~pair.measured]
+    wanted = fitted.predict(sp.csr_matrix(filled)).dense()
+    assert np.allclose(fitted.predict(pair.test_source.X, pair.measured).dense(), wanted, atol=1e-4)
+    files["test_mod1"].var_names = [f"ENSG{i}" for i in range(24)]
+    with pytest.raises(
+        DataError, match=r"test_mod1.h5ad: none of the 30 features of training, such as GEX0, GEX1, GEX"
+    ):
+        data.read_pair(write(tmp_path, files))
+    files["test_mod1"], files["test_mod2"] = split(simulated())["test_mod1"], files["test_mod2"][:, 1:].copy()
+    with pytest.raises(DataError, match=r"test_mod2.h5ad: without these features there are no answers"):
         data.read_pair(write(tmp_path, files))
 
 

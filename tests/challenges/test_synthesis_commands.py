@@ -102,6 +102,29 @@ def test_sample_makes_every_type_where_none_is_named(work, tmp_path):
     assert ad.read_h5ad(tmp_path / "s.h5ad").obs["cell_type"].value_counts().to_dict() == dict.fromkeys(TYPES, 3)
 
 
+def test_sample_needs_the_model_alone_and_takes_the_genes_of_any_file_by_name(work, tmp_path, capsys):
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "gan.h5").write_bytes((work / "gan.h5").read_bytes())
+    run("sample", work=alone, n=2)
+    assert ad.read_h5ad(alone / "gan.h5ad").shape == (6, 30)
+    genes = ["G7", "new", *(f"G{i}" for i in range(5))]
+    file = ad.AnnData(np.zeros((1, 7), np.float32), var=pd.DataFrame(index=genes))  # without labels
+    file.write_h5ad(tmp_path / "genes.h5ad")
+    capsys.readouterr()
+    run("sample", work=alone, n=2, data=tmp_path / "genes.h5ad", out=tmp_path / "s.h5ad")
+    said = capsys.readouterr().out
+    assert "24 genes of the model are missing, and left out: G10, G11" in said
+    assert "1 genes unknown to the model get no values: new" in said
+    made, whole = ad.read_h5ad(tmp_path / "s.h5ad"), ad.read_h5ad(alone / "gan.h5ad")
+    assert list(made.var_names) == ["G7", "G0", "G1", "G2", "G3", "G4"]
+    assert (made.X != whole[:, made.var_names].X).nnz == 0
+    file.var_names = [f"ENSG{i}" for i in range(7)]
+    file.write_h5ad(tmp_path / "genes.h5ad")
+    with pytest.raises(SystemExit, match=r"none of the genes of the model, such as G0, G1, G2, .*; name them alike"):
+        run("sample", work=alone, n=2, data=tmp_path / "genes.h5ad")
+
+
 def test_evaluate_writes_the_table_and_the_pictures(work, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "TREES", 10)
     table, pictures = tmp_path / "table.csv", tmp_path / "pictures"
@@ -137,9 +160,8 @@ def test_the_command_line_says_what_is_wrong(work, verb, options, message):
 def test_other_genes_other_cells_and_no_model_are_refused(work, tmp_path):
     adata = make_adata()
     adata[:, :29].copy().write_h5ad(tmp_path / "fewer.h5ad")
-    for verb in ("sample", "evaluate"):
-        with pytest.raises(SystemExit, match=r"not the gene set of the model \(30 genes\); missing: G29"):
-            run(verb, data=tmp_path / "fewer.h5ad", work=work)
+    with pytest.raises(SystemExit, match=r"not the gene set of the model \(30 genes\); missing: G29"):
+        run("evaluate", data=tmp_path / "fewer.h5ad", work=work)
     adata.obs_names = [f"other_{i}" for i in range(120)]
     adata.write_h5ad(tmp_path / "other.h5ad")
     with pytest.raises(SystemExit, match="none of its cells are training cells"):

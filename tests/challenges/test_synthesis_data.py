@@ -133,6 +133,19 @@ def write_cite(folder, adata, *, blocks=1, as_bytes=True, **compression):
     return folder / "train_cite_inputs.h5"
 
 
+def test_genes_are_read_without_cells_or_labels(tmp_path, adata):
+    path = write_cite(tmp_path, adata)
+    (tmp_path / "metadata.csv").unlink()
+    assert list(data.gene_names(path, adata.var_names)) == list(data.from_anndata(adata, "cell_type").genes)
+    adata.raw = adata.copy()
+    fewer = adata[:, :5].copy()
+    fewer.write_h5ad(tmp_path / "a.h5ad")
+    assert list(data.gene_names(tmp_path / "a.h5ad", adata.var_names)) == list(adata.var_names)
+    path.write_bytes(b"no hdf5")
+    with pytest.raises(DataError, match=r"train_cite_inputs.h5: not an HDF5 file, or a broken one"):
+        data.gene_names(path, adata.var_names)
+
+
 @pytest.mark.parametrize(("blocks", "as_bytes"), [(1, True), (3, False)])
 def test_the_challenges_files_are_read_in_chunks(adata, tmp_path, monkeypatch, blocks, as_bytes):
     monkeypatch.setattr(data, "CHUNK", 50)

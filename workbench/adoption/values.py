@@ -42,7 +42,7 @@ def kind_of(matrix: Any, where: str, layers: Sequence[str]) -> str:
     others = [name for name in layers if not where.endswith(f"layers/{name}")]
     hint = f"--layer names another matrix ({some(others)})" if others else "give the file that has the counts"
     _check(cells.data, where, hint)
-    if _is_whole(cells.data):
+    if is_whole(cells.data):
         return COUNTS
     if re.search(r"layers/.*(count|raw|umi)", where, re.IGNORECASE):
         raise DataError(f"{where} holds values that are no whole numbers, so these are no counts; {hint}")
@@ -69,7 +69,8 @@ def _check(values: np.ndarray, where: str, hint: str) -> None:
         )
 
 
-def _is_whole(values: np.ndarray) -> bool:
+def is_whole(values: np.ndarray) -> bool:
+    """Whether all values are whole numbers, as counts are."""
     return bool((values == np.rint(values)).all())
 
 
@@ -97,7 +98,7 @@ UNDO: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def scaled(cells: sp.csr_matrix, kind: str, where: str) -> sp.csr_matrix:
     """1e5 * count / total of cells x genes, in place; of the kind AS_IT_IS as it is. Raises DataError as `kind_of`."""
     _check(cells.data, where, "look at these cells")
-    if kind == COUNTS and not _is_whole(cells.data):
+    if kind == COUNTS and not is_whole(cells.data):
         raise DataError(f"{where} holds values that are no whole numbers, but other cells hold counts; look at them")
     if kind != AS_IT_IS:
         cells.data = UNDO[kind](cells.data)
