@@ -9,8 +9,9 @@ Read in this order; each file says in its first lines what comes in and what goe
 5. `networks`   the networks and their published hyper-parameters (`networks.tsv`)
 6. `training`   how one network, or many at once, are trained
 7. `ensemble`   a stage: many networks as one estimator
-8. `models`     all methods by name
-9. `evaluate`   methods beside baselines, with intervals over compounds
-10. `plots`     the picture
-11. `__main__`  the command line: prepare, train, predict, repro, evaluate
+8. `fitted`     what a file holds: a method, or a weighted mean of several
+9. `models`     all methods by name
+10. `evaluate`  methods beside baselines, with intervals over compounds, and which to submit
+11. `plots`     the picture
+12. `__main__`  the command line: prepare, train, predict, repro, evaluate
 """

@@ -8,26 +8,30 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from challenges import common
 from challenges.drug_response import data, plots
-from challenges.drug_response.evaluate import differences_text, on_folds, on_truth, summary
+from challenges.drug_response.evaluate import choose, differences_text, on_folds, on_truth, out_of_fold, summary
+from challenges.drug_response.fitted import Fitted
+from challenges.drug_response.folds import held_out
 from challenges.drug_response.models import (
     CLASSES,
     METHODS,
-    Model,
+    NEEDS,
     Settings,
     changes,
     check_origin,
     check_responses,
     fit_model,
     provenance,
+    seconds,
     what_it_takes,
 )
-from helpers import DataError, some
+from helpers import DataError, some, text_time
 from workbench.commands import check_folder, check_outputs
 
 
@@ -37,9 +41,10 @@ def prepare(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train a method and save the model; stage_2 needs the model of stage_1."""
+    """Train a method and save the model; stage_2 and blend need the models that they are built on."""
     check_outputs([_model_file(options, options.method)], _inputs(options))
     responses, queries = _read(options)
+    _say_time("Training", options, [options.method], responses, queries)
     _train(options, options.method, responses, queries)
 
 
@@ -58,15 +63,17 @@ def predict(options: argparse.Namespace) -> None:
 
 
 def repro(options: argparse.Namespace) -> None:
-    """Do all that a method needs, from the files to its submission: of stage_2, both stages."""
+    """Do all that a method needs, from the files to its submission (of stage_2, both stages); say which to submit."""
     files = [_model_file(options, method) for method in _steps(options.method)]
     check_outputs([options.out, *files, *(path.with_suffix(".csv") for path in files)], _inputs(options))
     responses, queries = _read(options)
     _describe(options, responses, queries)
+    fitted = {}
     for method in _steps(options.method):
-        model = _train(options, method, responses, queries)
+        fitted[method] = _train(options, method, responses, queries)
         wanted = options.out if method == options.method else None
-        _submit(wanted or _model_file(options, method).with_suffix(".csv"), model, queries)
+        _submit(wanted or _model_file(options, method).with_suffix(".csv"), fitted[method], queries)
+    print(choose(out_of_fold(responses, fitted, options.seed)).text)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -78,14 +85,22 @@ def evaluate(options: argparse.Namespace) -> None:
     responses, queries = _read(options)
     methods = [name for name in METHODS if name in options.method]
     if options.truth:
+        truth = data.read_responses(options.truth)
+        missing = [name for name in _with_needed(methods) if _up_to_date(options, name, responses, queries) is None]
+        _say_time("Training what is missing", options, missing, responses, queries)
         fitted = {name: _trained(options, name, responses, queries) for name in methods}
-        table = on_truth(responses, data.read_responses(options.truth), fitted)
+        table = on_truth(responses, truth, fitted)
+        folds = out_of_fold(responses, fitted, options.seed)
     else:
-        table = on_folds(responses, methods, _settings(options))
-    found = summary(table)
+        parts = [(train, test.index) for _, train, test in held_out(responses, options.seed)]
+        wanted = _with_needed(methods)
+        print(f"Training on {len(parts)} folds: {text_time(_seconds(options, wanted, parts))}", flush=True)
+        folds = table = on_folds(responses, methods, _settings(options))
+    found, choice = summary(table), choose(folds)
     print(differences_text(found))
     common.show_table(out, found)
-    common.save_pictures(pictures, {"by_compound": plots.by_compound(table)})
+    common.save_pictures(pictures, {"methods": plots.methods(table, choice)})
+    print(choice.text)
 
 
 SYSTEM = common.System(
@@ -124,8 +139,29 @@ def _inputs(options: argparse.Namespace) -> list[Path]:
 
 
 def _steps(method: str) -> tuple[str, ...]:
-    """The methods to train, each built on those before."""
-    return ("stage_1", "stage_2") if method == "stage_2" else (method,)
+    """The methods to train, each after those that it is built on."""
+    return (*NEEDS.get(method, ()), method)
+
+
+def _with_needed(methods: Iterable[str]) -> list[str]:
+    """Those methods and all that they are built on, in the order of METHODS."""
+    wanted = {step for method in methods for step in _steps(method)}
+    return [name for name in METHODS if name in wanted]
+
+
+def _seconds(
+    options: argparse.Namespace, methods: Iterable[str], parts: Iterable[tuple[pd.DataFrame, pd.MultiIndex]]
+) -> float:
+    """About how long it takes to fit methods on each of several tables, with the pairs to predict after it."""
+    return sum(seconds(name, *part, _settings(options)) for part in parts for name in methods)
+
+
+def _say_time(
+    doing: str, options: argparse.Namespace, methods: Iterable[str], responses: pd.DataFrame, queries: pd.DataFrame
+) -> None:
+    if methods := list(methods):
+        took = text_time(_seconds(options, methods, [(responses, data.pairs_of(queries))]))
+        print(f"{doing} ({some(methods)}): {took}", flush=True)
 
 
 def _read(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -151,6 +187,7 @@ def _describe(options: argparse.Namespace, responses: pd.DataFrame, queries: pd.
     _say_unknown(data.pairs_of(queries), responses.index.unique("cell_type"), responses.index.unique("sm_name"))
     for method in _steps(options.method):
         print(f"{method}: {what_it_takes(method, _settings(options))}")
+    _say_time("Training", options, _steps(options.method), responses, queries)
 
 
 def _say_unknown(pairs: pd.MultiIndex, cell_types: pd.Index, compounds: pd.Index) -> None:
@@ -158,41 +195,53 @@ def _say_unknown(pairs: pd.MultiIndex, cell_types: pd.Index, compounds: pd.Index
         print(f"warning: {sentence}")
 
 
-def _train(options: argparse.Namespace, method: str, responses: pd.DataFrame, queries: pd.DataFrame) -> Model:
-    """Train and save. Stage 2 takes stage 1 from its file: DataError where that is missing or was trained otherwise."""
-    first = None
-    if method == "stage_2":
-        path = _model_file(options, "stage_1")
-        first, about = common.load_model(path, *CLASSES)
-        check_origin(path, "stage_1", about)
-        now = provenance("stage_1", responses, data.pairs_of(queries), _settings(options))
+def _train(options: argparse.Namespace, method: str, responses: pd.DataFrame, queries: pd.DataFrame) -> Fitted:
+    """Train and save. What it is built on comes from files: DataError where one is missing or was trained otherwise."""
+    needed = {}
+    for name in NEEDS.get(method, ()):
+        path = _model_file(options, name)
+        needed[name], about = common.load_model(path, *CLASSES)
+        check_origin(path, name, about)
+        now = provenance(name, responses, data.pairs_of(queries), _settings(options))
         if other := changes(about, now):
-            raise DataError(f"{path}: trained with other {some(other)} than stage_2 now; train stage_1 again")
-    return _fit_and_save(options, method, responses, queries, first)
+            raise DataError(f"{path}: trained with other {some(other)} than {method} now; train {name} again")
+    return _fit_and_save(options, method, responses, queries, needed)
 
 
-def _trained(options: argparse.Namespace, method: str, responses: pd.DataFrame, queries: pd.DataFrame) -> Model:
-    """The model in `--work` if it is what training now would give, else a new one, which is saved there."""
+def _up_to_date(
+    options: argparse.Namespace, method: str, responses: pd.DataFrame, queries: pd.DataFrame
+) -> Fitted | None:
+    """The model in `--work` if it is what training now would give."""
     path = _model_file(options, method)
-    if path.exists():
-        model, about = common.load_model(path, *CLASSES)
-        if not changes(about, provenance(method, responses, data.pairs_of(queries), _settings(options))):
-            return model
-    first = _trained(options, "stage_1", responses, queries) if method == "stage_2" else None
-    return _fit_and_save(options, method, responses, queries, first)
+    if not path.exists():
+        return None
+    model, about = common.load_model(path, *CLASSES)
+    return None if changes(about, provenance(method, responses, data.pairs_of(queries), _settings(options))) else model
+
+
+def _trained(options: argparse.Namespace, method: str, responses: pd.DataFrame, queries: pd.DataFrame) -> Fitted:
+    """The model in `--work` if it is what training now would give, else a new one, which is saved there."""
+    if model := _up_to_date(options, method, responses, queries):
+        return model
+    needed = {name: _trained(options, name, responses, queries) for name in NEEDS.get(method, ())}
+    return _fit_and_save(options, method, responses, queries, needed)
 
 
 def _fit_and_save(
-    options: argparse.Namespace, method: str, responses: pd.DataFrame, queries: pd.DataFrame, first: Model | None
-) -> Model:
+    options: argparse.Namespace,
+    method: str,
+    responses: pd.DataFrame,
+    queries: pd.DataFrame,
+    needed: dict[str, Fitted],
+) -> Fitted:
     path, pairs, settings = _model_file(options, method), data.pairs_of(queries), _settings(options)
-    model = fit_model(method, responses, pairs, settings, first)
+    model = fit_model(method, responses, pairs, settings, needed)
     common.save_model(path, model, **provenance(method, responses, pairs, settings))
     print(f"{path} written")
     return model
 
 
-def _submit(path: Path, model: Model, queries: pd.DataFrame) -> None:
+def _submit(path: Path, model: Fitted, queries: pd.DataFrame) -> None:
     pairs = data.pairs_of(queries)
     _say_unknown(pairs, model.cell_types_, model.compounds_)
     data.write_submission(path, queries, model.predict(pairs))

@@ -64,7 +64,7 @@ def test_train_predict_evaluate_from_the_command_line(files, table, capsys):
     assert list(found.columns[:6]) == ["method", "metric", "value", "low", "high", "n"]
     assert set(found["method"]) == {*baselines.BASELINES, "kernel"}
     assert (found["n"] == len(test)).all()
-    assert (files / "build/drug_response/by_compound.png").stat().st_size > 10_000
+    assert (files / "build/drug_response/methods.png").stat().st_size > 10_000
     run("evaluate", "--data", files, "--method", "kernel", "--out", "folds.csv")
     assert (pd.read_csv("folds.csv")["n"] == 20).all()
 
@@ -94,7 +94,8 @@ def test_repro_chains_both_stages_and_is_the_same_twice(files, small_table, caps
     assert written[0][0] != written[0][1]
     assert "stage_2: 20 x 1 networks, 2 epochs each" in capsys.readouterr().out
     second, about = load_model(files / "build/drug_response/stage_2.h5", *models.CLASSES)
-    assert (second.scale_, about["--quick"], len(second.networks_)) == (1.0, True, 20)
+    part = second.parts["stage_2"]
+    assert (part.scale_, about["--quick"], len(part.networks_)) == (1.0, True, 20)
     queries = data.read_queries(files / data.QUERY_FILE)
     found = pd.read_csv(files / "build/drug_response/stage_2.csv", index_col="id")
     np.testing.assert_allclose(second.predict(data.pairs_of(queries)), found, atol=1e-3)

@@ -158,6 +158,7 @@ def test_stage_2_is_trained_on_what_stage_1_predicts_for_new_pairs_of_known_labe
 
         def __init__(self, answer):
             self.answer = answer
+            self.out_of_fold = train * 0 + answer
 
         def predict(self, asked):
             assert list(asked) == sorted(test.index)
@@ -165,10 +166,10 @@ def test_stage_2_is_trained_on_what_stage_1_predicts_for_new_pairs_of_known_labe
 
     found = {}
     for answer in (-3.0, 3.0):
-        model = models.fit_model("stage_2", train, pairs, settings, First(answer))
+        model = models.fit_model("stage_2", train, pairs, settings, {"stage_1": First(answer)}).parts["stage_2"]
         assert len(model.problem_.cell_type) == len(train) + len(test)
         found[answer] = model.predict(test.index).to_numpy().mean()
-        plain = models.fit_model(models.PLAIN, train, pairs, settings)
+        plain = models.fit_model(models.PLAIN, train, pairs, settings).parts[models.PLAIN]
         assert len(plain.problem_.cell_type) == len(train)
     assert found[-3.0] < -0.5
     assert found[3.0] > 0.5
