@@ -20,6 +20,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from challenges.drug_response.baselines import BASELINES, REFERENCE
+from challenges.drug_response.compounds import NewCompounds, compounds_left_out, has_rdkit
 from challenges.drug_response.data import TRAIN_FILE
 from challenges.drug_response.fitted import Fitted
 from challenges.drug_response.folds import held_out
@@ -75,6 +76,33 @@ def out_of_fold(responses: pd.DataFrame, fitted: Mapping[str, Fitted], seed: int
     for _, train, test in held_out(responses, seed):
         parts.append(measure(BASELINES[REFERENCE]().fit(train).predict(test.index), test, REFERENCE))
     return pd.concat(parts, ignore_index=True)
+
+
+def unseen_text(responses: pd.DataFrame, structures: pd.Series, seed: int = 0) -> str:
+    """How well compounds are predicted that were never measured: a tenth of them left out of all cell types at a time.
+
+    With structures and RDKit, their place beside similar compounds is held against the mean of the cell type.
+    """
+    placed, mean = "place by structure", "mean of the cell type"
+    with_places = len(structures) > 0 and has_rdkit()
+    parts = []
+    for train, test in compounds_left_out(responses, seed):
+        model = NewCompounds().fit(train, structures)
+        parts.append(measure(test * 0, test, "zeros"))
+        parts.append(measure(model.predict(test.index), test, mean))
+        if with_places:
+            parts.append(measure(model.predict(test.index, structures), test, placed))
+    table = pd.concat(parts)
+    found = summarise(table[table["metric"] == METRICS[0]], "sm_name", baselines=(mean,)).set_index("method")
+    values = ", ".join(f"{name} {row['value']:.4f}" for name, row in found.iterrows())
+    text = f"Compounds that were never measured (all rows of a tenth of the compounds left out in turn): {values}"
+    if with_places:
+        low, high = found.loc[placed, ["difference_low", "difference_high"]]
+        verdict = "better" if high < 0 else "worse" if low > 0 else "no different beyond chance"
+        gap = f"{found.loc[placed, 'difference']:+.4f} ({low:+.4f} to {high:+.4f})"
+        return f"{text}; by structure {verdict}: {gap}."
+    why = "RDKit is not installed (pip install rdkit)" if len(structures) else f"{TRAIN_FILE} has no SMILES"
+    return f"{text}. {why}, so they get the mean of the cell type."
 
 
 @dataclass(frozen=True)

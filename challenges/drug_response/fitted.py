@@ -1,6 +1,7 @@
 """What a file holds: one method or a weighted mean of several, and what it predicted out of fold.
 
-In: fitted parts (`kernel`, ensembles of networks), and the predictions of each for rows that it was not trained on.
+In: fitted parts (`kernel`, ensembles of networks), their predictions for rows that they were not trained on, and an
+answer for compounds that were never measured.
 Out: one estimator, which predicts, and which `common.save_model` keeps whole. Next: `models`.
 """
 
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from challenges.common import Bundle, Saved, check_arrays, check_codes
+from challenges.drug_response.compounds import NewCompounds
 from challenges.drug_response.data import codes
 from challenges.drug_response.ensemble import Ensemble
 from challenges.drug_response.kernel import ResponseProcess
@@ -41,6 +43,8 @@ PARTS: dict[str, type[Part]] = {made.KIND: made for made in (ResponseProcess, En
 class Fitted:
     """The weighted mean of `parts` (a name and an estimator each; `weights` add up to 1).
 
+    Rows whose compound training did not have are left to `new_compounds`, whatever the method.
+
     `out_of_fold` are its predictions, rows x genes, for the training rows that folds held out (see `folds`); no rows
     where none could be.
     """
@@ -50,6 +54,13 @@ class Fitted:
     parts: dict[str, Part]
     weights: dict[str, float]
     out_of_fold: pd.DataFrame
+    new_compounds: NewCompounds
+
+    @property
+    def n_networks(self) -> int:
+        """How many networks a prediction takes; the Gaussian process counts as one."""
+        sizes = (len(part.specs) * part.repeats if isinstance(part, Ensemble) else 1 for part in self.parts.values())
+        return sum(sizes)
 
     @property
     def cell_types_(self) -> pd.Index:
@@ -66,10 +77,16 @@ class Fitted:
         """The genes of training, in their order."""
         return next(iter(self.parts.values())).genes_
 
-    def predict(self, pairs: pd.MultiIndex) -> pd.DataFrame:
-        """Responses, pairs (cell type, compound) x genes."""
-        total = sum(self.weights[name] * part.predict(pairs).to_numpy() for name, part in self.parts.items())
-        return pd.DataFrame(total, pairs, self.genes_)
+    def predict(self, pairs: pd.MultiIndex, structures: pd.Series | None = None) -> pd.DataFrame:
+        """Responses, pairs (cell type, compound) x genes. `structures` holds SMILES of new compounds by name."""
+        values = np.zeros((len(pairs), len(self.genes_)))
+        known = pairs.get_level_values("sm_name").isin(self.compounds_)
+        if known.any():
+            for name, part in self.parts.items():
+                values[known] += self.weights[name] * part.predict(pairs[known]).to_numpy()
+        if not known.all():
+            values[~known] = self.new_compounds.predict(pairs[~known], structures).to_numpy()
+        return pd.DataFrame(values, pairs, self.genes_)
 
     def to_bundle(self) -> Bundle:
         """All that `predict` needs, and the predictions out of fold, as plain data."""
@@ -84,6 +101,7 @@ class Fitted:
             "out_of_fold/cell_type": cell_type,
             "out_of_fold/compound": compound,
         }
+        arrays |= {f"new_compounds/{key}": array for key, array in self.new_compounds.to_arrays().items()}
         for name, bundle in bundles.items():
             arrays |= {f"parts/{name}/{key}": array for key, array in bundle.arrays.items()}
         return Bundle(self.KIND, {"parts": settings}, arrays)
@@ -98,21 +116,27 @@ class Fitted:
             weights[name] = float(about["weight"])
         if not parts or not np.isclose(sum(weights.values()), 1) or min(weights.values()) < 0:
             raise DataError(f"the weights of its parts are {weights}")
-        self = cls(parts, weights, pd.DataFrame())
-        for part in parts.values():
-            if not (part.genes_.equals(self.genes_) and set(part.cell_types_) == set(self.cell_types_)):
-                raise DataError("its parts have not the same genes and cell types")
-        return cls(parts, weights, self._rows(bundle.under("out_of_fold")))
+        first, *others = parts.values()
+        for part in others:
+            same = (set(part.cell_types_), set(part.compounds_)) == (set(first.cell_types_), set(first.compounds_))
+            if not (same and part.genes_.equals(first.genes_)):
+                raise DataError("its parts have not the same genes, cell types and compounds")
+        new_compounds = NewCompounds.from_arrays(bundle.under("new_compounds"), first.genes_)
+        if set(new_compounds.means_.index) != set(first.cell_types_):
+            raise DataError("its means are not of the same cell types")
+        return cls(parts, weights, _rows(bundle.under("out_of_fold"), first), new_compounds)
 
-    def _rows(self, arrays: Mapping[str, np.ndarray]) -> pd.DataFrame:
-        layout = {"values": "numbers N G", "cell_type": "whole N", "compound": "whole N"}
-        check_arrays(arrays, layout, G=len(self.genes_))
-        names = []
-        for level, known in (("cell_type", self.cell_types_), ("compound", self.compounds_)):
-            check_codes(arrays[level], len(known), level)
-            names.append(known[arrays[level]])
-        pairs = pd.MultiIndex.from_arrays(names, names=["cell_type", "sm_name"])
-        return pd.DataFrame(arrays["values"], pairs, self.genes_)
+
+def _rows(arrays: Mapping[str, np.ndarray], part: Part) -> pd.DataFrame:
+    """The predictions out of fold as a table. Raises DataError for arrays that do not fit to `part`."""
+    layout = {"values": "numbers N G", "cell_type": "whole N", "compound": "whole N"}
+    check_arrays(arrays, layout, G=len(part.genes_))
+    names = []
+    for level, known in (("cell_type", part.cell_types_), ("compound", part.compounds_)):
+        check_codes(arrays[level], len(known), level)
+        names.append(known[arrays[level]])
+    pairs = pd.MultiIndex.from_arrays(names, names=["cell_type", "sm_name"])
+    return pd.DataFrame(arrays["values"], pairs, part.genes_)
 
 
 def blend(models: Mapping[str, Fitted], responses: pd.DataFrame) -> Fitted:
@@ -125,7 +149,8 @@ def blend(models: Mapping[str, Fitted], responses: pd.DataFrame) -> Fitted:
     found = best_weights(rows, responses)
     weights = {name: weight for name, weight in found.items() if weight > 0}
     parts = {name: next(iter(models[name].parts.values())) for name in weights}
-    return Fitted(parts, weights, sum((weights[name] * rows[name] for name in weights), start=0.0))
+    mixed = sum(weights[name] * rows[name].loc[responses.index.intersection(rows[name].index)] for name in weights)
+    return Fitted(parts, weights, mixed, next(iter(models.values())).new_compounds)
 
 
 def best_weights(rows: Mapping[str, pd.DataFrame], responses: pd.DataFrame) -> dict[str, float]:

@@ -6,6 +6,7 @@ methods that it is built on. Out: a `Fitted`, which `common.save_model` keeps wi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from challenges.common import pick_device
+from challenges.drug_response.compounds import NewCompounds
 from challenges.drug_response.data import fingerprint
 from challenges.drug_response.ensemble import TUNING_REPEATS, Ensemble
 from challenges.drug_response.fitted import Fitted, blend
@@ -63,23 +65,27 @@ def fit_model(
     pairs: pd.MultiIndex,
     settings: Settings,
     fitted: Mapping[str, Fitted] | None = None,
+    structures: pd.Series | None = None,
 ) -> Fitted:
     """Fit a method on `responses` (rows x genes), and predict its inner folds with what is fitted inside them.
 
-    What `NEEDS` names of it is taken from `fitted`, or fitted anew. Stage 2 trains on further rows, its pseudo-labels:
-    what stage 1 predicts for those of `pairs` whose cell type and compound are known, but not together.
+    What `NEEDS` names of it is taken from `fitted`, or fitted anew. `structures` holds SMILES by compound. Stage 2
+    trains on further rows, its pseudo-labels: what stage 1 predicts for those of `pairs` whose cell type and compound
+    are known, but not together.
     """
     fitted = fitted or {}
     needed = {
-        name: fitted[name] if name in fitted else fit_model(name, responses, pairs, settings)
+        name: fitted[name] if name in fitted else fit_model(name, responses, pairs, settings, None, structures)
         for name in NEEDS.get(method, ())
     }
     if method == BLEND:
         return blend(needed, responses)
+    new_compounds = NewCompounds().fit(responses, structures)
     if method == "kernel":
         folds = list(held_out(responses, settings.seed))
         rows = [ResponseProcess().fit(train).predict(test.index) for _, train, test in folds]
-        return _single(method, ResponseProcess().fit(responses), pd.concat([responses.iloc[:0], *rows]))
+        made = ResponseProcess().fit(responses)
+        return Fitted({method: made}, {method: 1.0}, pd.concat([responses.iloc[:0], *rows]), new_compounds)
     ensemble = Ensemble(
         specs_of(method),
         settings.repeats,
@@ -94,11 +100,7 @@ def fit_model(
         ensemble.set_params(scale=1.0).fit(responses, labels, first.out_of_fold)
     else:
         ensemble.fit(responses)
-    return _single(method, ensemble, ensemble.out_of_fold_)
-
-
-def _single(method: str, part: ResponseProcess | Ensemble, out_of_fold: pd.DataFrame) -> Fitted:
-    return Fitted({method: part}, {method: 1.0}, out_of_fold)
+    return Fitted({method: ensemble}, {method: 1.0}, ensemble.out_of_fold_, new_compounds)
 
 
 def pseudo_pairs(pairs: pd.MultiIndex, responses: pd.DataFrame) -> pd.MultiIndex:
@@ -108,13 +110,20 @@ def pseudo_pairs(pairs: pd.MultiIndex, responses: pd.DataFrame) -> pd.MultiIndex
     return new[known[0] & known[1]].sort_values()
 
 
-def provenance(method: str, responses: pd.DataFrame, pairs: pd.MultiIndex, settings: Settings) -> dict[str, Any]:
+def provenance(
+    method: str,
+    responses: pd.DataFrame,
+    pairs: pd.MultiIndex,
+    settings: Settings,
+    structures: pd.Series | None = None,
+) -> dict[str, Any]:
     """What a model depends on, to be kept beside it: the same provenance, the same model."""
     specs = [asdict(spec) for name in (method, *NEEDS.get(method, ())) for spec in specs_of(name)]
     return {
         "method": method,
         "data": fingerprint(responses),
         "rows to predict": fingerprint(responses, pairs) if method == "stage_2" else "",
+        "SMILES": "" if structures is None else hashlib.sha256(structures.to_json().encode()).hexdigest()[:16],
         "--seed": settings.seed,
         "--quick": settings.quick,
         "hyper-parameters": json.loads(json.dumps(specs)),  # as a file gives them back

@@ -13,7 +13,9 @@ import simulated_responses
 
 from challenges.common import Bundle, load_model, save_model
 from challenges.drug_response import networks
+from challenges.drug_response.compounds import NewCompounds
 from challenges.drug_response.ensemble import Ensemble
+from challenges.drug_response.fitted import Fitted
 from challenges.drug_response.kernel import ResponseProcess
 from challenges.modality import models as modality
 from challenges.synthesis.models import CellGAN
@@ -27,6 +29,15 @@ def ensemble(stage):
     (spec, *_) = networks.specs_of(stage)
     spec = replace(spec, **TINY, embedding=8, batch=16)
     return Ensemble([spec], 2, scale=1.0).fit(simulated_responses.simulated()[0])
+
+
+def mixed():
+    train, structures = simulated_responses.simulated_families()
+    parts = {"simple": Ensemble([replace(networks.specs_of("simple")[0], **TINY, embedding=8, batch=16)], 2, scale=1.0)}
+    parts |= {"kernel": ResponseProcess()}
+    weights = dict.fromkeys(parts, 0.5)
+    fitted = {name: part.fit(train) for name, part in parts.items()}
+    return Fitted(fitted, weights, train.iloc[:5], NewCompounds().fit(train, structures))
 
 
 def reduced(method):
@@ -49,6 +60,7 @@ def cells(kind):
 MODELS = {
     "kernel": lambda: ResponseProcess().fit(simulated_responses.simulated()[0]),
     **{stage: lambda stage=stage: ensemble(stage) for stage in ("simple", "transformer", "autoencoder")},
+    "mixed": mixed,
     **{name: lambda name=name: reduced(name) for name in ("knn", "ridge", "kernel_ridge", "adversarial")},
     **{kind: lambda kind=kind: cells(kind) for kind in ("counts", "values")},
 }
@@ -115,7 +127,9 @@ def test_a_setting_that_is_missing_or_something_else(saved):
 
 def test_huge_settings_are_seen_before_memory_is_asked_for(saved, peak_memory):
     def change(settings, arrays):
-        if "specs" in settings:
+        if "parts" in settings:
+            settings["parts"]["simple"]["settings"]["specs"][0] |= {"hidden": [10**9, 10**9], "embedding": 10**9}
+        elif "specs" in settings:
             settings["specs"][0] |= {"hidden": [10**9, 10**9], "embedding": 10**9}
         elif "recipe" in settings:
             settings["recipe"] |= {"width": 10**9, "repeats": 10**9}
@@ -130,7 +144,7 @@ def test_huge_settings_are_seen_before_memory_is_asked_for(saved, peak_memory):
 
 
 def test_codes_that_point_nowhere(saved):
-    for name in ("cell_type", "compound", "map/part"):
+    for name in ("cell_type", "compound", "map/part", "out_of_fold/cell_type", "out_of_fold/compound"):
         if name in saved[1].arrays:
             for value in (-1, 10**6):
                 wrong = np.full_like(saved[1].arrays[name], value)
