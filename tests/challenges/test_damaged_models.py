@@ -66,7 +66,7 @@ MODELS = {
 }
 # What a model may lack or hold otherwise: what it was made with, and prediction does not need.
 FREE = {"rank", "seed", "steps", "label_mixing", "epoch_share", "accessibility", "value", "label", "conditions"}
-FREE |= {"trained_on", "library/sd", "seen_count", "seen/label", "seen/donor"}
+FREE |= {"trained_on", "library/sd", "seen_count", "seen/label", "seen/donor", "new_compounds/structures"}
 
 
 @pytest.fixture(scope="module", params=MODELS)
