@@ -120,15 +120,20 @@ class NewCompounds(BaseEstimator):
 
 
 def _best_ridge(K: np.ndarray, effects: np.ndarray) -> float:
-    """The ridge with the least mean row-wise RMSE when each compound is predicted from the others (closed form)."""
-    errors = []
-    for ridge in RIDGES:
-        residuals = effects
-        if np.isfinite(ridge):
-            inverse = np.linalg.inv(K + ridge * np.eye(len(K)))
-            residuals = (inverse @ effects) / inverse.diagonal()[:, None]
-        errors.append(np.sqrt((residuals**2).mean(axis=1)).mean())
-    return RIDGES[int(np.argmin(errors))]
+    """The ridge with the least mean row-wise RMSE when each compound is predicted from the others."""
+    residuals = [residuals_left_out(K, effects, ridge) for ridge in RIDGES]
+    return RIDGES[int(np.argmin([np.sqrt((part**2).mean(axis=1)).mean() for part in residuals]))]
+
+
+def residuals_left_out(K: np.ndarray, effects: np.ndarray, ridge: float) -> np.ndarray:
+    """What kernel ridge regression misses of each compound when it learns from the others alone, in closed form.
+
+    `K` is compounds x compounds, `effects` and the result compounds x genes; an infinite ridge expects no effect.
+    """
+    if np.isinf(ridge):
+        return effects
+    inverse = np.linalg.inv(K + ridge * np.eye(len(K)))
+    return (inverse @ effects) / inverse.diagonal()[:, None]
 
 
 def has_rdkit() -> bool:

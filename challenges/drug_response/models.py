@@ -28,10 +28,10 @@ from helpers import DataError, some
 
 STAGES = ("simple", "stage_1", "stage_2")
 PLAIN = f"stage_2{NO_PSEUDO}"  # what pseudo-labels are worth: the same networks without them
-BLEND = "blend"  # the weighted mean of those below
-# The fastest first: where two are as good, the first of them is recommended.
-METHODS = ("kernel", "simple", "autoencoder", "transformer", "stage_1", PLAIN, "stage_2", BLEND)
-NEEDS = {"stage_2": ("stage_1",), BLEND: ("kernel", "stage_1", PLAIN)}  # the methods that one is built on
+BLEND = "blend"  # the weighted mean of all methods without pseudo-labels
+WITHOUT_PSEUDO = ("kernel", "simple", "autoencoder", "transformer", "stage_1", PLAIN)
+METHODS = (*WITHOUT_PSEUDO, "stage_2", BLEND)  # the fastest first: of two as good, the first is recommended
+NEEDS = {"stage_2": ("stage_1",), BLEND: WITHOUT_PSEUDO}  # the methods that one is built on
 REPEATS, QUICK_REPEATS = 10, 1  # of each network: ten as published
 QUICK_EPOCHS = 0.3  # of the epochs
 KERNEL_SPEED = 4e7  # cubed rows per second that the Gaussian process is fitted at
