@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -141,6 +142,14 @@ def test_huge_settings_are_seen_before_memory_is_asked_for(saved, peak_memory):
         return  # they hold nothing that says how large something is
     assert peak_memory(lambda: damaged_by((kind, Bundle(**vars(bundle)), path), change)) < 50e6
     assert damaged_by((kind, Bundle(**vars(bundle)), path), change)
+
+
+def test_weights_that_are_no_shares(saved):
+    def change(settings, arrays, weight):
+        settings["parts"] = {name: {**part, "weight": weight} for name, part in settings["parts"].items()}
+
+    for weight in (0.7, -1.0, float("nan"), "text") if "parts" in saved[1].settings else ():
+        assert damaged_by(saved, partial(change, weight=weight)), weight
 
 
 def test_codes_that_point_nowhere(saved):
