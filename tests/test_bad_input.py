@@ -40,7 +40,7 @@ import simulated_pairs
 import simulated_responses
 
 from challenges.common import Bundle, load_model
-from challenges.drug_response.kernel import ResponseProcess
+from challenges.drug_response.fitted import Fitted
 from challenges.synthesis.models import CellGAN
 from workbench import bundle, submission, validate
 from workbench.compare import local_truth
@@ -375,7 +375,7 @@ def source_into_a_file():
 
 
 def load_drug_model():
-    return load_model("work/kernel.h5", ResponseProcess)
+    return load_model("work/kernel.h5", Fitted)
 
 
 def load_generator():
@@ -632,8 +632,8 @@ DRUGS = [
     Case(
         "drug",
         load_drug_model,
-        lambda folder: Bundle("drug_response/kernel", {}, {}).save(folder / DRUG_MODEL),
-        r"kernel\.h5: damaged \('rank'\); train again",
+        lambda folder: Bundle("drug_response/method", {}, {}).save(folder / DRUG_MODEL),
+        r"kernel\.h5: damaged \('parts'\); train again",
     ),
 ]
 

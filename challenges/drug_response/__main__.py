@@ -8,39 +8,69 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from challenges import common
 from challenges.drug_response import data, plots
-from challenges.drug_response.evaluate import differences_text, on_folds, on_truth, summary
+from challenges.drug_response.compounds import NewCompounds
+from challenges.drug_response.evaluate import (
+    choose,
+    differences_text,
+    on_folds,
+    on_truth,
+    out_of_fold,
+    summary,
+    unseen_text,
+)
+from challenges.drug_response.fitted import Fitted
+from challenges.drug_response.folds import held_out
 from challenges.drug_response.models import (
     CLASSES,
     METHODS,
-    Model,
+    NEEDS,
     Settings,
     changes,
     check_origin,
     check_responses,
     fit_model,
     provenance,
+    seconds,
     what_it_takes,
 )
-from helpers import DataError, some
+from helpers import DataError, some, text_time
 from workbench.commands import check_folder, check_outputs
+
+LOAD_SPEED, PREDICT_SPEED = 1e8, 1e8  # bytes of a model read, and values of a network made, per second
+
+
+class Files(NamedTuple):
+    """What `--data` holds: responses, the rows to predict, SMILES by compound."""
+
+    responses: pd.DataFrame
+    queries: pd.DataFrame
+    structures: pd.Series
+
+    @property
+    def pairs(self) -> pd.MultiIndex:
+        """The rows to predict, as (cell type, compound)."""
+        return data.pairs_of(self.queries)
 
 
 def prepare(options: argparse.Namespace) -> None:
     """Read and check the files, and say what is in them and what training takes."""
-    _describe(options, *_read(options))
+    _describe(options, _read(options))
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train a method and save the model; stage_2 needs the model of stage_1."""
+    """Train a method and save the model; stage_2 and blend need the models that they are built on."""
     check_outputs([_model_file(options, options.method)], _inputs(options))
-    responses, queries = _read(options)
-    _train(options, options.method, responses, queries)
+    files = _read(options)
+    _say_time("Training", options, [options.method], files)
+    _train(options, options.method, files)
 
 
 def predict(options: argparse.Namespace) -> None:
@@ -51,6 +81,8 @@ def predict(options: argparse.Namespace) -> None:
     model, about = common.load_model(path, *CLASSES)
     check_origin(path, options.method, about)
     queries = data.read_queries(options.data / data.QUERY_FILE)
+    took = path.stat().st_size / LOAD_SPEED + len(queries) * model.genes_.size * model.n_networks / PREDICT_SPEED
+    print(f"Predicting {len(queries)} rows: {text_time(took)}", flush=True)
     if known.exists():
         check_responses(path, model, about, data.read_responses(known), str(known))
     _check_sample(options, queries, model.genes_)
@@ -58,15 +90,17 @@ def predict(options: argparse.Namespace) -> None:
 
 
 def repro(options: argparse.Namespace) -> None:
-    """Do all that a method needs, from the files to its submission: of stage_2, both stages."""
-    files = [_model_file(options, method) for method in _steps(options.method)]
-    check_outputs([options.out, *files, *(path.with_suffix(".csv") for path in files)], _inputs(options))
-    responses, queries = _read(options)
-    _describe(options, responses, queries)
+    """Do all that a method needs, from the files to its submission (of stage_2, both stages); say which to submit."""
+    made = [_model_file(options, method) for method in _steps(options.method)]
+    check_outputs([options.out, *made, *(path.with_suffix(".csv") for path in made)], _inputs(options))
+    files = _read(options)
+    _describe(options, files)
+    fitted = {}
     for method in _steps(options.method):
-        model = _train(options, method, responses, queries)
+        fitted[method] = _train(options, method, files)
         wanted = options.out if method == options.method else None
-        _submit(wanted or _model_file(options, method).with_suffix(".csv"), model, queries)
+        _submit(wanted or _model_file(options, method).with_suffix(".csv"), fitted[method], files.queries)
+    print(choose(out_of_fold(files.responses, fitted, options.seed)).text)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -75,17 +109,26 @@ def evaluate(options: argparse.Namespace) -> None:
     models = [_model_file(options, name) for name in METHODS]
     check_outputs([out], [options.truth, *models, *_inputs(options)])
     check_folder(pictures)
-    responses, queries = _read(options)
+    files = _read(options)
     methods = [name for name in METHODS if name in options.method]
     if options.truth:
-        fitted = {name: _trained(options, name, responses, queries) for name in methods}
-        table = on_truth(responses, data.read_responses(options.truth), fitted)
+        truth = data.read_responses(options.truth)
+        missing = [name for name in _with_needed(methods) if _up_to_date(options, name, files) is None]
+        _say_time("Training what is missing", options, missing, files)
+        fitted = {name: _trained(options, name, files) for name in methods}
+        table = on_truth(files.responses, truth, fitted)
+        folds = out_of_fold(files.responses, fitted, options.seed)
     else:
-        table = on_folds(responses, methods, _settings(options))
-    found = summary(table)
+        parts = [(train, test.index) for _, train, test in held_out(files.responses, options.seed)]
+        wanted = _with_needed(methods)
+        print(f"Training on {len(parts)} folds: {text_time(_seconds(options, wanted, parts))}", flush=True)
+        folds = table = on_folds(files.responses, methods, _settings(options))
+    found, choice = summary(table), choose(folds)
     print(differences_text(found))
     common.show_table(out, found)
-    common.save_pictures(pictures, {"by_compound": plots.by_compound(table)})
+    common.save_pictures(pictures, {"methods": plots.methods(table, choice)})
+    print(unseen_text(files.responses, files.structures, options.seed))
+    print(choice.text)
 
 
 SYSTEM = common.System(
@@ -124,16 +167,36 @@ def _inputs(options: argparse.Namespace) -> list[Path]:
 
 
 def _steps(method: str) -> tuple[str, ...]:
-    """The methods to train, each built on those before."""
-    return ("stage_1", "stage_2") if method == "stage_2" else (method,)
+    """The methods to train, each after those that it is built on."""
+    return (*NEEDS.get(method, ()), method)
 
 
-def _read(options: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
-    responses = data.read_responses(options.data / data.TRAIN_FILE)
+def _with_needed(methods: Iterable[str]) -> list[str]:
+    """Those methods and all that they are built on, in the order of METHODS."""
+    wanted = {step for method in methods for step in _steps(method)}
+    return [name for name in METHODS if name in wanted]
+
+
+def _seconds(
+    options: argparse.Namespace, methods: Iterable[str], parts: Iterable[tuple[pd.DataFrame, pd.MultiIndex]]
+) -> float:
+    """About how long it takes to fit methods on each of several tables, with the pairs to predict after it."""
+    return sum(seconds(name, *part, _settings(options)) for part in parts for name in methods)
+
+
+def _say_time(doing: str, options: argparse.Namespace, methods: Iterable[str], files: Files) -> None:
+    if methods := list(methods):
+        took = text_time(_seconds(options, methods, [(files.responses, files.pairs)]))
+        print(f"{doing} ({some(methods)}): {took}", flush=True)
+
+
+def _read(options: argparse.Namespace) -> Files:
+    path = options.data / data.TRAIN_FILE
+    responses = data.read_responses(path)
     data.check_trainable(responses)
     queries = data.read_queries(options.data / data.QUERY_FILE)
     _check_sample(options, queries, responses.columns)
-    return responses, queries
+    return Files(responses, queries, data.read_structures(path))
 
 
 def _check_sample(options: argparse.Namespace, queries: pd.DataFrame, genes: pd.Index) -> None:
@@ -141,61 +204,79 @@ def _check_sample(options: argparse.Namespace, queries: pd.DataFrame, genes: pd.
         data.check_sample(sample, queries, genes)
 
 
-def _describe(options: argparse.Namespace, responses: pd.DataFrame, queries: pd.DataFrame) -> None:
-    by_type = responses.groupby(level="cell_type").size()
-    n_compounds = responses.index.unique("sm_name").size
-    print(f"{options.data}: {len(responses)} rows, {responses.shape[1]} genes, {n_compounds} compounds")
+def _describe(options: argparse.Namespace, files: Files) -> None:
+    responses, asked = files.responses, files.queries["cell_type"].value_counts()
+    by_type, compounds = responses.groupby(level="cell_type").size(), responses.index.unique("sm_name")
+    print(f"{options.data}: {len(responses)} rows, {responses.shape[1]} genes, {compounds.size} compounds")
     print("rows by cell type: " + ", ".join(f"{name} {n}" for name, n in by_type.items()))
-    asked = queries["cell_type"].value_counts()
-    print(f"{len(queries)} rows to predict: " + ", ".join(f"{name} {n}" for name, n in asked.items()))
-    _say_unknown(data.pairs_of(queries), responses.index.unique("cell_type"), responses.index.unique("sm_name"))
+    print(f"SMILES of {compounds.isin(files.structures.index).sum()} compounds")
+    print(f"{len(files.queries)} rows to predict: " + ", ".join(f"{name} {n}" for name, n in asked.items()))
+    _say_unknown(NewCompounds().fit(responses, files.structures), compounds, files.queries)
     for method in _steps(options.method):
         print(f"{method}: {what_it_takes(method, _settings(options))}")
+    _say_time("Training", options, _steps(options.method), files)
 
 
-def _say_unknown(pairs: pd.MultiIndex, cell_types: pd.Index, compounds: pd.Index) -> None:
-    for sentence in data.unknown_labels(pairs, cell_types, compounds):
+def _say_unknown(new_compounds: NewCompounds, compounds: pd.Index, queries: pd.DataFrame) -> None:
+    for sentence in new_compounds.unknown(data.pairs_of(queries), compounds, _asked_structures(queries)):
         print(f"warning: {sentence}")
 
 
-def _train(options: argparse.Namespace, method: str, responses: pd.DataFrame, queries: pd.DataFrame) -> Model:
-    """Train and save. Stage 2 takes stage 1 from its file: DataError where that is missing or was trained otherwise."""
-    first = None
-    if method == "stage_2":
-        path = _model_file(options, "stage_1")
-        first, about = common.load_model(path, *CLASSES)
-        check_origin(path, "stage_1", about)
-        now = provenance("stage_1", responses, data.pairs_of(queries), _settings(options))
+def _asked_structures(queries: pd.DataFrame) -> pd.Series:
+    return data.structures_of(queries, data.QUERY_FILE)
+
+
+def _train(options: argparse.Namespace, method: str, files: Files) -> Fitted:
+    """Train and save. What it is built on comes from files: DataError where one is missing or was trained otherwise."""
+    needed = {}
+    for name in NEEDS.get(method, ()):
+        path = _model_file(options, name)
+        needed[name], about = common.load_model(path, *CLASSES)
+        check_origin(path, name, about)
+        now = _provenance(options, name, files)
         if other := changes(about, now):
-            raise DataError(f"{path}: trained with other {some(other)} than stage_2 now; train stage_1 again")
-    return _fit_and_save(options, method, responses, queries, first)
+            raise DataError(f"{path}: trained with other {some(other)} than {method} now; train {name} again")
+    return _fit_and_save(options, method, files, needed)
 
 
-def _trained(options: argparse.Namespace, method: str, responses: pd.DataFrame, queries: pd.DataFrame) -> Model:
-    """The model in `--work` if it is what training now would give, else a new one, which is saved there."""
+def _up_to_date(options: argparse.Namespace, method: str, files: Files) -> Fitted | None:
+    """The model in `--work` if it is what training now would give."""
     path = _model_file(options, method)
-    if path.exists():
-        model, about = common.load_model(path, *CLASSES)
-        if not changes(about, provenance(method, responses, data.pairs_of(queries), _settings(options))):
-            return model
-    first = _trained(options, "stage_1", responses, queries) if method == "stage_2" else None
-    return _fit_and_save(options, method, responses, queries, first)
+    if not path.exists():
+        return None
+    model, about = common.load_model(path, *CLASSES)
+    return None if changes(about, _provenance(options, method, files)) else model
+
+
+def _trained(options: argparse.Namespace, method: str, files: Files) -> Fitted:
+    """The model in `--work` if it is what training now would give, else a new one, which is saved there."""
+    if model := _up_to_date(options, method, files):
+        return model
+    needed = {name: _trained(options, name, files) for name in NEEDS.get(method, ())}
+    return _fit_and_save(options, method, files, needed)
 
 
 def _fit_and_save(
-    options: argparse.Namespace, method: str, responses: pd.DataFrame, queries: pd.DataFrame, first: Model | None
-) -> Model:
-    path, pairs, settings = _model_file(options, method), data.pairs_of(queries), _settings(options)
-    model = fit_model(method, responses, pairs, settings, first)
-    common.save_model(path, model, **provenance(method, responses, pairs, settings))
+    options: argparse.Namespace,
+    method: str,
+    files: Files,
+    needed: dict[str, Fitted],
+) -> Fitted:
+    path = _model_file(options, method)
+    model = fit_model(method, files.responses, files.pairs, _settings(options), needed, files.structures)
+    common.save_model(path, model, **_provenance(options, method, files))
     print(f"{path} written")
     return model
 
 
-def _submit(path: Path, model: Model, queries: pd.DataFrame) -> None:
-    pairs = data.pairs_of(queries)
-    _say_unknown(pairs, model.cell_types_, model.compounds_)
-    data.write_submission(path, queries, model.predict(pairs))
+def _provenance(options: argparse.Namespace, method: str, files: Files) -> dict[str, Any]:
+    return provenance(method, files.responses, files.pairs, _settings(options), files.structures)
+
+
+def _submit(path: Path, model: Fitted, queries: pd.DataFrame) -> None:
+    _say_unknown(model.new_compounds, model.compounds_, queries)
+    prediction = model.predict(data.pairs_of(queries), _asked_structures(queries))
+    data.write_submission(path, queries, prediction)
     print(f"{path} written: {len(queries)} rows")
 
 

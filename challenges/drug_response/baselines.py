@@ -2,7 +2,7 @@
 
 In: responses (rows x genes, indexed by cell type and compound). Out: predictions of the same genes for any pair of
 labels. All share the interface of the models: `fit(responses)`, `predict(pairs)`. A cell type or compound that training
-lacks gets the mean of all. `BASELINES` has them by name. Next: `kernel`.
+lacks gets the mean of all. `BASELINES` has them by name. Next: `compounds`.
 """
 
 from __future__ import annotations
@@ -108,10 +108,15 @@ REFERENCE = "half compound + half cell type"  # what paired differences are take
 
 def denoised_effects(responses: pd.DataFrame, rank: int) -> pd.DataFrame:
     """Compounds x genes: the mean over cell types of what a response is beyond its cell type's mean, to `rank`."""
-    own = means_by(responses, "cell_type").loc[responses.index.get_level_values("cell_type")]
-    effects = means_by(responses - own.to_numpy(), "sm_name")
+    effects = mean_effects(responses)
     U, sizes, V = np.linalg.svd(effects.to_numpy(np.float64), full_matrices=False)
     return pd.DataFrame((U[:, :rank] * sizes[:rank]) @ V[:rank], effects.index, effects.columns)
+
+
+def mean_effects(responses: pd.DataFrame) -> pd.DataFrame:
+    """Compounds x genes: the mean over cell types of what a response is beyond its cell type's mean."""
+    own = means_by(responses, "cell_type").loc[responses.index.get_level_values("cell_type")]
+    return means_by(responses - own.to_numpy(), "sm_name")
 
 
 def means_by(responses: pd.DataFrame, level: str) -> pd.DataFrame:

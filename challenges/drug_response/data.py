@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from challenges.common import read_csv
 from helpers import DataError, replacing, some
@@ -69,14 +71,15 @@ def read_responses(path: str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def read_queries(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """`id_map.csv`: index `id`, columns `cell_type` and `sm_name`, in the file's order.
+    """`id_map.csv`: index `id`, columns `cell_type`, `sm_name` and where it is there `SMILES`, in the file's order.
 
     Raises DataError for a missing file or column, empty labels, and ids or rows that come twice.
     """
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: no such file; it says which rows to predict (id, cell_type, sm_name)")
-    table = read_csv(path, dtype={"id": str, "cell_type": str, "sm_name": str}, keep_default_na=False)
+    texts = dict.fromkeys(("id", *KEYS, "SMILES"), str)
+    table = read_csv(path, dtype=texts, keep_default_na=False)
     if missing := [name for name in ("id", *KEYS) if name not in table]:
         raise DataError(f"{path}: no column {some(missing)}")
     if table.empty:
@@ -88,7 +91,34 @@ def read_queries(path: str | os.PathLike[str]) -> pd.DataFrame:
         raise DataError(f"{path}: {(table['id'].str.strip() == '').sum()} rows without an id; give each its own")
     if table["id"].duplicated().any():
         raise DataError(f"{path}: ids that come twice: {some(table['id'][table['id'].duplicated()].unique())}")
-    return table.set_index("id")[KEYS]
+    structures_of(table, path)
+    return table.set_index("id")[[*KEYS, *(["SMILES"] if "SMILES" in table else [])]]
+
+
+def read_structures(path: str | os.PathLike[str]) -> pd.Series:
+    """SMILES by compound from the column of `de_train.parquet`; without it, none. Raises as `structures_of`."""
+    try:
+        names = [field.name for field in pq.read_schema(path)]
+        return structures_of(pd.read_parquet(path, columns=[n for n in ("sm_name", "SMILES") if n in names]), path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: not a parquet file, or a broken one ({one_line(error)})") from error
+
+
+def structures_of(table: pd.DataFrame, where: str | os.PathLike[str]) -> pd.Series:
+    """SMILES (texts) by compound, from the columns `sm_name` and `SMILES`; empty ones are left out.
+
+    Raises DataError for SMILES that are not texts, and for a compound with two of them.
+    """
+    if "SMILES" not in table:
+        return pd.Series([], pd.Index([], name="sm_name"), dtype=object)
+    found = table[["sm_name", "SMILES"]].dropna()
+    if odd := [repr(text) for text in found["SMILES"] if not isinstance(text, str)]:
+        raise DataError(f"{where}: column SMILES holds what are no texts: {some(odd)}")
+    found = found.assign(SMILES=found["SMILES"].str.strip())
+    found = found[found["SMILES"] != ""].drop_duplicates()
+    if (twice := found["sm_name"].duplicated()).any():
+        raise DataError(f"{where}: compounds with two different SMILES: {some(found['sm_name'][twice].unique())}")
+    return found.set_index("sm_name")["SMILES"].sort_index()
 
 
 def pairs_of(queries: pd.DataFrame) -> pd.MultiIndex:
@@ -102,19 +132,6 @@ def codes(pairs: pd.MultiIndex, cell_types: pd.Index, compounds: pd.Index) -> tu
         cell_types.get_indexer(pairs.get_level_values("cell_type")).astype(np.int64),
         compounds.get_indexer(pairs.get_level_values("sm_name")).astype(np.int64),
     )
-
-
-def unknown_labels(pairs: pd.MultiIndex, cell_types: pd.Index, compounds: pd.Index) -> list[str]:
-    """One sentence for each kind of label that training did not have."""
-    said = []
-    for name, known in (("cell_type", cell_types), ("sm_name", compounds)):
-        unknown = pairs.unique(name).difference(known)
-        if len(unknown):
-            word = "cell types" if name == "cell_type" else "compounds"
-            said.append(
-                f"{len(unknown)} {word} unknown to training, predicted with the mean of the known: {some(unknown)}"
-            )
-    return said
 
 
 def check_trainable(responses: pd.DataFrame) -> None:

@@ -1,7 +1,7 @@
 """A stage: many networks, each trained several times, as one estimator.
 
 In: responses (and, for stage 2, pseudo-labels). Out: predictions: the median over repeats, the weighted mean over
-networks, times a scale tuned in validation, clipped to what training saw of each gene. Next: `models`.
+networks, times a scale tuned in validation, clipped to what training saw of each gene. Next: `fitted`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Ensemble(BaseEstimator):
     """The networks of a stage. `scale` multiplies the prediction; None: the best on the inner folds.
 
     `epoch_share` shortens the training (quick looks). Fitted: `cell_types_`, `compounds_`, `genes_`, `components_`
-    (dims x genes, of the SVD), `networks_` (weights by model and repeat), `scale_`, `lowest_`, `highest_` (per gene).
+    (dims x genes, of the SVD), `networks_` (weights by model and repeat), `scale_`, `lowest_`, `highest_` (per gene),
+    and `out_of_fold_`: what it predicts for the rows of `responses` that the inner folds hold out, rows x genes.
     """
 
     KIND = "drug_response/ensemble"
@@ -62,16 +63,24 @@ class Ensemble(BaseEstimator):
         self.seed = seed
         self.device = device
 
-    def fit(self, responses: pd.DataFrame, pseudo: pd.DataFrame | None = None) -> Ensemble:
-        """Train on the rows of `responses`, and on those of `pseudo` (same genes), which count as known."""
+    def fit(
+        self, responses: pd.DataFrame, pseudo: pd.DataFrame | None = None, folds_pseudo: pd.DataFrame | None = None
+    ) -> Ensemble:
+        """Train on the rows of `responses`, and on those of `pseudo` (same genes), which count as known.
+
+        Inside each inner fold, the rows held out are pseudo-labelled by `folds_pseudo`, where it is given. The inner
+        folds are left out where the scale is given and they are not.
+        """
         self.prepare(responses, pseudo)
-        inner = (
-            []
-            if self.scale is not None
-            else [(self._inner().prepare(train), test) for _, train, test in held_out(responses, self.seed)]
-        )
+        inner = []
+        if self.scale is None or folds_pseudo is not None:
+            for _, train, test in held_out(responses, self.seed):
+                labels = None if folds_pseudo is None else folds_pseudo.loc[test.index]
+                inner.append((self._inner().prepare(train, labels), test))
         _train([*(fold for fold, _ in inner), self])
-        self.scale_ = _best_scale(inner) if self.scale is None else self.scale
+        found = [fold.predict(test.index) for fold, test in inner]
+        self.scale_ = _best_scale(found, responses) if self.scale is None else self.scale
+        self.out_of_fold_ = pd.concat([self.scale_ * part for part in (responses.iloc[:0], *found)])
         return self
 
     def predict(self, pairs: pd.MultiIndex) -> pd.DataFrame:
@@ -203,12 +212,12 @@ def _train(ensembles: Sequence[Ensemble]) -> None:
         ensemble.networks_ = [[next(fitted) for _ in range(ensemble.repeats)] for _ in ensemble.specs]
 
 
-def _best_scale(folds: Sequence[tuple[Ensemble, pd.DataFrame]]) -> float:
-    """The scale with the least mean row-wise RMSE, mean over the inner folds; 1 where there are none."""
+def _best_scale(folds: Sequence[pd.DataFrame], responses: pd.DataFrame) -> float:
+    """The scale with the least mean row-wise RMSE, mean over the inner folds' predictions; 1 where there are none."""
     errors = np.zeros(len(SCALES))
-    for fold, test in folds:
-        found = fold.predict(test.index)
-        errors += [row_rmse(scale * found, test).mean() for scale in SCALES]
+    for found in folds:
+        truth = responses.loc[found.index]
+        errors += [row_rmse(scale * found, truth).mean() for scale in SCALES]
     return float(SCALES[errors.argmin()]) if folds else 1.0
 
 

@@ -1,29 +1,42 @@
-"""How good is it? Every method beside the baselines, on known answers or on folds in the shape of the test.
+"""How good is it, and which method is to be submitted? On known answers, or on folds in the shape of the test.
 
 In: responses, methods, and where there is one a table of answers. Out: a long table, one line per row of the test,
-method and metric; and its summary with intervals over compounds and paired differences. Next: `plots`.
+method and metric; its summary with intervals over compounds and paired differences; and a choice. It is made on folds
+of the training data alone, whatever the answers say, by this rule:
+
+    The method with the least mean row-wise RMSE out of fold, or the fastest of those that it does not beat by more
+    than chance (the paired 95 % interval over compounds holds 0).
+
+Next: `plots`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
 from challenges.drug_response.baselines import BASELINES, REFERENCE
+from challenges.drug_response.compounds import NewCompounds, compounds_left_out, has_rdkit
 from challenges.drug_response.data import TRAIN_FILE
+from challenges.drug_response.fitted import Fitted
 from challenges.drug_response.folds import held_out
-from challenges.drug_response.models import Model, Settings, fit_model
+from challenges.drug_response.models import METHODS, Settings, fit_model
 from helpers import DataError, row_correlations, some
 from workbench.evaluation.intervals import summarise
 
 METRICS = ("mean row-wise RMSE", "error relative to zeros", "MAE", "Pearson", "cosine")
 HIGHER_IS_BETTER = ("Pearson", "cosine")
+RULE = (
+    "the method with the least mean row-wise RMSE on folds of the training data, or the fastest of those "
+    "that it does not beat by more than chance (paired 95 % interval over compounds)"
+)
 
 
-def on_truth(responses: pd.DataFrame, truth: pd.DataFrame, fitted: Mapping[str, Model]) -> pd.DataFrame:
+def on_truth(responses: pd.DataFrame, truth: pd.DataFrame, fitted: Mapping[str, Fitted]) -> pd.DataFrame:
     """Measure the baselines, and models that were trained on `responses`, on the rows of `truth` (see `measure`).
 
     Raises DataError where `truth` has other genes, or rows that training has.
@@ -50,11 +63,75 @@ def on_folds(responses: pd.DataFrame, methods: Sequence[str], settings: Settings
             if name in BASELINES:
                 models[name] = BASELINES[name]().fit(train)
             else:
-                models[name] = fit_model(name, train, test.index, settings, models.get("stage_1"))
+                models[name] = fit_model(name, train, test.index, settings, models)
             parts.append(measure(models[name].predict(test.index), test, name))
     if not parts:
         raise DataError(f"{TRAIN_FILE}: no cell type has half of the compounds, so none can be held out; give --truth")
     return pd.concat(parts, ignore_index=True)
+
+
+def out_of_fold(responses: pd.DataFrame, fitted: Mapping[str, Fitted], seed: int = 0) -> pd.DataFrame:
+    """Measure what fitted methods predicted for the folds of their own training, and the baseline there."""
+    parts = [measure(model.out_of_fold, responses.loc[model.out_of_fold.index], name) for name, model in fitted.items()]
+    for _, train, test in held_out(responses, seed):
+        parts.append(measure(BASELINES[REFERENCE]().fit(train).predict(test.index), test, REFERENCE))
+    return pd.concat(parts, ignore_index=True)
+
+
+def unseen_text(responses: pd.DataFrame, structures: pd.Series, seed: int = 0) -> str:
+    """How well compounds are predicted that were never measured: a tenth of them left out of all cell types at a time.
+
+    With structures and RDKit, their place beside similar compounds is held against the mean of the cell type.
+    """
+    placed, mean = "place by structure", "mean of the cell type"
+    with_places = len(structures) > 0 and has_rdkit()
+    parts = []
+    for train, test in compounds_left_out(responses, seed):
+        model = NewCompounds().fit(train, structures)
+        parts.append(measure(test * 0, test, "zeros"))
+        parts.append(measure(model.predict(test.index), test, mean))
+        if with_places:
+            parts.append(measure(model.predict(test.index, structures), test, placed))
+    table = pd.concat(parts)
+    found = summarise(table[table["metric"] == METRICS[0]], "sm_name", baselines=(mean,)).set_index("method")
+    values = ", ".join(f"{name} {row['value']:.4f}" for name, row in found.iterrows())
+    text = f"Compounds that were never measured (all rows of a tenth of the compounds left out in turn): {values}"
+    if with_places:
+        low, high = found.loc[placed, ["difference_low", "difference_high"]]
+        verdict = "better" if high < 0 else "worse" if low > 0 else "no different beyond chance"
+        gap = f"{found.loc[placed, 'difference']:+.4f} ({low:+.4f} to {high:+.4f})"
+        return f"{text}; by structure {verdict}: {gap}."
+    why = "RDKit is not installed (pip install rdkit)" if len(structures) else f"{TRAIN_FILE} has no SMILES"
+    return f"{text}. {why}, so they get the mean of the cell type."
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The method to submit (None where nothing could be held out), and the reason in words."""
+
+    method: str | None
+    text: str
+
+
+def choose(table: pd.DataFrame) -> Choice:
+    """Which of the methods in a long table of folds to submit, by the rule above."""
+    rmse = table[table["metric"] == METRICS[0]]
+    methods = [name for name in METHODS if name in set(rmse["method"])]
+    if not methods:
+        return Choice(None, "Which to submit: unknown, since no cell type has half of the compounds to be held out.")
+    means = summarise(rmse, "sm_name").set_index("method")["value"]
+    best = str(means[methods].idxmin())
+    found = summarise(rmse, "sm_name", baselines=(best,)).set_index("method")
+    chosen = next(name for name in methods if name == best or found.loc[name, "difference_low"] <= 0)
+    lines = [f"Which to submit. Rule, stated beforehand: {RULE}."]
+    for name in [REFERENCE, *methods]:
+        row = found.loc[name]
+        worse = f"{row['difference']:+.4f} ({row['difference_low']:+.4f} to {row['difference_high']:+.4f}) to {best}"
+        lines.append(f"  {name}: {row['value']:.4f}" + ("" if name == best else f", {worse}"))
+    why = "the best out of fold" if chosen == best else f"faster than {best}, which is not better by more than chance"
+    if found.loc[REFERENCE, "difference_low"] <= 0:
+        why += "; but no method beats the baseline by more than chance"
+    return Choice(chosen, "\n".join([*lines, f"Submit {chosen}: {why}."]))
 
 
 def measure(prediction: pd.DataFrame, truth: pd.DataFrame, method: str) -> pd.DataFrame:

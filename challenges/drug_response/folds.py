@@ -1,7 +1,7 @@
 """Validation in the shape of the test: a cell type loses all but a few compounds.
 
 In: responses. Out: for each well-covered cell type, the rows to train on and the rows to predict. `ensemble` tunes its
-scale on them, `baselines` its mix, and `evaluate` measures on them where there is no truth. Next: `baselines`.
+scale on them, `baselines` its mix, `fitted` its weights, and `evaluate` chooses on them. Next: `baselines`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ def held_out(responses: pd.DataFrame, seed: int = 0) -> Iterator[tuple[str, pd.D
     """Each well-covered cell type in turn: its name, the rows that remain, and the rows held out.
 
     What stays known of it are the compounds that the sparse cell types have; where there is no sparse type, or where
-    that would leave nothing known or most of it, a random eighth of the compounds, at least one.
+    that would leave nothing known or most of it, a random eighth of the compounds, at least one. Rows whose compound no
+    other cell type has are not held out: as in the test, each compound to predict was measured elsewhere.
     """
     compounds = responses.index.unique("sm_name")
     cell_types, names = (responses.index.get_level_values(level) for level in ("cell_type", "sm_name"))
@@ -33,7 +34,8 @@ def held_out(responses: pd.DataFrame, seed: int = 0) -> Iterator[tuple[str, pd.D
         kept = own[own.isin(known)]
         if not 0 < len(kept) <= WELL_COVERED * len(own):
             kept = _some_compounds(own, derived_seed(seed, "known", cell_type))
-        out = (cell_types == cell_type) & ~names.isin(kept)
+        elsewhere = names[cell_types != cell_type]
+        out = (cell_types == cell_type) & ~names.isin(kept) & names.isin(elsewhere)
         if out.any():
             yield cell_type, responses[~out], responses[out]
 

@@ -1,63 +1,51 @@
-"""The picture: the best method's error on each held-out compound, and what every method gains on the baseline.
+"""The picture: the mean error of every method, beside the baseline's, and which to submit.
 
-In: the long table and the summary of `evaluate`. Out: a matplotlib figure. Next: `__main__`.
+In: the long table of `evaluate`, and its choice. Out: a matplotlib figure. Next: `__main__`.
 """
 
 from __future__ import annotations
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from challenges.drug_response.baselines import BASELINES, REFERENCE
-from challenges.drug_response.evaluate import METRICS
+from challenges.drug_response.evaluate import METRICS, Choice
 from workbench.evaluation.intervals import summarise
 from workbench.pictures.style import BLUE, GREY, ORANGE, plain_style
 
 
-def by_compound(table: pd.DataFrame) -> Figure:
-    """Left: the best method's RMSE on each compound against the baseline's. Right: the mean gain of every method."""
+def methods(table: pd.DataFrame, choice: Choice) -> Figure:
+    """One point per method, its mean RMSE over compounds with the 95 % interval of its difference to the baseline.
+
+    Grey are trivial answers, blue the methods, orange the one to submit; the black line is the baseline.
+    """
     rmse = table[table["metric"] == METRICS[0]]
-    wide = rmse.pivot_table(index="sm_name", columns="method", values="value")
     found = summarise(rmse, "sm_name", baselines=(REFERENCE,)).set_index("method")
-    best = str(found.drop(index=list(BASELINES))["value"].idxmin())
+    baseline = found.loc[REFERENCE, "value"]
+    found = found.drop(index=[REFERENCE, "zeros"]).sort_values("value", ascending=False)
     with plain_style():
-        figure = Figure(figsize=(11, 4.5), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=[1, 1.2])
-        _errors(left, wide[REFERENCE], wide[best], best)
-        _gains(right, found.drop(index=[REFERENCE, "zeros"]).sort_values("difference", ascending=False))
+        figure = Figure(figsize=(8, 4.2), layout="constrained")
+        axes = figure.subplots()
+        for i, (name, row) in enumerate(found.iterrows()):
+            colour = ORANGE if name == choice.method else GREY if name in BASELINES else BLUE
+            half = (row["difference_high"] - row["difference_low"]) / 2
+            axes.errorbar(row["value"], i, xerr=half, fmt="o", ms=7, color=colour, lw=1.5)
+        axes.axvline(baseline, color="black", lw=1.2)
+        axes.text(baseline, -0.5, " the baseline", va="bottom", ha="left", fontsize=8)
+        axes.set_yticks(range(len(found)), found.index)
+        axes.set(
+            ylim=(-0.6, len(found) - 0.4),
+            xlabel="mean row-wise RMSE (less is better); bars: 95 % interval of the difference to the baseline\n"
+            f"baseline: {REFERENCE}; blue: methods; grey: trivial answers",
+        )
+        axes.set_title(_message(found, baseline, choice), loc="left")
     return figure
 
 
-def _errors(axes: Axes, baseline: pd.Series, model: pd.Series, name: str) -> None:
-    """A point per compound, below the line where the model is better."""
-    better = model < baseline
-    ends = [min(baseline.min(), model.min()) - 0.02, max(baseline.max(), model.max()) + 0.02]
-    axes.plot(ends, ends, color="black", lw=1.2, label=f"as good as the baseline\n({REFERENCE})")
-    axes.plot(baseline[better], model[better], "o", ms=4, alpha=0.7, color=BLUE, label=f"{name} better")
-    axes.plot(baseline[~better], model[~better], "o", ms=4, alpha=0.8, color=ORANGE, label=f"{name} worse")
-    axes.set(
-        xlim=ends,
-        ylim=ends,
-        aspect="equal",
-        xlabel="row-wise RMSE of the baseline (units of the response)",
-        ylabel=f"row-wise RMSE of {name}",
-        title=f"{name} beats the baseline\non {better.sum()} of {len(better)} compounds",
-    )
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
-
-
-def _gains(axes: Axes, found: pd.DataFrame) -> None:
-    """A bar per method: how much lower its mean error is than the baseline's, with the 95 % interval."""
-    models = [name not in BASELINES for name in found.index]
-    gain, half = -found["difference"], (found["difference_high"] - found["difference_low"]) / 2
-    colours = [BLUE if model else GREY for model in models]
-    axes.barh(range(len(gain)), gain, color=colours, height=0.65)
-    axes.errorbar(gain, range(len(gain)), xerr=half, fmt="none", ecolor="black", lw=1, capsize=2)
-    axes.axvline(0, color="black", lw=1.2)
-    axes.set_yticks(range(len(gain)), found.index)
-    n_better = sum(gain[models] > half[models])
-    axes.set(
-        xlabel="RMSE gained on the baseline, mean over compounds and 95 % interval\n(more is better)",
-        title=f"{n_better} of {sum(models)} methods (blue) beat the baseline beyond chance;\ngrey: trivial answers",
-    )
+def _message(found: pd.DataFrame, baseline: float, choice: Choice) -> str:
+    models = found[~found.index.isin(list(BASELINES))]
+    better = f"{(models['difference_high'] < 0).sum()} of {len(models)} methods beat the baseline beyond chance"
+    if choice.method not in found.index:
+        return better
+    error = found.loc[choice.method, "value"]
+    return f"{better}.\nSubmit {choice.method} (orange): error {error:.3f}, the baseline's {baseline:.3f}"

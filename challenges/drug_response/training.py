@@ -9,9 +9,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -26,6 +28,9 @@ from challenges.drug_response.networks import Autoencoder, Problem, Spec, make_n
 from helpers import DataError
 
 LATENT_SHARE = 0.5  # of the autoencoder's epochs that its second network gets
+TIMED_EPOCHS, TIMED_LABELS = 2, 20  # to say how long training takes
+START_SECONDS = 8.0  # until the processes have started
+CONTENTION = 1.3  # how much slower a network trains beside others than alone
 
 
 class Task(NamedTuple):
@@ -55,6 +60,32 @@ def fit_networks(tasks: Sequence[Task], said: str) -> list[dict[str, np.ndarray]
 def _workers() -> ProcessPoolExecutor:
     """One process per core, for the whole command: each takes seconds to start."""
     return ProcessPoolExecutor(os.cpu_count() or 1, multiprocessing.get_context("spawn"), _leave_interrupts)
+
+
+def n_workers(device: str) -> float:
+    """How many networks are trained at once, in units of one that is trained alone."""
+    n = (os.cpu_count() or 1) if device == "cpu" else 1
+    return n / CONTENTION if n > 1 else 1.0
+
+
+def seconds_per_epoch(spec: Spec, n_rows: int, device: str) -> float:
+    """How long an epoch of this network takes here, by a few on random numbers."""
+    rng = np.random.default_rng(0)
+    labels = [rng.integers(0, TIMED_LABELS, n_rows) for _ in range(2)]
+    coordinates = rng.normal(size=(n_rows, min(spec.n_dim, n_rows))).astype(np.float32)
+    problem = Problem(labels[0], labels[1], TIMED_LABELS, TIMED_LABELS, coordinates)
+    _warm_up(device)
+    started = time.perf_counter()
+    fit_network(replace(spec, epochs=TIMED_EPOCHS), problem, 0, 0, device)
+    return (time.perf_counter() - started) / TIMED_EPOCHS
+
+
+@cache
+def _warm_up(device: str) -> None:
+    """The first step of a process loads what the later ones have."""
+    values = torch.ones(4, 4, device=device, requires_grad=True)
+    values.square().sum().backward()
+    torch.optim.Adam([values], fused=True).step()
 
 
 def _leave_interrupts() -> None:

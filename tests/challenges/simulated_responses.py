@@ -26,9 +26,29 @@ def simulated(n_compounds=24, sparse_known=4, seed=0):
     return table[~unknown], table[unknown]
 
 
-def write(folder, train, test):
+# Chains and rings, with what hangs on them: two families whose fingerprints differ.
+CHAINS = [f"{'C' * n}{end}" for n in (4, 5, 6, 7) for end in ("O", "N", "C(=O)O")]
+RINGS = [f"c1ccc({'C' * n}{end})cc1-c1ccccc1" for n in (1, 2, 3, 4) for end in ("Cl", "F", "Br")]
+
+
+def simulated_families(seed=0):
+    """Responses to 24 compounds of two families, in two cell types, and their SMILES: a family shares its effect."""
+    rng = np.random.default_rng(seed)
+    effect, rows = rng.normal(size=len(GENES)), {}
+    structures = pd.Series({f"D{i:02}": text for i, text in enumerate(CHAINS + RINGS)}, name="SMILES")
+    for cell_type in ("NK cells", "T cells"):
+        mean = rng.normal(size=len(GENES))
+        for name, text in structures.items():
+            own = effect if text in CHAINS else -effect
+            rows[cell_type, name] = mean + own + rng.normal(0, 0.5, len(GENES))
+    return pd.DataFrame(rows, GENES, dtype=np.float32).T.rename_axis(data.KEYS), structures.rename_axis("sm_name")
+
+
+def write(folder, train, test, structures=None):
     """Kaggle's files."""
     about = train.index.to_frame(index=False).assign(sm_lincs_id="", SMILES="", control=False)
+    if structures is not None:
+        about["SMILES"] = about["sm_name"].map(structures)
     pd.concat([about, train.reset_index(drop=True)], axis=1).to_parquet(folder / data.TRAIN_FILE)
     about = test.index.to_frame(index=False).assign(sm_lincs_id="", SMILES="", control=False)
     pd.concat([about, test.reset_index(drop=True)], axis=1).to_parquet(folder / "de_test.parquet")

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,9 @@ import simulated_responses
 
 from challenges.common import Bundle, load_model, save_model
 from challenges.drug_response import networks
+from challenges.drug_response.compounds import NewCompounds
 from challenges.drug_response.ensemble import Ensemble
+from challenges.drug_response.fitted import Fitted
 from challenges.drug_response.kernel import ResponseProcess
 from challenges.modality import models as modality
 from challenges.synthesis.models import CellGAN
@@ -27,6 +30,15 @@ def ensemble(stage):
     (spec, *_) = networks.specs_of(stage)
     spec = replace(spec, **TINY, embedding=8, batch=16)
     return Ensemble([spec], 2, scale=1.0).fit(simulated_responses.simulated()[0])
+
+
+def mixed():
+    train, structures = simulated_responses.simulated_families()
+    parts = {"simple": Ensemble([replace(networks.specs_of("simple")[0], **TINY, embedding=8, batch=16)], 2, scale=1.0)}
+    parts |= {"kernel": ResponseProcess()}
+    weights = dict.fromkeys(parts, 0.5)
+    fitted = {name: part.fit(train) for name, part in parts.items()}
+    return Fitted(fitted, weights, train.iloc[:5], NewCompounds().fit(train, structures))
 
 
 def reduced(method):
@@ -49,12 +61,13 @@ def cells(kind):
 MODELS = {
     "kernel": lambda: ResponseProcess().fit(simulated_responses.simulated()[0]),
     **{stage: lambda stage=stage: ensemble(stage) for stage in ("simple", "transformer", "autoencoder")},
+    "mixed": mixed,
     **{name: lambda name=name: reduced(name) for name in ("knn", "ridge", "kernel_ridge", "adversarial")},
     **{kind: lambda kind=kind: cells(kind) for kind in ("counts", "values")},
 }
 # What a model may lack or hold otherwise: what it was made with, and prediction does not need.
 FREE = {"rank", "seed", "steps", "label_mixing", "epoch_share", "accessibility", "value", "label", "conditions"}
-FREE |= {"trained_on", "library/sd", "seen_count", "seen/label", "seen/donor"}
+FREE |= {"trained_on", "library/sd", "seen_count", "seen/label", "seen/donor", "new_compounds/structures"}
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -115,7 +128,9 @@ def test_a_setting_that_is_missing_or_something_else(saved):
 
 def test_huge_settings_are_seen_before_memory_is_asked_for(saved, peak_memory):
     def change(settings, arrays):
-        if "specs" in settings:
+        if "parts" in settings:
+            settings["parts"]["simple"]["settings"]["specs"][0] |= {"hidden": [10**9, 10**9], "embedding": 10**9}
+        elif "specs" in settings:
             settings["specs"][0] |= {"hidden": [10**9, 10**9], "embedding": 10**9}
         elif "recipe" in settings:
             settings["recipe"] |= {"width": 10**9, "repeats": 10**9}
@@ -129,8 +144,16 @@ def test_huge_settings_are_seen_before_memory_is_asked_for(saved, peak_memory):
     assert damaged_by((kind, Bundle(**vars(bundle)), path), change)
 
 
+def test_weights_that_are_no_shares(saved):
+    def change(settings, arrays, weight):
+        settings["parts"] = {name: {**part, "weight": weight} for name, part in settings["parts"].items()}
+
+    for weight in (0.7, -1.0, float("nan"), "text") if "parts" in saved[1].settings else ():
+        assert damaged_by(saved, partial(change, weight=weight)), weight
+
+
 def test_codes_that_point_nowhere(saved):
-    for name in ("cell_type", "compound", "map/part"):
+    for name in ("cell_type", "compound", "map/part", "out_of_fold/cell_type", "out_of_fold/compound"):
         if name in saved[1].arrays:
             for value in (-1, 10**6):
                 wrong = np.full_like(saved[1].arrays[name], value)

@@ -1,6 +1,7 @@
 """Drug response: evaluation and the command line."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,9 +16,10 @@ from simulated_responses import GENES, simulated, write
 
 from challenges.common import load_model
 from challenges.drug_response import __main__ as cli
-from challenges.drug_response import baselines, data, evaluate, models, networks, training
+from challenges.drug_response import baselines, data, evaluate, models, networks, plots, training
 from challenges.drug_response.kernel import ResponseProcess
 from helpers import DataError
+from workbench.pictures import style
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ def test_train_predict_evaluate_from_the_command_line(files, table, capsys):
     assert list(found.columns[:6]) == ["method", "metric", "value", "low", "high", "n"]
     assert set(found["method"]) == {*baselines.BASELINES, "kernel"}
     assert (found["n"] == len(test)).all()
-    assert (files / "build/drug_response/by_compound.png").stat().st_size > 10_000
+    assert (files / "build/drug_response/methods.png").stat().st_size > 10_000
     run("evaluate", "--data", files, "--method", "kernel", "--out", "folds.csv")
     assert (pd.read_csv("folds.csv")["n"] == 20).all()
 
@@ -92,9 +94,13 @@ def test_repro_chains_both_stages_and_is_the_same_twice(files, small_table, caps
         written.append([(files / f"build/drug_response/{stage}.csv").read_bytes() for stage in models.STAGES[1:]])
     assert written[0] == written[1]
     assert written[0][0] != written[0][1]
-    assert "stage_2: 20 x 1 networks, 2 epochs each" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "stage_2: 20 x 1 networks, 2 epochs each" in said
+    assert re.search(r"Training \(stage_1, stage_2\): about \d+ s", said)
+    assert re.search(r"\n  stage_1: .*\n  stage_2: .*\nSubmit stage_[12]: ", said)
     second, about = load_model(files / "build/drug_response/stage_2.h5", *models.CLASSES)
-    assert (second.scale_, about["--quick"], len(second.networks_)) == (1.0, True, 20)
+    part = second.parts["stage_2"]
+    assert (part.scale_, about["--quick"], len(part.networks_)) == (1.0, True, 20)
     queries = data.read_queries(files / data.QUERY_FILE)
     found = pd.read_csv(files / "build/drug_response/stage_2.csv", index_col="id")
     np.testing.assert_allclose(second.predict(data.pairs_of(queries)), found, atol=1e-3)
@@ -131,6 +137,56 @@ def test_every_method_is_measured_beside_every_baseline(files, table, small_tabl
     assert rmse.loc["stage_2", "difference"] == pytest.approx(gain)
     assert f"stage_2 - stage_1: {gain:+.4f} (" in capsys.readouterr().out
     assert rmse.loc["stage_2", "value"] != rmse.loc[models.PLAIN, "value"]
+    fitted = {name: load_model(files / f"build/drug_response/{name}.h5", *models.CLASSES)[0] for name in models.METHODS}
+    folds = evaluate.out_of_fold(table[0].sort_index(), fitted)
+    errors = folds[folds["metric"] == evaluate.METRICS[0]].groupby("method")["value"].mean()
+    assert (errors[models.BLEND] <= errors[list(models.NEEDS[models.BLEND])] + 1e-6).all()
+
+
+def test_the_choice_does_not_depend_on_the_answers(files, table, capsys):
+    said = []
+    for answers in (table[1], -table[1]):
+        write(files, table[0], answers)
+        run("evaluate", "--data", files, "--truth", files / "de_test.parquet", "--method", "kernel", "--out", "t.csv")
+        said.append(capsys.readouterr().out[-700:].partition("Which to submit")[2])
+    assert said[0] == said[1]
+    assert said[0].endswith("Submit kernel: the best out of fold.\n")
+
+
+def long_table(**errors):
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.1, 30)  # of the compound, the same for all methods
+    names = [f"D{i}" for i in range(30)]
+    parts = [
+        pd.DataFrame({"method": name, "sm_name": names, "metric": evaluate.METRICS[0], "value": noise + own})
+        for name, own in errors.items()
+    ]
+    return pd.concat(parts)
+
+
+def test_the_fastest_of_those_that_the_best_does_not_beat_is_chosen():
+    wobble = np.where(np.arange(30) % 2, 0.05, -0.05)
+    errors = {evaluate.REFERENCE: 1.0 + wobble / 2, "stage_1": 0.8, "transformer": 0.9}
+    chance = evaluate.choose(long_table(**errors, kernel=0.803 + wobble))
+    assert chance.method == "kernel"
+    assert "faster than stage_1, which is not better by more than chance" in chance.text
+    assert evaluate.RULE in chance.text
+    sure = evaluate.choose(long_table(**errors, kernel=0.803 + wobble / 100))
+    assert (sure.method, sure.text.endswith("Submit stage_1: the best out of fold.")) == ("stage_1", True)
+    useless = evaluate.choose(long_table(**{evaluate.REFERENCE: 0.8 + wobble, "kernel": 0.799}))
+    assert "no method beats the baseline by more than chance" in useless.text
+    assert evaluate.choose(long_table(**{evaluate.REFERENCE: 0.8})).method is None
+
+
+def test_the_picture_says_what_to_submit_and_draws_the_baseline():
+    table = long_table(**{evaluate.REFERENCE: 1.0, "zeros": 1.1, "cell-type mean": 0.95, "simple": 0.9, "kernel": 0.8})
+    (axes,) = plots.methods(table, evaluate.choose(table)).axes
+    assert "2 of 2 methods beat the baseline" in axes.get_title(loc="left")
+    assert "Submit kernel" in axes.get_title(loc="left")
+    lines = {line.get_color() for line in axes.lines}
+    assert lines == {"black", style.GREY, style.BLUE, style.ORANGE}
+    baseline = table.loc[table["method"] == evaluate.REFERENCE, "value"].mean()
+    assert any(list(line.get_xdata()) == [baseline, baseline] for line in axes.lines)
 
 
 def test_answers_that_do_not_fit_are_refused(files, table):
@@ -149,7 +205,9 @@ def test_unknown_labels_get_the_mean_and_are_named(files, capsys):
     assert "1 cell types unknown to training" in said
     assert "Monocytes" in said
     assert "Aspirin" in said
-    assert list(pd.read_csv(files / "build/drug_response/kernel.csv")["id"]) == [7, 3]
+    found = pd.read_csv(files / "build/drug_response/kernel.csv", index_col="id")
+    assert list(found.index) == [7, 3]
+    np.testing.assert_allclose(found.loc[3], simulated()[0].loc["B cells"].mean(), atol=1e-4)
 
 
 def test_ids_are_texts_and_the_submission_goes_where_it_is_asked_to(files, table):

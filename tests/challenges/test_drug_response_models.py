@@ -11,7 +11,9 @@ from simulated_responses import GENES, rmse, simulated, tiny_specs
 
 from challenges.common import load_model, reproducible, save_model
 from challenges.drug_response import baselines, data, models, networks, training
+from challenges.drug_response.compounds import NewCompounds
 from challenges.drug_response.ensemble import Ensemble, truncated_svd
+from challenges.drug_response.fitted import Fitted
 from challenges.drug_response.kernel import ResponseProcess
 
 
@@ -22,7 +24,8 @@ def table():
 
 def test_the_process_beats_every_baseline_and_comes_back_from_its_file(table, tmp_path):
     train, test = table
-    model = ResponseProcess(rank=3).fit(train)
+    part = ResponseProcess(rank=3).fit(train)
+    model = Fitted({"kernel": part}, {"kernel": 1.0}, train.iloc[:0], NewCompounds().fit(train))
     error = rmse(model.predict(test.index), test)
     for name, make in baselines.BASELINES.items():
         assert error < rmse(make().fit(train).predict(test.index), test), name
@@ -158,6 +161,7 @@ def test_stage_2_is_trained_on_what_stage_1_predicts_for_new_pairs_of_known_labe
 
         def __init__(self, answer):
             self.answer = answer
+            self.out_of_fold = train * 0 + answer
 
         def predict(self, asked):
             assert list(asked) == sorted(test.index)
@@ -165,10 +169,10 @@ def test_stage_2_is_trained_on_what_stage_1_predicts_for_new_pairs_of_known_labe
 
     found = {}
     for answer in (-3.0, 3.0):
-        model = models.fit_model("stage_2", train, pairs, settings, First(answer))
+        model = models.fit_model("stage_2", train, pairs, settings, {"stage_1": First(answer)}).parts["stage_2"]
         assert len(model.problem_.cell_type) == len(train) + len(test)
         found[answer] = model.predict(test.index).to_numpy().mean()
-        plain = models.fit_model(models.PLAIN, train, pairs, settings)
+        plain = models.fit_model(models.PLAIN, train, pairs, settings).parts[models.PLAIN]
         assert len(plain.problem_.cell_type) == len(train)
     assert found[-3.0] < -0.5
     assert found[3.0] > 0.5
