@@ -325,7 +325,7 @@ def judge(
 
     Backwards from all tables: the one without which the correlation out of fold is least worse, or better, goes, until
     each one adds more than a standard error. Where the constant alone clearly predicts something, tables enter only if
-    together they are clearly better than it. Where it does not, the last table stays if it adds anything: there is
+    together they are clearly better than it. Where it does not, the last table stays if it adds .001: there is
     nothing to lose.
     """
     rows = _drawn(len(residuals), JUDGED_ROWS)
@@ -357,9 +357,8 @@ def judge(
         for name in doubtful:
             gain = hits - without[name]
             table.loc[name, ["gain", "standard_error"]] = gain.mean(), error(gain)
-            margin[name] = gain.mean()
-            if predicts or len(kept) > 1:
-                margin[name] -= max(ENTERS * error(gain), LEAST_GAIN)
+            asked = ENTERS * error(gain) if predicts or len(kept) > 1 else 0.0
+            margin[name] = gain.mean() - max(asked, LEAST_GAIN)
         worst = min(doubtful, key=lambda name: margin[name])
         if margin[worst] > 0:
             break
