@@ -24,7 +24,7 @@ from sklearn.utils.validation import check_is_fitted
 from contract import CRUNCH, JOINED
 from helpers import row_correlations, some
 from knowledge import FeatureTable, GeneKnowledge, screen_table
-from response import FEWEST_TO_JUDGE, ResponseModel, learned_factors
+from response import FEWEST_TO_JUDGE, ResponseModel, learned_factors, precision_of
 
 # What is tried of the training combinations.
 SHRINKAGES = 4.0 ** np.arange(-3, 4)  # of a gene's own effect, in units of the noise of a typical perturbation
@@ -142,7 +142,7 @@ class CombinationModel(ResponseModel):
         """The factor of each response, and f, from what is foretold of the combinations (both c x G)."""
         self.offset_ = pd.Series(foretold.mean(axis=0), several.columns)
         r, foretold = (several - self.together_).to_numpy(), foretold - foretold.mean(axis=0)
-        factors = learned_factors(foretold, r, _weights(cells.to_numpy()) ** 0.5)
+        factors = learned_factors(foretold, r, precision_of(cells.to_numpy()))
         self.factors_ = pd.Series(factors, several.columns)
         rest = several - self.together_ - factors * foretold
         tables = knowledge.tables | {name: screen_table(screen) for name, screen in knowledge.screens.items()}
@@ -344,11 +344,6 @@ def _slope(y: np.ndarray, x: np.ndarray) -> float:
     return float((x * y).sum() / max(float((x**2).sum()), 1e-300))
 
 
-def _weights(cells: np.ndarray) -> np.ndarray:
-    """1 / variance of the noise, 1 for a typical perturbation; half of it is the sampling of cells."""
-    return 2.0 / (1.0 + np.median(cells) / cells)
-
-
 @dataclass(frozen=True)
 class _Sums:
     """y = D m + noise: `D` n x H, `y` n x G, `cells` (n,), more of which make less noise."""
@@ -359,8 +354,8 @@ class _Sums:
 
     @property
     def weight(self) -> np.ndarray:
-        """By row (n,)."""
-        return _weights(self.cells.to_numpy())
+        """1 / variance of the noise, by row (n,)."""
+        return precision_of(self.cells.to_numpy()) ** 2
 
     def inverse(self, shrinkage: float) -> np.ndarray:
         """(D' W D + shrinkage I)^-1: H x H."""

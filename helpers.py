@@ -1869,7 +1869,7 @@ def reading_sealed(path: Path, again: str) -> Iterator[h5py.File]:
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; {again}")
-    if not _is_sealed(path):
+    if not is_sealed(path):
         raise DataError(f"{path}: damaged, no saved model, or made by another version of this project; {again}")
     try:
         with open_hdf5(path) as file:
@@ -1880,7 +1880,8 @@ def reading_sealed(path: Path, again: str) -> Iterator[h5py.File]:
         raise DataError(f"{path}: damaged ({' '.join(str(error).split())}); {again}") from error
 
 
-def _is_sealed(path: Path) -> bool:
+def is_sealed(path: Path) -> bool:
+    """Whether a file ends in the hash of all that comes before, as `writing_sealed` leaves it."""
     left, digest = path.stat().st_size - SEAL_BYTES, hashlib.sha256()
     with path.open("rb") as file:
         while left > 0 and (part := file.read(min(left, 1 << 20))):

@@ -218,8 +218,7 @@ def fit_response(
     if own_response:
         tables[OWN_RESPONSE] = _own_responses(residuals)
     tables = {name: table for name, table in tables.items() if table.known(names).any()}
-    # Half of the noise of a knock-out is the sampling of its cells, half what no table can know.
-    precision = 1.0 / np.sqrt((1.0 + np.median(n_cells) / n_cells) / 2.0)  # n
+    precision = precision_of(n_cells)
 
     # Which tables enter, and w_t, by leave-one-out; the constant comes last.
     some_rows = _drawn(len(names), TUNING_ROWS)
@@ -273,6 +272,14 @@ def fit_response(
         loo_pearson=pd.Series(loo_pearson, index=names),
         expected=_expected(f, left_out, basis, true, loo_pearson).set_axis([*genes, ""]),
     )
+
+
+def precision_of(n_cells: np.ndarray) -> np.ndarray:
+    """1 / standard deviation of the noise of each perturbation (n,), 1 where there are as many cells as usual.
+
+    Half of the noise is the sampling of its cells, half what no table can know.
+    """
+    return 1.0 / np.sqrt((1.0 + np.median(n_cells) / n_cells) / 2.0)
 
 
 def _drawn(n: int, most: int) -> np.ndarray:

@@ -23,22 +23,31 @@ import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
-import psutil
 import scipy.sparse as sp
 import torch
 from anndata.io import write_elem
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from helpers import DataError, replacing, some, text_size, write_array, writing_hdf5, writing_sealed
+from helpers import (
+    MOST_PACKED,
+    DataError,
+    free_memory,
+    is_sealed,
+    read_array,
+    replacing,
+    some,
+    text_size,
+    write_array,
+    writing_hdf5,
+    writing_sealed,
+)
 from workbench.commands import command_line, one_line, whole
 from workbench.evaluation.intervals import write_table
 from workbench.pictures.style import save_figure
 from workbench.validate import stored_elsewhere
 
 BUNDLE_FORMAT = 4
-SEAL = hashlib.sha256().digest_size  # bytes at the end of a bundle: the hash of all before, which HDF5 does not look at
-MOST_PACKED = 1100  # times that compression makes values smaller, at most: gzip reaches 1032
 DEVICES = ("auto", "cpu", "cuda", "mps")
 COLUMNS = ["method", "metric", "value", "low", "high", "n"]  # of every table of results
 BLOCK_VALUES = 2_000_000  # of a matrix that is written by blocks: 8 MB in memory
@@ -134,7 +143,7 @@ class Bundle:
             raise DataError(f"{path}: no such model; train first")
         if not path.is_file():
             raise DataError(f"{path}: not a file; {again}")
-        if not _is_sealed(path):
+        if not is_sealed(path):
             raise DataError(f"{path}: damaged, no trained model, or made by another version of this project; {again}")
         try:
             bundle, version_of_file = cls._read(path)
@@ -170,41 +179,22 @@ class Bundle:
         return under(self.arrays, prefix)
 
 
-def _is_sealed(path: Path) -> bool:
-    """Whether a file ends in the hash of all that comes before."""
-    left, digest = path.stat().st_size - SEAL, hashlib.sha256()
-    with path.open("rb") as file:
-        while left > 0 and (part := file.read(min(left, 1 << 20))):
-            digest.update(part)
-            left -= len(part)
-        return left == 0 and file.read() == digest.digest()
-
-
 def _write_array(group: h5py.Group, name: str, array: np.ndarray) -> None:
-    """Numbers as they are; texts as the bytes of a JSON list, so that their size is known before they are read."""
-    if array.dtype.kind in "OUT":
-        texts = json.dumps([str(value) for value in array.flat]).encode()
-        write_array(group, name, np.frombuffer(texts, np.uint8))
-        group[name].attrs["texts"] = array.shape
-    elif array.ndim == 0:  # HDF5 compresses no scalar
+    """As `helpers.write_array`, and a single number too, which HDF5 does not compress."""
+    if array.ndim == 0 and array.dtype.kind not in "OUT":
         group.create_dataset(name, data=array)
     else:
         write_array(group, name, array)
 
 
 def _read_array(dataset: h5py.Dataset) -> np.ndarray:
-    """What `_write_array` wrote; texts come back as `str`."""
-    if "texts" not in dataset.attrs:
-        return dataset[()]
-    texts = json.loads(dataset[()].tobytes())
-    if not all(isinstance(text, str) for text in texts):
-        raise DataError(f"{dataset.name} holds something else than texts")
-    return np.array(texts, object).reshape(dataset.attrs["texts"])
+    """What `_write_array` wrote."""
+    return read_array(dataset) if dataset.ndim else dataset[()]
 
 
 def _check_sizes(datasets: Mapping[str, h5py.Dataset]) -> None:
     """Raises DataError for what are not numbers, and for more values than can be stored there, or fit into memory."""
-    free, total = psutil.virtual_memory().available, 0
+    free, total = free_memory(), 0
     for name, dataset in datasets.items():
         if dataset.dtype.kind not in "iufb":
             raise DataError(f"{name} holds {dataset.dtype}, not numbers")

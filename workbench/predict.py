@@ -20,7 +20,6 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
-import psutil
 import scipy.sparse as sp
 from threadpoolctl import threadpool_limits
 
@@ -96,7 +95,7 @@ def _model(challenge: Challenge, folder: Path, names: pd.Index, seed: int) -> Pr
 def _check_memory(n_targets: int, control: pd.Series) -> None:
     n_cells = n_targets * CRUNCH.cells_per_perturbation
     needed = n_cells * len(control) * 8 + 2 * n_targets * len(control) * 8  # at most
-    if needed > (free := psutil.virtual_memory().available):
+    if needed > (free := helpers.free_memory()):
         raise DataError(
             f"--targets: the cells of {n_targets} targets take up to {text_size(needed)} of memory, and "
             f"{text_size(free)} are free; name fewer at a time"

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 
 from challenges import common
 from challenges.synthesis import data, main_job, mixing, plots
@@ -26,7 +25,7 @@ from challenges.synthesis.baselines import INDEPENDENT, REAL
 from challenges.synthesis.evaluate import generators, on_held_out, summary
 from challenges.synthesis.folds import split
 from challenges.synthesis.models import GAN, METHODS, START, CellGAN, seconds_to_train
-from helpers import DataError, only_one, some, text_size, text_time
+from helpers import DataError, free_memory, only_one, some, text_size, text_time
 from workbench.commands import check_folder, check_outputs, whole
 
 PICTURED = 2000  # held-out cells at most, in the pictures
@@ -191,7 +190,7 @@ def _load(options: argparse.Namespace, method: str) -> tuple[CellGAN, dict[str, 
 
 def _check_memory(n_cells: int, n_genes: int, what: str) -> None:
     """Raises DataError for cells that would not fit: about four float32 matrices of them are there at a time."""
-    needed, free = 16 * n_cells * n_genes, psutil.virtual_memory().available
+    needed, free = 16 * n_cells * n_genes, free_memory()
     if needed > free:
         raise DataError(
             f"{n_cells:,} cells x {n_genes:,} genes take {text_size(needed)} of memory, {text_size(free)} are free; "

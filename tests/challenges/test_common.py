@@ -221,7 +221,7 @@ def test_nothing_in_a_sealed_file_is_trusted(bundle, tmp_path, harm, says, peak_
 
 
 def test_what_does_not_fit_into_memory_is_said_before_it_is_asked_for(bundle, monkeypatch):
-    monkeypatch.setattr(common.psutil, "virtual_memory", lambda: argparse.Namespace(available=10_000))
+    monkeypatch.setattr(common, "free_memory", lambda: 10_000)
     with pytest.raises(DataError, match=r"its arrays take 0\.0 MB, but 0\.0 MB of memory are free"):
         common.Bundle.load(bundle, "test")
 
