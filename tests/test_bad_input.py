@@ -1182,7 +1182,7 @@ def test_a_good_run_is_untouched_by_the_checks(here, monkeypatch):
             monkeypatch.setattr(helpers._Matrix, name, lambda *_: None)
         monkeypatch.setattr(helpers, "_check_values", lambda values, where: values.min(initial=np.inf))
         monkeypatch.setattr(helpers, "open_hdf5", h5py.File)
-        monkeypatch.setattr(helpers, "_is_sealed", lambda path: True)
+        monkeypatch.setattr(helpers, "is_sealed", lambda path: True)
     assert set(made[0]) == {MODEL_FILE, EXPECTED_FILE, "prediction.h5ad", "shares.csv"}
     assert made[0] == made[1]
 
