@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -44,7 +44,7 @@ from helpers import (
 )
 from workbench.commands import command_line, one_line, whole
 from workbench.evaluation.intervals import write_table
-from workbench.pictures.style import save_figure
+from workbench.pictures.style import BLUE, GREY, ORANGE, plain_style, save_figure
 from workbench.validate import stored_elsewhere
 
 BUNDLE_FORMAT = 4
@@ -465,6 +465,30 @@ def table_text(table: pd.DataFrame, rows: str = "method") -> str:
     columns = "metric" if rows == "method" else "method"
     wide = table.assign(text=table["value"].map("{:.4f}".format) + spread)
     return wide.pivot_table("text", rows, columns, aggfunc="first", sort=False).rename_axis(None, axis=1).to_string()
+
+
+def picture_of_methods(
+    found: pd.DataFrame, baseline: float, *, trivial: Iterable[str], best: str | None, title: str, xlabel: str
+) -> Figure:
+    """The picture of a system: one point per method, the best on top, and the baseline as a line.
+
+    `found` has the columns `value`, `low` and `high` by method. Grey are the `trivial` answers, blue the methods,
+    orange the `best` of them, black the baseline.
+    """
+    found, grey = found.sort_values("value", ascending=False, kind="stable"), set(trivial)
+    with plain_style():
+        figure = Figure(figsize=(8, 1.2 + 0.24 * max(len(found), 6)), layout="constrained")
+        axes = figure.subplots()
+        for i, (name, row) in enumerate(found.iterrows()):
+            colour = ORANGE if name == best else GREY if name in grey else BLUE
+            sides = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
+            axes.errorbar(row["value"], i, xerr=sides, fmt="o", ms=7, color=colour, lw=1.5)
+        axes.axvline(baseline, color="black", lw=1.2)
+        axes.text(baseline, -0.5, " the baseline", va="bottom", ha="left", fontsize=8)
+        axes.set_yticks(range(len(found)), found.index)
+        axes.set(ylim=(-0.6, len(found) - 0.4), xlabel=xlabel)
+        axes.set_title(title, loc="left")
+    return figure
 
 
 def save_pictures(folder: str | os.PathLike[str], figures: Mapping[str, Figure]) -> None:

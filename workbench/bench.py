@@ -264,7 +264,7 @@ def _score_files(folder: Path, size: Size) -> tuple[Path, Path, Path]:
         helpers.write_prediction(truth, panel, cells, mode="disk", form="plain")
         with h5py.File(truth, "r+") as file:
             file["uns/perturbed_centroid_train"] = panel.mean().to_numpy()
-        table = pd.DataFrame(0.25, panel.index, CRUNCH.states).rename_axis(CRUNCH.perturbation)
+        table = pd.DataFrame(1 / len(CRUNCH.shares), panel.index, CRUNCH.states).rename_axis(CRUNCH.perturbation)
         table.to_csv(shares)
     return prediction, truth, shares
 
@@ -337,8 +337,8 @@ def variants_at(job: str, size: str) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def measure(job: str, variant: str, folder: Path, size: Size) -> dict[str, float]:
-    """Seconds, peak memory, bytes read and written (GB) of a job in a process of its own, without its imports."""
+def make_inputs(job: str, folder: Path, size: Size) -> None:
+    """What a job reads, and an empty folder `out` for what it writes."""
     (folder / "out").mkdir(parents=True, exist_ok=True)
     if job in ("aggregate", "adopt", "train"):
         _simulated(folder, size)
@@ -346,6 +346,11 @@ def measure(job: str, variant: str, folder: Path, size: Size) -> dict[str, float
         _model(folder, size)
     elif job == "score":
         _score_files(folder, size)
+
+
+def measure(job: str, variant: str, folder: Path, size: Size) -> dict[str, float]:
+    """Seconds, peak memory, bytes read and written (GB) of a job in a process of its own, without its imports."""
+    make_inputs(job, folder, size)
     command = [sys.executable, "-m", "workbench.bench", "--one", job, variant, str(folder), json.dumps(asdict(size))]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     written = sum(path.stat().st_size for path in (folder / "out").iterdir())

@@ -126,7 +126,7 @@ def evaluate(options: argparse.Namespace) -> None:
     found, choice = summary(table), choose(folds)
     print(differences_text(found))
     common.show_table(out, found)
-    common.save_pictures(pictures, {"methods": plots.methods(table, choice)})
+    common.save_pictures(pictures, {"picture": plots.picture(table, choice)})
     print(unseen_text(files.responses, files.structures, options.seed))
     print(choice.text)
 

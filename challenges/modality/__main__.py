@@ -10,21 +10,26 @@ MOD1_MOD2_METHOD.h5ad.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import numpy as np
 import pandas as pd
 
 from challenges import common
 from challenges.modality import data, plots
+from challenges.modality.baselines import BASELINES
 from challenges.modality.evaluate import on_folds
 from challenges.modality.folds import held_out
-from challenges.modality.models import METHODS, ReducedModel, make_model
+from challenges.modality.models import METHODS, ReducedModel, make_model, seconds_to_fit
 from challenges.modality.networks import LOSSES
 from challenges.modality.scale import AS_THEY_ARE, DONE, SCALES, Scale
-from helpers import DataError, some
+from helpers import DataError, some, text_time
 from workbench.commands import check_folder, check_outputs
+
+PREDICT_SPEED, MEASURE_SPEED = 2e7, 1e7  # values predicted and written, and compared with the answers, per second
 
 
 def prepare(options: argparse.Namespace) -> None:
@@ -32,6 +37,7 @@ def prepare(options: argparse.Namespace) -> None:
     pair = _read(options)
     test = f"{pair.test_source.n_obs:,} test cells" if pair.test_source is not None else "no test cells"
     print(f"{pair.dataset_id}: {test}; evaluate holds out {held_out(pair, options.seed)[1]}")
+    print(f"{options.method}: training takes {text_time(_seconds(options, [options.method], [pair]))} here")
 
 
 def train(options: argparse.Namespace) -> None:
@@ -39,6 +45,7 @@ def train(options: argparse.Namespace) -> None:
     pair = _read(options)
     path = _model_file(options, pair)
     check_outputs([path], _inputs(options))
+    print(f"Training {options.method}: {text_time(_seconds(options, [options.method], [pair]))}", flush=True)
     device = common.pick_device(options.device).type
     peaks = {"accessibility": pair.mod1 == "ATAC", "sparse": pair.mod2 == "ATAC"}
     model = make_model(options.method, **peaks, seed=options.seed, device=device, loss=options.loss)
@@ -67,6 +74,8 @@ def predict(options: argparse.Namespace) -> None:
     if training:
         _check_training(options, path, about, model.scale_, cells, file)
     var = pd.DataFrame(index=model.target_features_)
+    took = text_time(cells.n_obs * len(var) / PREDICT_SPEED)
+    print(f"Predicting {cells.n_obs:,} cells x {len(var):,} features: {took}", flush=True)
     uns = {
         "dataset_id": str(cells.uns.get("dataset_id", about.get("dataset_id"))),
         "method_id": options.method,
@@ -86,16 +95,21 @@ def evaluate(options: argparse.Namespace) -> None:
     check_outputs([out], _inputs(options))
     check_folder(pictures)
     pairs, how = held_out(pair, options.seed)
-    print(f"Held out: {how}")
     methods = [name for name in METHODS if name in options.method]
+    took = (
+        _seconds(options, methods, pairs)
+        + sum(np.prod(pair.answers.shape) for pair in pairs) * (len(methods) + len(BASELINES)) / MEASURE_SPEED
+    )
+    print(f"Held out: {how}\nTraining and measuring {some(methods)}: {text_time(took)}", flush=True)
     found = on_folds(pairs, methods, options.seed, common.pick_device(options.device).type, options.loss)
     pair, table = found.last, found.table
     common.show_table(out, table)
     rmse = table[(table["metric"] == "RMSE") & table["method"].isin(methods)]
     best = str(rmse.set_index("method")["value"].idxmin())
     figures = {
-        f"{name}_cells": plots.predicted_and_measured(pair, found.predictions[best], found.by_feature, best),
-        f"{name}_features": plots.by_feature_picture(found.by_feature, methods, best, pair),
+        f"{name}_picture": plots.picture(table, best, pair),
+        f"{name}_detail_cells": plots.predicted_and_measured(pair, found.predictions[best], found.by_feature, best),
+        f"{name}_detail_features": plots.by_feature_picture(found.by_feature, methods, best, pair),
     }
     common.save_pictures(pictures, figures)
 
@@ -127,6 +141,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _read(options: argparse.Namespace) -> data.Pair:
     return data.read_pair(options.data, options.mod1, options.mod2, as_is=options.scale == "as-is")
+
+
+def _seconds(options: argparse.Namespace, methods: Iterable[str], pairs: Iterable[data.Pair]) -> float:
+    """About how long it takes to fit methods on each of several pairs."""
+    device, loss = common.pick_device(options.device).type, getattr(options, "loss", LOSSES[0])
+    parts = [(pair.train_source.X, pair.train_target.X) for pair in pairs]
+    return sum(seconds_to_fit(methods, *part, device=device, loss=loss) for part in parts)
 
 
 def _inputs(options: argparse.Namespace) -> list[Path]:

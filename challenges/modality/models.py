@@ -7,7 +7,8 @@ mean of each feature (`shrink_`), so that where nothing can be learned, the mean
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -53,6 +54,7 @@ LAYOUT = {  # of the arrays in a file, by method: N cells, K and L components, M
 SPARSE_COST = 0.0006  # of the RMSE, out of fold, so that cells that are new lose less than 0.001
 LEAST_VALUE = 1e-6  # of a prediction that is kept, of accessibility
 TUNING_CELLS = 3_000  # at most; the hyper-parameter is chosen on these
+TIMED_CELLS, TIMED_STEPS = (250, 500), 10  # to say how long training takes
 
 
 @dataclass(frozen=True)
@@ -301,3 +303,43 @@ def make_model(
     if method in BASELINES:
         return BASELINES[method](seed) if method == "random_cell" else BASELINES[method]()
     return ReducedModel(method, accessibility=accessibility, sparse=sparse, seed=seed, device=device, loss=loss)
+
+
+@threadpool_limits.wrap(limits=1)  # as in training
+def seconds_to_fit(
+    methods: Iterable[str], source: sp.csr_matrix, target: sp.csr_matrix, *, device: str, loss: str = LOSSES[0]
+) -> float:
+    """About how long fitting these methods, one after the other, on both matrices (cells x features) takes here.
+
+    Reducing some of the cells is timed, and one fit of each method's inner folds, on random coordinates.
+    """
+    rng, n_cells = np.random.default_rng(0), source.shape[0]
+    n_tuned = min(n_cells, TUNING_CELLS) * (FOLDS - 1) // FOLDS
+    Z, T = (
+        rng.normal(size=(n_tuned, min(most, *matrix.shape)))
+        for most, matrix in ((SOURCE_COMPONENTS, source), (TARGET_COMPONENTS, target))
+    )
+    total, reducing = 0.0, sum(_seconds_to_reduce(matrix) for matrix in (source, target))
+    for method in methods:
+        recipe = recipe_of(method, loss)
+        way = map_of(method, replace(recipe, repeats=1, generator_steps=TIMED_STEPS), device)
+        times = len(way.grid) * way.folds + n_cells / n_tuned  # of one inner fit, until all is done
+        if method in RECIPES:
+            way.fit(Z, T, way.grid[0], 0)  # the first steps of a process load what the later ones have
+            times = (way.folds + recipe.repeats) * recipe.generator_steps / TIMED_STEPS
+        started = time.perf_counter()
+        way.apply(way.fit(Z, T, way.grid[0], 0), Z[: n_tuned // 3])
+        total += reducing + times * (time.perf_counter() - started)
+    return total
+
+
+def _seconds_to_reduce(X: sp.csr_matrix) -> float:
+    """About how long it takes to fit a reduction to all cells: by a line through the times of two numbers of them."""
+    few, more = (min(n, X.shape[0]) for n in TIMED_CELLS)
+    took = {}
+    for n in (few, more):
+        started = time.perf_counter()
+        Reduction.fit(X[:n], SOURCE_COMPONENTS, 0).coordinates(X[:n])
+        took[n] = time.perf_counter() - started
+    slope = max(took[more] - took[few], 0.0) / max(more - few, 1)
+    return took[more] + (X.shape[0] - more) * slope

@@ -1,7 +1,7 @@
-"""Pictures: predicted against measured for three features, and every feature's error beside the mean's.
+"""Pictures: the error of every method beside the mean's; and in detail, cells of three features, and every feature.
 
-In: a pair with known answers, the prediction of one method, and the measures by feature. Out: two matplotlib figures.
-Next: `__main__`.
+In: the table of `evaluate`; a pair with known answers, the prediction of one method, and the measures by feature. Out:
+matplotlib figures. Next: `__main__`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,36 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from challenges.modality.baselines import REFERENCE
+from challenges.common import picture_of_methods
+from challenges.modality.baselines import BASELINES, REFERENCE
 from challenges.modality.data import Pair, Prediction
+from challenges.modality.evaluate import GAIN
 from challenges.modality.scale import AS_THEY_ARE
 from workbench.adoption.values import COUNTS
 from workbench.pictures.style import BLUE, GREY, ORANGE, plain_style
 
 WHAT = {"GEX": "expression", "ATAC": "accessibility", "ADT": "protein"}
+
+
+def picture(table: pd.DataFrame, best: str, pair: Pair) -> Figure:
+    """One point per method: its RMSE over all held-out values, with the 95 % interval of its gain on the mean."""
+    measured = table.set_index(["metric", "method"])
+    rmse, gain = measured.loc["RMSE", "value"], measured.loc[GAIN]
+    baseline = rmse[REFERENCE]
+    found = pd.DataFrame({"value": rmse, "low": gain["high"], "high": gain["low"]}).drop(index=[*BASELINES])
+    found[["low", "high"]] = baseline * (1 - found[["low", "high"]] / 100)
+    n_better = int((found["high"] < baseline).sum())
+    others = ", ".join(f"{name} {rmse[name]:.3g}" for name in BASELINES if name != REFERENCE)
+    return picture_of_methods(
+        found,
+        baseline,
+        trivial=(),
+        best=best,
+        title=f"{best} predicts {WHAT[pair.mod2]} from {WHAT[pair.mod1]} with an error of {rmse[best]:.3g}, the mean's "
+        f"is {baseline:.3g}.\n{n_better} of {len(found)} methods beat the mean beyond chance",
+        xlabel=f"RMSE ({_unit(pair)}; less is better); bars: 95 % interval of the gain on the baseline\n"
+        f"baseline: the mean of each feature; not drawn: {others}",
+    )
 
 
 def predicted_and_measured(pair: Pair, prediction: Prediction, by_feature: pd.DataFrame, method: str) -> Figure:

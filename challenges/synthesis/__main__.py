@@ -28,6 +28,7 @@ from challenges.synthesis.models import GAN, METHODS, START, CellGAN, seconds_to
 from helpers import DataError, free_memory, only_one, some, text_size, text_time
 from workbench.commands import check_folder, check_outputs, whole
 
+SAMPLE_SPEED = 1e7  # values drawn and written per second
 PICTURED = 2000  # held-out cells at most, in the pictures
 
 
@@ -50,7 +51,8 @@ def train(options: argparse.Namespace) -> None:
     check_outputs([path, checkpoint], [options.data])
     with only_one(path):  # two runs would take each other's checkpoint
         training, held_out = _split(options)
-        print(f"Training on {len(training):,} cells; {len(held_out):,} are held out for evaluate.")
+        took = text_time(seconds_to_train(training, _steps(options), options.seed, options.device))
+        print(f"Training on {len(training):,} cells: {took}; {len(held_out):,} are held out for evaluate.", flush=True)
         model = CellGAN(_steps(options), options.label_mixing, options.seed, options.device)
         model.fit(training, checkpoint)
         about = {"label": _label(options), "conditions": training.conditions, "fingerprint": training.fingerprint()}
@@ -71,6 +73,8 @@ def sample(options: argparse.Namespace) -> None:
     _check_memory(len(wanted) * options.n, len(model.genes_), "fewer cells (--n)")
     genes = _shared_genes(model, options.data) if options.data else None
     weights = np.repeat(wanted, options.n, axis=0)
+    took = text_time(len(weights) * len(model.genes_) / SAMPLE_SPEED)
+    print(f"Drawing {len(weights):,} cells x {len(model.genes_):,} genes: {took}", flush=True)
     cells = model.sample(weights, _conditions(options.condition), options.seed)
     cells = cells if genes is None else cells.for_genes(genes)
     made = data.to_anndata(cells, about["label"], weights, _identity(model, about, options.seed))
@@ -95,8 +99,9 @@ def evaluate(options: argparse.Namespace) -> None:
     if name == GAN and START in options.method:  # what adversarial training began from
         models = {START: CellGAN(0, seed=model.seed, device=model.device).fit(training), GAN: model}
     table = on_held_out(models, training, held_out, draws=options.draws, seed=options.seed)
-    common.show_table(out, summary(table), rows="metric")
-    figures = _figures({name: model}, training, held_out, options.seed)
+    found = summary(table)
+    common.show_table(out, found, rows="metric")
+    figures = _figures({name: model}, found, training, held_out, options.seed)
     common.save_pictures(pictures, figures)
 
 
@@ -231,18 +236,27 @@ def _known_and_new(options: argparse.Namespace, model: CellGAN, about: dict[str,
     return training, held_out
 
 
-def _figures(model: Mapping[str, CellGAN], training: data.Cells, held_out: data.Cells, seed: int) -> dict[str, Any]:
-    """Pictures of held-out cells, independent genes and one model (by name)."""
+def _figures(
+    model: Mapping[str, CellGAN], found: pd.DataFrame, training: data.Cells, held_out: data.Cells, seed: int
+) -> dict[str, Any]:
+    """Pictures of held-out cells, independent genes and one model (by name), and what was `found` of them."""
     real = held_out.take(np.sort(np.random.default_rng(seed).permutation(len(held_out))[:PICTURED]))
     made = generators(model, training, real)
     sets = {name: made[name](real.labels, seed) for name in (REAL, INDEPENDENT, *model)}
-    figures = {"pca": plots.joint_pca(sets), "moments": plots.moments(sets)}
-    figures["zero_rates_by_type"], figures["variance_by_type"] = plots.by_type(sets)
+    (name,) = model
+    zeros, variance = plots.by_type(sets)
+    figures = {
+        "picture": plots.picture(sets, found, name),
+        "detail_pca": plots.joint_pca(sets),
+        "detail_moments": plots.moments(sets),
+        "detail_zero_rates_by_type": zeros,
+        "detail_variance_by_type": variance,
+    }
     common_types = pd.Series(held_out.labels).value_counts().index
     if len(common_types) > 1:
         ends = (common_types[0], common_types[1])
-        positions = mixing.mixing_positions(next(iter(model.values())), held_out, ends)
-        figures["mixing"] = plots.mixing_path(positions, ends, "Mixtures of two types")
+        positions = mixing.mixing_positions(model[name], held_out, ends)
+        figures["detail_mixing"] = plots.mixing_path(positions, ends, "Mixtures of two types")
     return figures
 
 

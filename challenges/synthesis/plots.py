@@ -1,7 +1,8 @@
 """Pictures of real and synthetic cells.
 
 In: cells of the same labels by method: held-out real ones, independent genes, and those of a model. Out: matplotlib
-figures: joint principal components, mean and variance, zero rates, the last two by type as well. Next: `main_job`.
+figures: one for the tired, and in detail joint principal components, mean and variance, zero rates, the last two by
+type as well. Next: `main_job`.
 """
 
 from __future__ import annotations
@@ -19,14 +20,41 @@ from challenges.synthesis.baselines import INDEPENDENT, REAL
 from challenges.synthesis.data import Cells
 from challenges.synthesis.evaluate import analysis
 from helpers import row_correlations
-from workbench.pictures.style import BLUE, ORANGE
+from workbench.pictures.style import BLUE, GREY, ORANGE, legend_below, plain_style
 
 MOST_TYPES = 12  # panels of the picture by type: the most frequent
 
 
 def _colour(name: str) -> str:
     """Grey for real cells, orange for independent genes, blue for a model."""
-    return {REAL: "#718096", INDEPENDENT: ORANGE}.get(name, BLUE)
+    return {REAL: GREY, INDEPENDENT: ORANGE}.get(name, BLUE)
+
+
+def picture(sets: Mapping[str, Cells], found: pd.DataFrame, name: str) -> Figure:
+    """Real cells in grey, and over them the baseline's (independent genes, orange) and the model's (blue).
+
+    `found` is the summary of `evaluate`: the title says what it found of `name`, the model.
+    """
+    values = {one: analysis(cells) for one, cells in sets.items()}
+    plane = PCA(2, svd_solver="full").fit(values[REAL])
+    measured = found.set_index(["metric", "method"])["value"]
+    agreement, auc = measured.loc["gene_correlation_within_types"], measured.loc["real_or_synthetic_auc"]
+    with plain_style():
+        figure = Figure(figsize=(10, 4.6), layout="constrained")
+        panels = figure.subplots(1, 2, sharex=True, sharey=True)
+        for axes, (one, word) in zip(panels, {INDEPENDENT: " (baseline)", name: ""}.items(), strict=True):
+            for shown, size, label in ((REAL, 14, "held-out real cells"), (one, 5, f"cells by {one}{word}")):
+                points = plane.transform(values[shown]).T
+                axes.scatter(*points, s=size, color=_colour(shown), label=label, alpha=0.8, lw=0, rasterized=True)
+            axes.set_title(f"{one}{word}: told from real cells with AUC {auc[one]:.2f} (0.5: not at all)", fontsize=9)
+            axes.set_xlabel(_component(plane, 0))
+            legend_below(axes)
+        panels[0].set_ylabel(_component(plane, 1))
+        figure.suptitle(
+            f"Do genes move together as in real cells? {name} {agreement[name]:.2f}, independent genes "
+            f"{agreement[INDEPENDENT]:.2f}, other real cells {agreement[REAL]:.2f} (correlation of correlations)"
+        )
+    return figure
 
 
 def joint_pca(sets: Mapping[str, Cells]) -> Figure:

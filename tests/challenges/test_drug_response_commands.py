@@ -66,7 +66,7 @@ def test_train_predict_evaluate_from_the_command_line(files, table, capsys):
     assert list(found.columns[:6]) == ["method", "metric", "value", "low", "high", "n"]
     assert set(found["method"]) == {*baselines.BASELINES, "kernel"}
     assert (found["n"] == len(test)).all()
-    assert (files / "build/drug_response/methods.png").stat().st_size > 10_000
+    assert (files / "build/drug_response/picture.png").stat().st_size > 10_000
     run("evaluate", "--data", files, "--method", "kernel", "--out", "folds.csv")
     assert (pd.read_csv("folds.csv")["n"] == 20).all()
 
@@ -180,7 +180,7 @@ def test_the_fastest_of_those_that_the_best_does_not_beat_is_chosen():
 
 def test_the_picture_says_what_to_submit_and_draws_the_baseline():
     table = long_table(**{evaluate.REFERENCE: 1.0, "zeros": 1.1, "cell-type mean": 0.95, "simple": 0.9, "kernel": 0.8})
-    (axes,) = plots.methods(table, evaluate.choose(table)).axes
+    (axes,) = plots.picture(table, evaluate.choose(table)).axes
     assert "2 of 2 methods beat the baseline" in axes.get_title(loc="left")
     assert "Submit kernel" in axes.get_title(loc="left")
     lines = {line.get_color() for line in axes.lines}

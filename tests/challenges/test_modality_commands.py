@@ -14,7 +14,9 @@ from simulated_pairs import TINY, simulated, split, write
 
 from challenges import common
 from challenges.modality import __main__ as cli
-from challenges.modality import data, evaluate, folds, models
+from challenges.modality import data, evaluate, folds, models, plots
+from challenges.modality.baselines import REFERENCE
+from workbench.pictures import style
 
 
 @pytest.fixture
@@ -95,17 +97,34 @@ def test_from_files_to_prediction_and_table(tmp_path, files, quick, capsys):
         words, out = ["--method", name, "--work", str(tmp_path / "work")], tmp_path / f"{name}.h5ad"
         cli.main(["train", *where, *words])
         cli.main(["predict", *where, *words, "--out", str(out)])
+        said = capsys.readouterr().out
+        assert re.search(rf"^Training {name}: about \d+ (s|min)$", said, re.MULTILINE)
+        assert "Predicting 20 cells x 12 features: about 1 s" in said
         found = ad.read_h5ad(out)
         assert found.shape == (20, 12)
         assert found.uns["method_id"] == name
     methods = ["--method", "ridge", "adversarial", "adversarial_unpaired", "--loss", "hinge"]
     out = ["--out", str(tmp_path / "out" / "table.csv"), "--pictures", str(tmp_path / "pictures")]
     cli.main(["evaluate", *where, *methods, *out])
+    told = r"^Training and measuring ridge, adversarial, adversarial_unpaired: about \d+ (s|min)$"
+    assert re.search(told, capsys.readouterr().out, re.MULTILINE)
     table = pd.read_csv(tmp_path / "out" / "table.csv")
     assert len(table) == 6 * 6  # methods with the baselines x metrics
     assert table.notna().all().all()
-    for name in ("GEX_ADT_cells.png", "GEX_ADT_features.png"):
-        assert (tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG")
+    for name in ("picture", "detail_cells", "detail_features"):
+        assert (tmp_path / "pictures" / f"GEX_ADT_{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_draws_every_method_beside_the_mean_and_says_what_is_best(scored):
+    (axes,) = plots.picture(scored.table, "ridge", scored.last).axes
+    rmse = scored.table.query("metric == 'RMSE'").set_index("method")["value"]
+    title = axes.get_title(loc="left")
+    assert title.startswith(f"ridge predicts protein from expression with an error of {rmse['ridge']:.3g}, the mean's")
+    drawn = {tuple(line.get_xdata()): line.get_color() for line in axes.lines}
+    assert drawn[(rmse[REFERENCE], rmse[REFERENCE])] == "black"
+    assert drawn[(rmse["ridge"],)] == style.ORANGE
+    assert set(drawn.values()) <= {"black", style.ORANGE, style.BLUE}
+    assert f"zeros {rmse['zeros']:.3g}" in axes.get_xlabel()
 
 
 def test_what_is_wrong_is_said_without_a_traceback(tmp_path, files):

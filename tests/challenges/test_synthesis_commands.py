@@ -1,5 +1,6 @@
 """Synthetic cells: the command line, and the generator in the crunch's own job."""
 
+import re
 import subprocess
 import sys
 import time
@@ -62,8 +63,9 @@ def test_prepare_says_what_is_there_what_is_held_out_and_how_long_it_takes(tmp_p
     assert "start: 0 steps; training takes about" in capsys.readouterr().out
 
 
-def test_sample_writes_types_and_mixtures_on_the_files_own_scale(work, tmp_path):
+def test_sample_writes_types_and_mixtures_on_the_files_own_scale(work, tmp_path, capsys):
     run("sample", work=work, n=7, type=TYPES[0], mix=MIXTURES, condition="donor=d1", out=tmp_path / "s.h5ad")
+    assert "Drawing 21 cells x 30 genes: about 1 s" in capsys.readouterr().out
     made = ad.read_h5ad(tmp_path / "s.h5ad")
     assert made.shape == (21, 30)
     assert made.obs["cell_type"].value_counts().to_dict() == dict.fromkeys(
@@ -132,9 +134,12 @@ def test_evaluate_writes_the_table_and_the_pictures(work, tmp_path, capsys, monk
     found = pd.read_csv(table)
     assert list(found.columns) == ["method", "metric", "value", "low", "high", "n"]
     assert {"start", "gan", "real held-out cells"} < set(found["method"])
-    names = {"pca", "moments", "zero_rates_by_type", "variance_by_type", "mixing"}
-    assert {path.name for path in pictures.iterdir()} == {f"{name}.png" for name in names}
-    assert "zero_rate_correlation_by_gene" in capsys.readouterr().out
+    details = {"pca", "moments", "zero_rates_by_type", "variance_by_type", "mixing"}
+    names = {"picture.png", *(f"detail_{name}.png" for name in details)}
+    assert {path.name for path in pictures.iterdir()} == names
+    said = capsys.readouterr().out
+    assert "zero_rate_correlation_by_gene" in said
+    assert re.search(r"^Evaluating 10 sets of cells: about \d+ (s|min)$", said, re.MULTILINE)
     run("evaluate", work=work, method="gan", draws=1)
     assert "start" not in set(pd.read_csv(work / "table.csv")["method"])
 

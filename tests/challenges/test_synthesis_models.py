@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from matplotlib.colors import to_hex
 from scipy.stats import ks_2samp
 from simulated_cells import make_cells
 
@@ -12,6 +13,7 @@ from challenges.synthesis import baselines, data, evaluate, folds, mixing, model
 from challenges.synthesis.models import CellGAN
 from challenges.synthesis.scale import Scale, recover
 from helpers import DataError
+from workbench.pictures.style import BLUE, GREY, ORANGE
 
 
 @pytest.fixture(scope="module")
@@ -314,7 +316,24 @@ def test_too_few_held_out_cells_are_refused(cells, trained):
         evaluate.on_held_out({models.GAN: trained}, cells, cells.take(np.arange(6)))
 
 
-def test_the_pictures_can_be_drawn(compared, tmp_path):
+def test_the_picture_lays_the_model_and_the_baseline_over_real_cells_and_says_what_was_found(compared):
+    model, train, held_out, found = compared
+    made = evaluate.generators({models.GAN: model}, train, held_out)
+    sets = {name: made[name](held_out.labels, 0) for name in (baselines.REAL, baselines.INDEPENDENT, models.GAN)}
+    figure = plots.picture(sets, found, models.GAN)
+    value = found.set_index(["method", "metric"])["value"]
+    agreement = {name: value[name, "gene_correlation_within_types"] for name in sets}
+    assert f"gan {agreement[models.GAN]:.2f}, independent genes {agreement[baselines.INDEPENDENT]:.2f}, other real " in (
+        figure.get_suptitle()
+    )
+    for axes, name, colour in zip(figure.axes, (baselines.INDEPENDENT, models.GAN), (ORANGE, BLUE), strict=True):
+        assert f"AUC {value[name, 'real_or_synthetic_auc']:.2f}" in axes.get_title()
+        real, over = axes.collections
+        assert [to_hex(dots.get_facecolor()[0]) for dots in (real, over)] == [GREY, colour]
+        assert len(real.get_offsets()) == len(over.get_offsets()) == len(held_out)
+
+
+def test_the_details_can_be_drawn(compared, tmp_path):
     model, train, held_out, _ = compared
     made = evaluate.generators({models.GAN: model}, train, held_out)
     sets = {name: made[name](held_out.labels, 0) for name in (baselines.REAL, baselines.INDEPENDENT, models.GAN)}
