@@ -244,6 +244,7 @@ def test_a_save_that_fails_at_the_end_loses_no_training(adata, tmp_path, capsys,
     assert (tmp_path / "gan.checkpoint.h5").exists()
     (tmp_path / "gan.h5").rmdir()
     monkeypatch.setattr(CellGAN, "fit", fit)
+    monkeypatch.setattr(cli, "seconds_to_train", lambda *_: 1.0)  # which takes steps
     monkeypatch.setattr(training.Training, "step", lambda self: pytest.fail("trained again"))
     run("train", **how)
     assert "Resumed at step 4" in capsys.readouterr().out
