@@ -484,7 +484,8 @@ def picture_of_methods(
             sides = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
             axes.errorbar(row["value"], i, xerr=sides, fmt="o", ms=7, color=colour, lw=1.5)
         axes.axvline(baseline, color="black", lw=1.2)
-        axes.text(baseline, -0.5, " the baseline", va="bottom", ha="left", fontsize=8)
+        side = "left" if baseline < np.mean(axes.get_xlim()) else "right"
+        axes.text(baseline, -0.5, " the baseline ", va="bottom", ha=side, fontsize=8)
         axes.set_yticks(range(len(found)), found.index)
         axes.set(ylim=(-0.6, len(found) - 0.4), xlabel=xlabel)
         axes.set_title(title, loc="left")

@@ -38,8 +38,8 @@ def picture(table: pd.DataFrame, best: str, pair: Pair) -> Figure:
         baseline,
         trivial=(),
         best=best,
-        title=f"{best} predicts {WHAT[pair.mod2]} from {WHAT[pair.mod1]} with an error of {rmse[best]:.3g}, the mean's "
-        f"is {baseline:.3g}.\n{n_better} of {len(found)} methods beat the mean beyond chance",
+        title=f"{best} predicts {WHAT[pair.mod2]} from {WHAT[pair.mod1]}: its error is {rmse[best]:.3g},\n"
+        f"the mean's {baseline:.3g}. {n_better} of {len(found)} methods beat the mean beyond chance",
         xlabel=f"RMSE ({_unit(pair)}; less is better); bars: 95 % interval of the gain on the baseline\n"
         f"baseline: the mean of each feature; not drawn: {others}",
     )

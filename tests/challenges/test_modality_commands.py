@@ -119,7 +119,7 @@ def test_the_picture_draws_every_method_beside_the_mean_and_says_what_is_best(sc
     (axes,) = plots.picture(scored.table, "ridge", scored.last).axes
     rmse = scored.table.query("metric == 'RMSE'").set_index("method")["value"]
     title = axes.get_title(loc="left")
-    assert title.startswith(f"ridge predicts protein from expression with an error of {rmse['ridge']:.3g}, the mean's")
+    assert title.startswith(f"ridge predicts protein from expression: its error is {rmse['ridge']:.3g},\nthe mean's")
     drawn = {tuple(line.get_xdata()): line.get_color() for line in axes.lines}
     assert drawn[(rmse[REFERENCE], rmse[REFERENCE])] == "black"
     assert drawn[(rmse["ridge"],)] == style.ORANGE
