@@ -560,7 +560,7 @@ def fit_predictor(
     """
     predictor = copy.deepcopy(predictor) if predictor is not None else Predictor.default()
     size, n_perturbations = challenge.train_path.stat().st_size, len(challenge.perturbations)
-    memory = (64 * n_perturbations + 12 * POOL_CELLS) * len(challenge.genes) + 0.4e9
+    memory = (64 * n_perturbations + 12 * POOL_CELLS) * len(challenge.genes) + 330 * len(challenge.obs) + 0.4e9
     print(
         f"Training on {len(challenge.obs):,} cells x {len(challenge.genes):,} genes ({text_size(size)} on disk), "
         f"{n_perturbations} perturbations. It takes {text_time(2 + size / READ_PER_SECOND)} and about "
