@@ -14,7 +14,7 @@ import pandas as pd
 import helpers
 from challenges.common import COLUMNS
 from challenges.synthesis.data import from_anndata
-from challenges.synthesis.models import CellGAN
+from challenges.synthesis.models import CellGAN, seconds_to_train
 from contract import CRUNCH
 from method import CellGenerator, Predictor
 from response import ResponseModel
@@ -37,6 +37,8 @@ class GANCells(helpers.ScaledCells):
     def fit(self, pool: ad.AnnData, means: pd.DataFrame | None = None) -> GANCells:
         """Train the GAN on the pool (its label is the perturbation) and draw as many cells of each label."""
         real = from_anndata(pool, CRUNCH.perturbation, source="the pool")
+        took = helpers.text_time(seconds_to_train(real, self.steps, self.seed, "cpu"))
+        print(f"Training the GAN on {len(real):,} cells: {took}", flush=True)
         made = CellGAN(self.steps, seed=self.seed, device="cpu").fit(real).sample_like(real, seed=self.seed)
         super().fit(ad.AnnData(made.values(), var=pd.DataFrame(index=made.genes)), means)
         return self

@@ -299,8 +299,9 @@ def test_gan_cells_have_the_interface_of_the_cell_generators():
     assert not {tuple(row) for row in fitted.base_.to_numpy()[:, :2].round(3)} <= real
 
 
-def test_one_table_shows_gaussian_real_and_gan_cells(demo_folder):
+def test_one_table_shows_gaussian_real_and_gan_cells(demo_folder, capsys):
     table = main_job.compare_cells(demo_folder, steps=1, seed=0)
+    assert re.search(r"^Training the GAN on [\d,]+ cells: about \d+ s$", capsys.readouterr().out, re.MULTILINE)
     assert list(table["method"]) == ["Gaussian cells", "scaled real cells", "scaled GAN cells"]
     value = table.set_index("method")["value"]
     assert value["scaled real cells"] < value["Gaussian cells"]
