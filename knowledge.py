@@ -8,6 +8,7 @@ know every gene: one that is missing from it is predicted from the others.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import re
 import warnings
 from collections import Counter
@@ -23,7 +24,7 @@ import scipy.sparse as sp
 
 from contract import CRUNCH
 from helpers import DataError, PerturbationStats, dense, open_hdf5, some
-from screens import Screen
+from screens import SCREENS_FOLDER, Screen
 
 FEATURES_FOLDER = "features"  # of the model folder: the user's own tables
 COEXPRESSION_COMPONENTS = 10
@@ -205,6 +206,25 @@ def _program_correlations(cells: np.ndarray, genes: pd.Index, sets: dict[str, li
         score = cells[:, genes.isin(group)].sum(axis=1)
         columns[name] = (score - score.mean()) / max(float(score.std()), 1e-6) @ cells / len(cells)
     return pd.DataFrame(columns, index=genes)
+
+
+def used_files(folder: str | Path) -> list[str]:
+    """What a model folder holds of the user's own knowledge, as `features/NAME` or `screens/NAME`, sorted."""
+    paths = [path for name in (FEATURES_FOLDER, SCREENS_FOLDER) for path in (Path(folder) / name).glob("*")]
+    notes = (".md", ".txt", ".json")
+    files = [path for path in paths if not path.name.startswith(".") and path.suffix.lower() not in notes]
+    return sorted(path.relative_to(folder).as_posix() for path in files)
+
+
+def file_digests(folder: str | Path) -> dict[str, str]:
+    """By name, a digest of what each of the `used_files` holds, wherever the folder lies; of a folder or pipe none."""
+    digests = {}
+    for name in used_files(folder):
+        path = Path(folder) / name
+        if path.is_file():
+            with path.open("rb") as file:
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def read_features(folder: str | Path, genes: Iterable[str]) -> dict[str, FeatureTable]:

@@ -27,7 +27,7 @@ import helpers
 from combinations import CombinationModel, for_names, genes_in
 from contract import CRUNCH, MODEL_FOLDER
 from helpers import Challenge, DataError, progress_bar, replacing_all, some, text_size
-from method import EXPECTED_COLUMNS, MODEL_FILE, Predictor, checked_scale, train
+from method import EXPECTED_COLUMNS, MODEL_FILE, Predictor, checked_scale, train, warn_of_other_files
 from workbench.adoption.labels import similar
 from workbench.commands import check_outputs, command_line
 
@@ -87,6 +87,7 @@ def _model(challenge: Challenge, folder: Path, names: pd.Index, seed: int) -> Pr
             raise DataError(f"{path}: trained on other genes than those of {challenge.train_path}; delete it")
         if not isinstance(method.expression, CombinationModel) or isinstance(fitted.expression, CombinationModel):
             print(f"Using {path}; delete it to train again.")
+            warn_of_other_files(fitted, path)
             return fitted
         print(f"{path} is of single knock-outs; training again for combinations.")
     return train(challenge.folder, folder, seed=seed, predictor=method)
