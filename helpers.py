@@ -336,6 +336,17 @@ def read_text(path: Path) -> str:
     return text
 
 
+def check_header(columns: Sequence[object], path: Path) -> None:
+    """Raises DataError where the names of a table's columns, after the first, look like a row of numbers.
+
+    Whole numbers may be names. Where a name stands twice, pandas adds `.1` to the second.
+    """
+    texts = [str(name) for name in columns[1:]]
+    bare = pd.Series([text.rpartition(".")[0] if text.count(".") > 1 else text for text in texts], dtype=object)
+    if pd.to_numeric(bare, errors="coerce").notna().mean() > 0.5 and any("." in text for text in texts):
+        raise DataError(f"{path}: the first line, {some(columns, 3)}, is no header; put names of columns above it")
+
+
 def _read_table(path: Path, names: Sequence[str], numbers: Sequence[str] = ()) -> pd.DataFrame:
     """The columns of a csv: `names` are texts, `numbers` float64. Raises DataError where one is missing or empty."""
     form = {"keep_default_na": False, "na_values": [""], "index_col": False}  # a gene may be called "NA"
@@ -384,7 +395,18 @@ def _ratio(table: pd.DataFrame) -> pd.Series:
     return table[CRUNCH.part] / table[CRUNCH.whole].where(table[CRUNCH.whole] > 0, 1.0)
 
 
-HEADERS = ("gene", "genes", "gene_name", "gene_symbol", "symbol", "name", "perturbation", "perturbations", "target")
+HEADERS = (
+    "0",
+    "gene",
+    "genes",
+    "gene_name",
+    "gene_symbol",
+    "symbol",
+    "name",
+    "perturbation",
+    "perturbations",
+    "target",
+)
 
 
 def _read_names(path: Path) -> pd.Index:
@@ -416,7 +438,7 @@ Source: TypeAlias = str | os.PathLike[str] | ad.AnnData
 
 def without_controls(table: pd.DataFrame | pd.Series) -> Any:
     """The rows of perturbations."""
-    return table[[not CRUNCH.is_control(name) for name in table.index]]
+    return table[np.array([not CRUNCH.is_control(name) for name in table.index], bool)]
 
 
 @dataclass(frozen=True)
@@ -566,7 +588,10 @@ def _task_sums(task: _Task) -> tuple[np.ndarray, list[np.ndarray]]:
         for rows in task.slabs:
             start, stop = rows.start - task.first, rows.stop - task.first
             values, columns, indptr = matrix.slab(slice(start, stop) if in_memory else rows)
-            lowest = _check_values(values, f"{task.name}, cells {rows.start} to {rows.stop}")
+            where = f"{task.name}, cells {rows.start} to {rows.stop}"
+            lowest = _check_values(values, where)
+            if lowest == 0 and values.size < (stop - start) * matrix.shape[1]:
+                _check_zeros(values, where)
             columns = columns if task.columns is None else task.columns[columns]
             codes, slab = task.codes[start:stop], (values, columns, indptr)
             found, parts = _slab_sums(slab, codes, task.n_genes, all_detected=lowest > 0)
@@ -584,17 +609,30 @@ def _add_rows(totals: list[np.ndarray], places: np.ndarray, parts: Iterable[np.n
 def _check_values(values: np.ndarray, where: str) -> float:
     """The lowest of the values of a slab. Raises DataError for values that cannot be expression."""
     lowest, highest = values.min(initial=np.inf), values.max(initial=0.0)
-    if lowest >= 0 and highest <= MOST:  # NaN is neither
+    is_whole = all((part == np.rint(part)).all() for part in (values[:100], values))  # a look at all is rarely needed
+    if lowest >= 0 and highest <= MOST and not (is_whole and values.size):  # NaN is neither
         return lowest
     scale = f"log2(1 + {CRUNCH.scale:g} * count / total)"
     if not np.isfinite(highest):
         raise DataError(f"{where}: X holds infinite values or NaN; expected {scale}")
     if lowest < 0:
         raise DataError(f"{where}: X holds negative values, down to {lowest:g}; expected {scale}")
+    if highest <= MOST:
+        raise DataError(f"{where}: X holds whole numbers alone: counts, or 0 and 1; normalise to {scale}")
     raise DataError(
         f"{where}: X holds values up to {highest:g}, more than log2(1 + scale) = {MOST:.1f} allows: these look like "
         f"counts or CPM; normalise to {scale}"
     )
+
+
+ZEROS = 512  # stored one after the other: a page of 4 kB of float64
+
+
+def _check_zeros(values: np.ndarray, where: str) -> None:
+    """Raises DataError for pages of zeros among the stored values: what of a file was never written reads as that."""
+    edges = np.flatnonzero(np.diff(values == 0, prepend=False, append=False))
+    if (longest := (edges[1::2] - edges[::2]).max(initial=0)) >= ZEROS:
+        raise DataError(f"{where}: X/data holds {longest} zeros one after the other: {DAMAGED}")
 
 
 def _slab_sums(
@@ -1050,6 +1088,8 @@ class MedianProportions(_SameForAll):
     def fit(self, proportions: pd.DataFrame) -> MedianProportions:
         """Learn from perturbations x states; the control's row is left out. Raises DataError for no shares."""
         perturbed = without_controls(proportions)
+        if perturbed.empty:
+            raise DataError("the training proportions: no row but that of the control; there is nothing to learn from")
         check_shares(perturbed, "the training proportions")
         shares = perturbed[CRUNCH.shares].to_numpy(np.float64)
 

@@ -23,7 +23,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from contract import CRUNCH
-from helpers import DataError, PerturbationStats, dense, open_hdf5, some
+from helpers import DataError, PerturbationStats, check_header, dense, open_hdf5, some
 from screens import SCREENS_FOLDER, Screen
 
 FEATURES_FOLDER = "features"  # of the model folder: the user's own tables
@@ -244,7 +244,7 @@ def read_features(folder: str | Path, genes: Iterable[str]) -> dict[str, Feature
     tables = {}
     for path in sorted(Path(folder).glob("*")):
         kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
-        if path.name.startswith(".") or kind in ("md", "txt"):
+        if path.name.startswith(".") or path.suffix.lower() in (".md", ".txt"):
             continue
         if kind not in FEATURE_READERS:
             raise DataError(f"{path}: not a feature table; use {', '.join('.' + name for name in FEATURE_READERS)}")
@@ -296,17 +296,16 @@ def _read_text_table(path: Path, wanted: pd.Index) -> FeatureTable:
     separator, names = "\t" if ".tsv" in path.name else ",", dict.fromkeys((0, "source", "target"), str)
     missing = ["", "nan", "NaN", "inf", "-inf"]  # numbers; a gene may be called so
     table = pd.read_csv(path, sep=separator, keep_default_na=False, na_values=missing, converters=names)
-    header = pd.to_numeric(pd.Series(table.columns[1:]), errors="coerce")
-    if header.notna().all() and (table.columns[0] in wanted or (header % 1 != 0).any()):
-        raise DataError(
-            f"{path}: the first line, {some(table.columns, 3)}, is no header; put names of columns above it"
-        )
+    check_header(table.columns, path)
+    if table.columns[0] in wanted and pd.to_numeric(table.columns[1:], errors="coerce").notna().all():
+        raise DataError(f"{path}: begins with the gene {table.columns[0]}; put names of columns above it")
     if table.shape[1] == 1:
         name = str(table.columns[0])
         remedies = {
             ";": "it is separated by semicolons: write it with commas",
             ",": "it is separated by commas: rename it to .csv",
             "\t": "it is separated by tabs: rename it to .tsv",
+            " ": "is it separated by spaces? Write it with commas",
         }
         remedy = next((remedies[mark] for mark in remedies if mark in name), "genes and at least one column are needed")
         raise DataError(f"{path}: only one column, {name!r}; {remedy}")
@@ -315,7 +314,8 @@ def _read_text_table(path: Path, wanted: pd.Index) -> FeatureTable:
         if (empty := (ends[0] == "") | (ends[1] == "")).any():
             _warn(f"{path}: {empty.sum()} edges without a source or target are left out")
         return edge_table(*(end[~empty] for end in ends))
-    if table.iloc[:, 0].duplicated().any() and not pd.api.types.is_numeric_dtype(table.dtypes.iloc[1]):
+    first, second = table.iloc[:, 0], table.iloc[:, 1]
+    if not pd.api.types.is_numeric_dtype(second) and (first.duplicated().any() or second.isin(first).any()):
         raise DataError(f"{path}: looks like a graph; call its columns {some(table.columns[:2])} source and target")
     return _clean_numbers(table.set_index(table.columns[0]), wanted, path)
 

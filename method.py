@@ -71,7 +71,7 @@ from helpers import (
     write_prediction,
     writing_sealed,
 )
-from knowledge import FEATURES_FOLDER, GeneKnowledge, file_digests, read_features, training_knowledge
+from knowledge import FEATURES_FOLDER, GeneKnowledge, file_digests, read_features, training_knowledge, used_files
 from response import ResponseModel
 from screens import SCREENS_FOLDER, read_screens
 
@@ -699,11 +699,14 @@ def infer(
     saved model is another one, or was trained on other cells than those of the data folder, where it holds any, and for
     an output that is an input.
     """
-    path, data = Path(model_directory_path) / MODEL_FILE, Path(data_directory_path)
-    inputs = [path, *(data / name for name in CRUNCH.data_files)]
-    for output in (prediction_h5ad_file_path, program_proportion_csv_file_path):
+    folder, data = Path(model_directory_path), Path(data_directory_path)
+    path, outputs = folder / MODEL_FILE, (prediction_h5ad_file_path, program_proportion_csv_file_path)
+    inputs = [path, *(data / name for name in CRUNCH.data_files), *(folder / name for name in used_files(folder))]
+    for output in outputs:
         if Path(output).resolve() in [file.resolve() for file in inputs]:
             raise DataError(f"{output}: an input, which would be overwritten; name another file")
+    if len({Path(output).resolve() for output in outputs}) < len(outputs):
+        raise DataError(f"{output}: the cells and the proportions cannot both be written there; name two files")
     if path.exists():
         fitted, cells = Predictor.load(path, like=predictor), data / CRUNCH.train_file
         if fitted.trained_on and cells.exists() and fingerprint(cells) != fitted.trained_on:

@@ -31,7 +31,7 @@ from conftest import run_infer
 import helpers
 from contract import OBESITY_1 as CRUNCH
 from contract import TRAVELLING
-from helpers import DataError
+from helpers import DataError, MedianProportions
 from method import EXPECTED_FILE, MODEL_FILE, infer, train
 
 sys.path.append(str(Path(__file__).parent / "challenges"))
@@ -315,6 +315,14 @@ def predict_onto_the_shares():
     return predict(files=("out/prediction.h5ad", TRAIN_SHARES))
 
 
+def predict_onto_a_table():
+    return predict(files=("out/prediction.h5ad", "resources/screens/../screens/a.csv"))
+
+
+def predict_both_into_one():
+    return predict(files=("out/both", "out/../out/both"))
+
+
 def statistics_of_nothing():
     return helpers.perturbation_stats([])
 
@@ -578,7 +586,22 @@ CROSSING = [
     Case("crunch", CROSS.replace(" data ", " nowhere "), NOTHING, r"nowhere/obesity_challenge_1\.h5ad: no such file"),
     Case("crunch", EFFECTS, NOTHING, r"effects\.csv: no such file"),
     Case("crunch", f"{EFFECTS} --out effects.csv", EFFECT_TABLE, r"effects\.csv: an input of this command"),
-    Case("crunch", f"{EFFECTS} --groups groups.csv", EFFECT_TABLE, r"groups\.csv"),
+    Case(
+        "crunch", EFFECTS, text("effects.csv", "gene;x;y\na;1;2\n"), r"effects\.csv: 0 columns beside .*commas between"
+    ),
+    Case(
+        "crunch", EFFECTS, text("effects.csv", "a,0.1,2.5\nb,2,3\nc,4,5\n"), r"effects\.csv: the first line, a, 0\.1, 2"
+    ),
+    Case("crunch", f"{EFFECTS} --groups groups.csv", EFFECT_TABLE, r"groups\.csv: cannot be read as csv"),
+    Case(
+        "crunch",
+        f"{EFFECTS} --groups groups.csv",
+        both(EFFECT_TABLE, text("groups.csv", "a,b\n", "utf-16")),
+        r"groups\.csv: cannot be read as csv: .*utf-8",
+    ),
+    Case(
+        "crunch", f"{EFFECTS} --groups groups.csv", both(EFFECT_TABLE, text("groups.csv", "")), r"groups\.csv: cannot"
+    ),
     Case("crunch", f"{EFFECTS} --groups effects.csv --data data", NOTHING, "not allowed with argument", 2),
     Case("crunch", "workbench.bench --keep file/new", text("file", ""), "file/new: cannot be written to"),
     Case("crunch", no_such_source, NOTHING, "nothing: no such source; there are reactome"),
@@ -594,6 +617,7 @@ DRUGS = [
     Case("drug", PREPARE, cut(TABLE), r"de_train\.parquet: not a parquet file, or a broken one"),
     Case("drug", PREPARE, text(TABLE, "cell_type,sm_name,A1"), r"de_train\.parquet: not a parquet file"),
     Case("drug", PREPARE, parquet(TABLE, lambda t: t.assign(dose_uM=1.0)), r"columns that are no genes: 'dose_uM'"),
+    Case("drug", PREPARE, parquet(TABLE, lambda t: t.assign(n_cells=9)), r"columns that are no genes: 'n_cells'"),
     Case("drug", PREPARE, parquet(TABLE, lambda t: t.assign(**{"Unnamed: 0": 1.0})), "no genes: 'Unnamed: 0'"),
     Case("drug", PREPARE, parquet(TABLE, lambda t: t.assign(G1=True)), "gene columns that are not numbers: G1"),
     Case("drug", PREPARE, parquet(TABLE, lambda t: t.assign(G1="x")), "gene columns that are not numbers: G1"),
@@ -771,6 +795,28 @@ def only(*names):
     return cells(TRAIN, lambda adata: adata[adata.obs["gene"].isin(names)].copy())
 
 
+def stored(change):
+    """Change the stored values of the training cells."""
+    return hdf5(TRAIN, lambda file: file["X/data"].write_direct(change(file["X/data"][:])))
+
+
+def page_of_zeros(name, dataset):
+    """What a download leaves that was interrupted: 4 kB that were never written, from the second value on."""
+
+    def harm(folder):
+        with h5py.File(folder / name) as file:
+            first = file[dataset].id.get_offset() + file[dataset].dtype.itemsize
+        with (folder / name).open("r+b") as file:
+            file.seek(first)
+            file.write(bytes(4096))
+
+    return harm
+
+
+def only_the_control():
+    return MedianProportions().fit(helpers.load_challenge("data").proportions.loc[["NC"]])
+
+
 READING = [
     Case("crunch", learn, gone(TRAIN), r"obesity_challenge_1\.h5ad: no such file"),
     Case("crunch", learn, in_its_place(TRAIN), r"obesity_challenge_1\.h5ad: not a file"),
@@ -806,6 +852,11 @@ READING = [
     Case("crunch", learn, number_in(TRAIN, "X/data", 5, np.nan), r"cells 0 to .*: X holds infinite values or NaN"),
     Case("crunch", learn, number_in(TRAIN, "X/data", 5, -1), r"cells 0 to .*: X holds negative values, down to -1"),
     Case("crunch", learn, number_in(TRAIN, "X/data", 5, 400), r"up to 400, more than log2.*counts or CPM; normalise"),
+    Case("crunch", learn, stored(np.ones_like), "X holds whole numbers alone: counts, or 0 and 1; normal"),
+    Case("crunch", learn, stored(lambda X: np.minimum(np.rint(X), 9)), "X holds whole numbers alone: counts, or 0 and"),
+    Case("crunch", learn, page_of_zeros(TRAIN, "X/data"), r"X/data holds \d+ zeros one after the other: it is damaged"),
+    Case("crunch", learn, page_of_zeros(TRAIN, "X/indices"), r"X holds genes twice in one cell, .*: it is damaged"),
+    Case("crunch", learn, page_of_zeros(TRAIN, "X/indptr"), "X holds genes twice in one cell, .*: it is dam"),
     Case("crunch", learn, with_obs("adipo", lambda s: 2 * s - 1), r"obs\['adipo'\] must be 0 or 1 for every cell"),
     Case("crunch", learn, with_obs("adipo", lambda s: s.astype(str)), r"obs\['adipo'\] must be 0 or 1"),
     Case("crunch", learn, with_obs("lipo", lambda s: 1), r"obs\['lipo'\] is 1 where obs\['adipo'\] is 0"),
@@ -815,6 +866,7 @@ READING = [
     Case("crunch", learn, only("no such gene"), r"obesity_challenge_1\.h5ad: obs holds no cells"),
     Case("crunch", learn, cells(TRAIN, lambda a: a[:, :0].copy()), r"obesity_challenge_1\.h5ad: var holds no genes"),
     Case("crunch", statistics_of_nothing, NOTHING, "sources: the list is empty"),
+    Case("crunch", only_the_control, NOTHING, "the training proportions: no row but that of the control"),
     Case("crunch", statistics_of_the_same_twice, NOTHING, r"sources: duplicated names .*obesity_challenge_1\.h5ad"),
 ]
 
@@ -849,6 +901,7 @@ TEXTS = [
             ),
             Case("crunch", learn, text(name, "A1\nÄ2", "latin-1"), rf"{file}: not a text in UTF-8 \(.*byte 3\)"),
             Case("crunch", learn, words(name, lambda n: ["gene", *n]), rf"{file}: begins with 'gene', .*a header"),
+            Case("crunch", learn, words(name, lambda n: ["0", *n]), rf"{file}: begins with '0', .*a header"),
             Case(
                 "crunch",
                 learn,
@@ -919,6 +972,11 @@ def feature_cells(change):
     return both(made_folder("resources/features"), lambda folder: small.write_h5ad(folder / name), change(name))
 
 
+def screen(name, content):
+    """A file in `resources/screens/`."""
+    return both(made_folder("resources/screens"), text(f"resources/screens/{name}", content))
+
+
 RAW_STRING = "protein1,protein2,score\nA,B,700\nA,C,800\nB,C,900\n"
 TABLES = [
     Case("crunch", learn, text("resources/features", ""), "resources/features: not a folder; put the feature tables"),
@@ -949,6 +1007,20 @@ TABLES = [
         feature("a.csv", RAW_STRING),
         r"a\.csv: looks like a graph; call its columns protein1, protein2",
     ),
+    Case(
+        "crunch",
+        learn,
+        feature("a.csv", "A1,0.0,0.0,1\nB2,0,0,1\n"),
+        r"a\.csv: the first line, A1, 0\.0, 0\.0\.1, \.\.\.",
+    ),
+    Case(
+        "crunch", learn, feature("a.csv", "A1,A2,2\nA2,A3,3\nA3,A4,4\n"), r"a\.csv: looks like a graph; call its colu"
+    ),
+    Case("crunch", learn, feature("a.csv", RAW_STRING.replace(",", " ")), r"only one column, .* separated by spaces"),
+    Case("crunch", learn, feature("links.txt.gz", b""), r"links\.txt\.gz: not a feature table; use \.gmt"),
+    Case(
+        "crunch", learn, screen("a.csv", "A1,0.1,0.2\nB2,0.3,0.4\n"), r"a\.csv: the first line, A1, 0\.1, 0\.2, is no"
+    ),
     Case("crunch", learn, feature("a.h5ad", "cells"), r"a\.h5ad: cannot be read as h5ad"),
     Case(
         "crunch",
@@ -972,6 +1044,7 @@ TABLES = [
     Case("crunch", learn, feature_cells(cut), r"features/a\.h5ad: cannot be read as h5ad"),
 ]
 
+FIELD = "workbench.predict data --targets A --resources resources --out resources/features/a.h5ad"
 MODELS = [
     Case("crunch", predict, cut(MODEL), r"model\.h5: damaged, no saved model.*train again"),
     Case("crunch", predict, text(MODEL, ""), r"model\.h5: damaged, no saved model.*train again"),
@@ -1073,6 +1146,10 @@ MODELS = [
     Case("crunch", predict_onto_the_cells, NOTHING, r"obesity_challenge_1\.h5ad: an input, which would be overwritten"),
     Case("crunch", predict_onto_the_model, NOTHING, r"model\.h5: an input, which would be overwritten"),
     Case("crunch", predict_onto_the_shares, NOTHING, r"program_proportion\.csv: an input, which would be overwritten"),
+    Case("crunch", predict_onto_a_table, screen("a.csv", ""), r"a\.csv: an input, which would be overwritten"),
+    Case("crunch", predict_both_into_one, NOTHING, "the cells and the proportions cannot both be written there"),
+    Case("crunch", FIELD, feature("a.csv", ""), r"features/a\.csv: an input of this command"),
+    Case("crunch", FIELD.replace("features/a", "expected"), NOTHING, r"resources/expected\.csv: an input of this com"),
     Case("crunch", predict, text("out", ""), r"shares\.csv: could not be written"),
     Case("crunch", predict, made_folder("out/prediction.h5ad"), r"prediction\.h5ad is a folder; name a file"),
     Case("crunch", predict, made_folder("out/shares.csv"), r"shares\.csv is a folder; name a file"),

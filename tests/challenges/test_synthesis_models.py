@@ -323,8 +323,9 @@ def test_the_picture_lays_the_model_and_the_baseline_over_real_cells_and_says_wh
     figure = plots.picture(sets, found, models.GAN)
     value = found.set_index(["method", "metric"])["value"]
     agreement = {name: value[name, "gene_correlation_within_types"] for name in sets}
-    assert f"gan {agreement[models.GAN]:.2f}, independent genes {agreement[baselines.INDEPENDENT]:.2f}, other real " in (
-        figure.get_suptitle()
+    assert (
+        f"gan {agreement[models.GAN]:.2f}, independent genes {agreement[baselines.INDEPENDENT]:.2f}, other real "
+        in (figure.get_suptitle())
     )
     for axes, name, colour in zip(figure.axes, (baselines.INDEPENDENT, models.GAN), (ORANGE, BLUE), strict=True):
         assert f"AUC {value[name, 'real_or_synthetic_auc']:.2f}" in axes.get_title()
