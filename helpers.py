@@ -1755,8 +1755,8 @@ def _write_labels(path: Path, genes_of_cells: pd.Index, genes: pd.Index) -> None
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it when all went well and removed when not.
 
-    What a killed run left behind is removed by the next one. Raises DataError for a folder of that name, and when the
-    disk is full or read-only.
+    What a killed run left behind is removed by the next one. Raises DataError for a folder, device or pipe of that
+    name, and when the disk is full or read-only.
     """
     with replacing_all([path]) as (temporary,):
         yield temporary
@@ -1768,8 +1768,9 @@ def replacing_all(paths: Sequence[Path]) -> Iterator[list[Path]]:
     done: list[Path] = []
     try:
         with ExitStack() as stack:
-            if folders := [path for path in paths if path.is_dir()]:
-                raise IsADirectoryError(f"{some(folders)} is a folder; name a file")
+            if odd := [path for path in paths if path.exists() and not path.is_file()]:
+                what = "a folder" if odd[0].is_dir() else "a device or pipe"
+                raise FileExistsError(f"{some(odd)} is {what}; name a file")
             temporaries = [stack.enter_context(_temporary(path)) for path in paths]
             yield temporaries
             for temporary, path in zip(temporaries, paths, strict=True):
@@ -2317,8 +2318,8 @@ def local_split(
     """
     source, folder = Path(source), Path(folder)
     for number, name in ((max_cells, "max_cells"), (n_genes, "n_genes")):
-        if number is not None and number < 1:
-            raise DataError(f"{name} is {number}: it must be at least 1")
+        if number is not None and not (isinstance(number, int | np.integer) and number >= 1):
+            raise DataError(f"{name} is {number!r}: it must be a whole number of at least 1")
     files = [folder / name for name in ("local_train.h5ad", "local_test_eval.h5ad", "local_test_perturbated_genes.txt")]
     if source.resolve() in [file.resolve() for file in files]:
         raise DataError(f"{source}: it would be overwritten; choose another folder than {folder}")

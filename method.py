@@ -278,9 +278,7 @@ class Predictor:
 
     @staticmethod
     def _checked_targets(targets: Sequence[str]) -> pd.Index:
-        index = pd.Index([str(target) for target in targets])
-        if index.empty:
-            raise DataError("predict_perturbations is empty: there is nothing to predict")
+        index = _names(targets, "predict_perturbations")
         if index.has_duplicates:
             warnings.warn(f"listed twice, predicted once: {some(index[index.duplicated()].unique())}", stacklevel=3)
         if controls := list(filter(CRUNCH.is_control, index)):
@@ -288,9 +286,7 @@ class Predictor:
         return index.unique()
 
     def _checked_genes(self, genes: Sequence[str]) -> pd.Index:
-        index = pd.Index([str(gene) for gene in genes])
-        if index.empty:
-            raise DataError("genes_to_predict is empty: there is nothing to predict")
+        index = _names(genes, "genes_to_predict")
         check_unique(index, "genes_to_predict")
         unknown = check_measured(index, self.genes, "genes_to_predict")
         if len(unknown):
@@ -337,6 +333,16 @@ class Predictor:
     def describe(self) -> str:
         """The parts with their parameters: `ResponseModel(rank=120, ...), MedianProportions(), ...`."""
         return ", ".join(_describe(part) for part in self.parts())
+
+
+def _names(given: Sequence[str], what: str) -> pd.Index:
+    """The names that are asked for. Raises DataError where there are none, or some are no texts: NaN, say."""
+    names = [given] if isinstance(given, str) else list(given)
+    if odd := [name for name in names if not isinstance(name, str) or not name.strip()]:
+        raise DataError(f"{what} holds {some(map(repr, odd))}, which is no name; take it out")
+    if not names:
+        raise DataError(f"{what} is empty: there is nothing to predict")
+    return pd.Index(names)
 
 
 def _describe(estimator: Any) -> str:

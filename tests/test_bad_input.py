@@ -287,6 +287,14 @@ def predict_no_genes():
     return predict(genes=[])
 
 
+def predict_no_name():
+    return predict(genes=[None, *Path(GENE_NAMES).read_text().split()])
+
+
+def predict_nobody():
+    return infer("data", "out", "out/a.h5ad", "out/b.csv", "resources", ["A", np.nan, " "], ["B"])
+
+
 def predict_other_genes():
     return predict(genes=["ENSG00000000003", "ENSG00000000005"])
 
@@ -341,6 +349,10 @@ def score_calibrated():
 
 def split():
     return helpers.local_split(TRAIN, "split", 0.3)
+
+
+def split_half_a_gene():
+    return helpers.local_split(TRAIN, "split", 0.3, n_genes=1.5)
 
 
 def truth_of_the_challenge():
@@ -475,6 +487,7 @@ SCORES = [
     Case("crunch", split, cut(TRAIN), r"obesity_challenge_1\.h5ad: not a readable HDF5 file"),
     Case("crunch", split, hdf5(TRAIN, text_as_numbers), "damaged, a text of obs is a list of numbers"),
     Case("crunch", split, text("split", ""), "could not be written|split.* is a file|File exists"),
+    Case("crunch", split_half_a_gene, NOTHING, r"n_genes is 1\.5: it must be a whole number of at least 1"),
     Case("crunch", truth_of_the_challenge, gone(TRUE_CELLS), "no local truth, so there is nothing to compare"),
 ]
 
@@ -488,6 +501,7 @@ COMPARING = [
     Case("crunch", f"{COMPARE} --out {SHARES}", NOTHING, r"program_proportion\.csv: an input of this command"),
     Case("crunch", f"{COMPARE} --out data/{CRUNCH.genes_file}", NOTHING, r"genes_to_predict\.txt: an input of this"),
     Case("crunch", f"{COMPARE} --out data", NOTHING, "data: a folder; name a file"),
+    Case("crunch", f"{COMPARE} --out pipe", lambda folder: os.mkfifo("pipe"), "pipe: a device or pipe; name a file"),
     Case(
         "crunch", f"{COMPARE} --out file/table.csv", text("file", ""), r"file: cannot be written to \(Not a directory"
     ),
@@ -506,6 +520,8 @@ VALIDATING = [
         "crunch", VALIDATE, csv(TRUE_SHARES, lambda t: t.drop(columns="gene")), r"gtruth\.csv: no column gene; it has"
     ),
     Case("crunch", VALIDATE, text(TRUE_SHARES, b"\xff\xfe\x00"), r"gtruth\.csv: not a readable CSV file"),
+    Case("crunch", VALIDATE, pipe(TRUE_SHARES), r"gtruth\.csv: not a file; put the file there"),
+    Case("crunch", VALIDATE, pipe(GENE_NAMES), r"genes_to_predict\.txt: not a file; put the file there"),
     Case("crunch", "workbench.validate nowhere data", NOTHING, "nowhere: no such folder", 2),
     Case("crunch", "workbench.validate prediction data/x", NOTHING, "data/x: no such folder", 2),
 ]
@@ -1147,6 +1163,11 @@ MODELS = [
     Case("crunch", predict_onto_the_model, NOTHING, r"model\.h5: an input, which would be overwritten"),
     Case("crunch", predict_onto_the_shares, NOTHING, r"program_proportion\.csv: an input, which would be overwritten"),
     Case("crunch", predict_onto_a_table, screen("a.csv", ""), r"a\.csv: an input, which would be overwritten"),
+    Case("crunch", predict_nobody, NOTHING, "predict_perturbations holds nan, ' ', which is no name; take it out"),
+    Case("crunch", predict_no_name, NOTHING, "genes_to_predict holds None, which is no name; take it out"),
+    Case(
+        "crunch", predict, both(made_folder("out"), lambda folder: os.mkfifo("out/shares.csv")), "is a device or pipe"
+    ),
     Case("crunch", predict_both_into_one, NOTHING, "the cells and the proportions cannot both be written there"),
     Case("crunch", FIELD, feature("a.csv", ""), r"features/a\.csv: an input of this command"),
     Case("crunch", FIELD.replace("features/a", "expected"), NOTHING, r"resources/expected\.csv: an input of this com"),
