@@ -396,7 +396,6 @@ def _ratio(table: pd.DataFrame) -> pd.Series:
 
 
 HEADERS = (
-    "0",
     "gene",
     "genes",
     "gene_name",
@@ -418,7 +417,7 @@ def _read_names(path: Path) -> pd.Index:
     names = pd.Index([line for line in lines if line])
     if names.empty:
         raise DataError(f"{path}: the file is empty")
-    if names[0].lower() in HEADERS:
+    if names[0].lower() in HEADERS or (names[0] == "0" and not names[-1].isdecimal()):  # pandas' name for no name
         raise DataError(f"{path}: begins with {names[0]!r}, which looks like a header; write names alone")
     check_unique(names, str(path))
     return names
@@ -591,7 +590,7 @@ def _task_sums(task: _Task) -> tuple[np.ndarray, list[np.ndarray]]:
             where = f"{task.name}, cells {rows.start} to {rows.stop}"
             lowest = _check_values(values, where)
             if lowest == 0 and values.size < (stop - start) * matrix.shape[1]:
-                _check_zeros(values, where)
+                check_zeros(values, where)
             columns = columns if task.columns is None else task.columns[columns]
             codes, slab = task.codes[start:stop], (values, columns, indptr)
             found, parts = _slab_sums(slab, codes, task.n_genes, all_detected=lowest > 0)
@@ -628,7 +627,7 @@ def _check_values(values: np.ndarray, where: str) -> float:
 ZEROS = 512  # stored one after the other: a page of 4 kB of float64
 
 
-def _check_zeros(values: np.ndarray, where: str) -> None:
+def check_zeros(values: np.ndarray, where: str) -> None:
     """Raises DataError for pages of zeros among the stored values: what of a file was never written reads as that."""
     edges = np.flatnonzero(np.diff(values == 0, prepend=False, append=False))
     if (longest := (edges[1::2] - edges[::2]).max(initial=0)) >= ZEROS:

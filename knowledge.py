@@ -243,7 +243,7 @@ def read_features(folder: str | Path, genes: Iterable[str]) -> dict[str, Feature
     wanted = pd.Index(sorted(set(genes)))
     tables = {}
     for path in sorted(Path(folder).glob("*")):
-        kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
+        kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
         if path.name.startswith(".") or path.suffix.lower() in (".md", ".txt"):
             continue
         if kind not in FEATURE_READERS:
@@ -278,7 +278,7 @@ def _as_symbols(names: Iterable[object], wanted: pd.Index, path: Path) -> pd.Ind
 
 
 def _read_gmt(path: Path, wanted: pd.Index) -> FeatureTable:
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as lines:
+    with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rt", encoding="utf-8-sig") as lines:
         fields = [line.rstrip("\n").split("\t") for line in lines if line.strip()]
     if not any(len(line) > 2 for line in fields):
         raise DataError(f"{path}: no gene set: a line is `name<TAB>description<TAB>gene<TAB>gene ...`")
@@ -293,7 +293,7 @@ def _read_gmt(path: Path, wanted: pd.Index) -> FeatureTable:
 
 
 def _read_text_table(path: Path, wanted: pd.Index) -> FeatureTable:
-    separator, names = "\t" if ".tsv" in path.name else ",", dict.fromkeys((0, "source", "target"), str)
+    separator, names = "\t" if ".tsv" in path.name.lower() else ",", dict.fromkeys((0, "source", "target"), str)
     missing = ["", "nan", "NaN", "inf", "-inf"]  # numbers; a gene may be called so
     table = pd.read_csv(path, sep=separator, keep_default_na=False, na_values=missing, converters=names)
     check_header(table.columns, path)

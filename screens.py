@@ -158,7 +158,7 @@ def read_screen(path: str | Path, wanted: Iterable[str] | None = None) -> Screen
     if kind not in READERS:
         raise DataError(f"{path}: not a screen; use {', '.join('.' + name for name in READERS)}")
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: {'not a' if path.exists() else 'no such'} file")
     names = None if wanted is None else pd.Index(sorted(set(wanted)))
     try:
         with working_on(path.name), np.errstate(over="ignore"):  # what float32 cannot hold is infinite there

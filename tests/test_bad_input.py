@@ -88,6 +88,19 @@ def cut(name, share=0.5):
     return lambda folder: os.truncate(folder / name, int(share * (folder / name).stat().st_size))
 
 
+def page_of_zeros(name, dataset):
+    """What a download leaves that was interrupted: 4 kB that were never written, from the second value on."""
+
+    def harm(folder):
+        with h5py.File(folder / name) as file:
+            first = file[dataset].id.get_offset() + file[dataset].dtype.itemsize
+        with (folder / name).open("r+b") as file:
+            file.seek(first)
+            file.write(bytes(4096))
+
+    return harm
+
+
 def copied(name, to):
     return lambda folder: shutil.copyfile(folder / name, folder / to)
 
@@ -463,6 +476,7 @@ def synthesis(tmp_path_factory):
 # The tables
 # ---------------------------------------------------------------------------------------------------------------------
 
+ADOPT = f"workbench.adopt {TRAIN} new --perturbation gene --control NC"
 COMPARE = "workbench.compare data prediction"
 VALIDATE = f"workbench.validate prediction data '{CRUNCH.description_file}'"
 SIMULATE = "workbench.simulate new --cells 300 --genes 60 --perturbations 3"
@@ -566,6 +580,8 @@ MAKING = [
     Case("crunch", "workbench.submission --out file/out", text("file", ""), "file: cannot be written to"),
     Case("crunch", export, text("project/notebook.ipynb", "{"), r"notebook\.ipynb: not a notebook, or a broken one"),
     Case("crunch", export, gone("project/helpers.py"), r"No such file or directory: .*helpers\.py"),
+    Case("crunch", ADOPT, page_of_zeros(TRAIN, "X/data"), r"zeros one after the other: it is damaged"),
+    Case("crunch", f"{ADOPT} --targets data", NOTHING, "data: not a file; name a text of one name a line"),
     Case("crunch", "workbench.bench --keep file", text("file", ""), "--keep file: a file; name a folder"),
     Case("crunch", "workbench.bench --page data", NOTHING, "data: a folder; name a file"),
     Case("crunch", "workbench.bench --quick", text("build", ""), "build: cannot be written to"),
@@ -601,6 +617,8 @@ CROSSING = [
     Case("crunch", f"{CROSS} --features nowhere", NOTHING, "nowhere: no such folder of tables"),
     Case("crunch", CROSS.replace(" data ", " nowhere "), NOTHING, r"nowhere/obesity_challenge_1\.h5ad: no such file"),
     Case("crunch", EFFECTS, NOTHING, r"effects\.csv: no such file"),
+    Case("crunch", EFFECTS, lambda folder: os.mkfifo("effects.csv"), r"effects\.csv: not a file"),
+    Case("crunch", f"{EFFECTS} --groups data", EFFECT_TABLE, "data: not a file"),
     Case("crunch", f"{EFFECTS} --out effects.csv", EFFECT_TABLE, r"effects\.csv: an input of this command"),
     Case(
         "crunch", EFFECTS, text("effects.csv", "gene;x;y\na;1;2\n"), r"effects\.csv: 0 columns beside .*commas between"
@@ -608,7 +626,7 @@ CROSSING = [
     Case(
         "crunch", EFFECTS, text("effects.csv", "a,0.1,2.5\nb,2,3\nc,4,5\n"), r"effects\.csv: the first line, a, 0\.1, 2"
     ),
-    Case("crunch", f"{EFFECTS} --groups groups.csv", EFFECT_TABLE, r"groups\.csv: cannot be read as csv"),
+    Case("crunch", f"{EFFECTS} --groups groups.csv", EFFECT_TABLE, r"groups\.csv: no such file"),
     Case(
         "crunch",
         f"{EFFECTS} --groups groups.csv",
@@ -814,19 +832,6 @@ def only(*names):
 def stored(change):
     """Change the stored values of the training cells."""
     return hdf5(TRAIN, lambda file: file["X/data"].write_direct(change(file["X/data"][:])))
-
-
-def page_of_zeros(name, dataset):
-    """What a download leaves that was interrupted: 4 kB that were never written, from the second value on."""
-
-    def harm(folder):
-        with h5py.File(folder / name) as file:
-            first = file[dataset].id.get_offset() + file[dataset].dtype.itemsize
-        with (folder / name).open("r+b") as file:
-            file.seek(first)
-            file.write(bytes(4096))
-
-    return harm
 
 
 def only_the_control():
@@ -1037,6 +1042,9 @@ TABLES = [
     Case(
         "crunch", learn, screen("a.csv", "A1,0.1,0.2\nB2,0.3,0.4\n"), r"a\.csv: the first line, A1, 0\.1, 0\.2, is no"
     ),
+    Case("crunch", learn, made_folder("resources/screens/a.csv"), r"screens/a\.csv: not a file"),
+    Case("crunch", learn, feature("A.TSV", "gene,x\nA1,1\n"), r"A\.TSV: .* separated by commas: rename it to \.csv"),
+    Case("crunch", learn, feature("A.GMT.GZ", gzip.compress(b"a")), r"A\.GMT\.GZ: no gene set"),
     Case("crunch", learn, feature("a.h5ad", "cells"), r"a\.h5ad: cannot be read as h5ad"),
     Case(
         "crunch",
@@ -1114,6 +1122,7 @@ MODELS = [
         "crunch", predict, model_array("genes", np.frombuffer(b'["a"]', "u1"), texts=(10**12,)), r"model\.h5: damaged"
     ),
     Case("crunch", predict, model_array(MODEL_TABLE, np.zeros(3)), r"model\.h5: damaged \(.*train again"),
+    Case("crunch", predict, model_array("files", np.zeros(3)), r"model\.h5: damaged \(.*train again"),
     Case(
         "crunch",
         predict,
@@ -1200,6 +1209,7 @@ GOOD = {
         truth_of_the_challenge,
         export,
         bundle_of_the_project,
+        ADOPT,
         COMPARE,
         CROSS,
         VALIDATE,

@@ -58,8 +58,7 @@ def read_effects(path: str | os.PathLike[str]) -> pd.DataFrame:
     readers = {".csv": partial(pd.read_csv, converters={0: str}), ".parquet": pd.read_parquet}
     if path.suffix not in readers:
         raise DataError(f"{path}: not a file of effects; use .csv or .parquet")
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
+    _check_file(path)
     try:
         table = readers[path.suffix](path)
     except (OSError, ValueError, ImportError) as error:  # ImportError: parquet needs pyarrow
@@ -82,8 +81,14 @@ def read_effects(path: str | os.PathLike[str]) -> pd.DataFrame:
     return scores
 
 
+def _check_file(path: Path) -> None:
+    if not path.is_file():  # a pipe would wait for ever
+        raise DataError(f"{path}: {'not a' if path.exists() else 'no such'} file")
+
+
 def read_groups(path: str | os.PathLike[str]) -> pd.Series:
     """The gene of each perturbation: a csv with the perturbation first and the gene second."""
+    _check_file(Path(path))
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
