@@ -336,6 +336,17 @@ def read_text(path: Path) -> str:
     return text
 
 
+def check_header(columns: Sequence[object], path: Path) -> None:
+    """Raises DataError where the names of a table's columns, after the first, look like a row of numbers.
+
+    Whole numbers may be names. Where a name stands twice, pandas adds `.1` to the second.
+    """
+    texts = [str(name) for name in columns[1:]]
+    bare = pd.Series([text.rpartition(".")[0] if text.count(".") > 1 else text for text in texts], dtype=object)
+    if pd.to_numeric(bare, errors="coerce").notna().mean() > 0.5 and any("." in text for text in texts):
+        raise DataError(f"{path}: the first line, {some(columns, 3)}, is no header; put names of columns above it")
+
+
 def _read_table(path: Path, names: Sequence[str], numbers: Sequence[str] = ()) -> pd.DataFrame:
     """The columns of a csv: `names` are texts, `numbers` float64. Raises DataError where one is missing or empty."""
     form = {"keep_default_na": False, "na_values": [""], "index_col": False}  # a gene may be called "NA"
@@ -384,7 +395,17 @@ def _ratio(table: pd.DataFrame) -> pd.Series:
     return table[CRUNCH.part] / table[CRUNCH.whole].where(table[CRUNCH.whole] > 0, 1.0)
 
 
-HEADERS = ("gene", "genes", "gene_name", "gene_symbol", "symbol", "name", "perturbation", "perturbations", "target")
+HEADERS = (
+    "gene",
+    "genes",
+    "gene_name",
+    "gene_symbol",
+    "symbol",
+    "name",
+    "perturbation",
+    "perturbations",
+    "target",
+)
 
 
 def _read_names(path: Path) -> pd.Index:
@@ -396,7 +417,7 @@ def _read_names(path: Path) -> pd.Index:
     names = pd.Index([line for line in lines if line])
     if names.empty:
         raise DataError(f"{path}: the file is empty")
-    if names[0].lower() in HEADERS:
+    if names[0].lower() in HEADERS or (names[0] == "0" and not names[-1].isdecimal()):  # pandas' name for no name
         raise DataError(f"{path}: begins with {names[0]!r}, which looks like a header; write names alone")
     check_unique(names, str(path))
     return names
@@ -416,7 +437,7 @@ Source: TypeAlias = str | os.PathLike[str] | ad.AnnData
 
 def without_controls(table: pd.DataFrame | pd.Series) -> Any:
     """The rows of perturbations."""
-    return table[[not CRUNCH.is_control(name) for name in table.index]]
+    return table[np.array([not CRUNCH.is_control(name) for name in table.index], bool)]
 
 
 @dataclass(frozen=True)
@@ -566,7 +587,10 @@ def _task_sums(task: _Task) -> tuple[np.ndarray, list[np.ndarray]]:
         for rows in task.slabs:
             start, stop = rows.start - task.first, rows.stop - task.first
             values, columns, indptr = matrix.slab(slice(start, stop) if in_memory else rows)
-            lowest = _check_values(values, f"{task.name}, cells {rows.start} to {rows.stop}")
+            where = f"{task.name}, cells {rows.start} to {rows.stop}"
+            lowest = _check_values(values, where)
+            if lowest == 0 and values.size < (stop - start) * matrix.shape[1]:
+                check_zeros(values, where)
             columns = columns if task.columns is None else task.columns[columns]
             codes, slab = task.codes[start:stop], (values, columns, indptr)
             found, parts = _slab_sums(slab, codes, task.n_genes, all_detected=lowest > 0)
@@ -584,17 +608,30 @@ def _add_rows(totals: list[np.ndarray], places: np.ndarray, parts: Iterable[np.n
 def _check_values(values: np.ndarray, where: str) -> float:
     """The lowest of the values of a slab. Raises DataError for values that cannot be expression."""
     lowest, highest = values.min(initial=np.inf), values.max(initial=0.0)
-    if lowest >= 0 and highest <= MOST:  # NaN is neither
+    is_whole = all((part == np.rint(part)).all() for part in (values[:100], values))  # a look at all is rarely needed
+    if lowest >= 0 and highest <= MOST and not (is_whole and values.size):  # NaN is neither
         return lowest
     scale = f"log2(1 + {CRUNCH.scale:g} * count / total)"
     if not np.isfinite(highest):
         raise DataError(f"{where}: X holds infinite values or NaN; expected {scale}")
     if lowest < 0:
         raise DataError(f"{where}: X holds negative values, down to {lowest:g}; expected {scale}")
+    if highest <= MOST:
+        raise DataError(f"{where}: X holds whole numbers alone: counts, or 0 and 1; normalise to {scale}")
     raise DataError(
         f"{where}: X holds values up to {highest:g}, more than log2(1 + scale) = {MOST:.1f} allows: these look like "
         f"counts or CPM; normalise to {scale}"
     )
+
+
+ZEROS = 512  # stored one after the other: a page of 4 kB of float64
+
+
+def check_zeros(values: np.ndarray, where: str) -> None:
+    """Raises DataError for pages of zeros among the stored values: what of a file was never written reads as that."""
+    edges = np.flatnonzero(np.diff(values == 0, prepend=False, append=False))
+    if (longest := (edges[1::2] - edges[::2]).max(initial=0)) >= ZEROS:
+        raise DataError(f"{where}: X/data holds {longest} zeros one after the other: {DAMAGED}")
 
 
 def _slab_sums(
@@ -1050,6 +1087,8 @@ class MedianProportions(_SameForAll):
     def fit(self, proportions: pd.DataFrame) -> MedianProportions:
         """Learn from perturbations x states; the control's row is left out. Raises DataError for no shares."""
         perturbed = without_controls(proportions)
+        if perturbed.empty:
+            raise DataError("the training proportions: no row but that of the control; there is nothing to learn from")
         check_shares(perturbed, "the training proportions")
         shares = perturbed[CRUNCH.shares].to_numpy(np.float64)
 
@@ -1715,8 +1754,8 @@ def _write_labels(path: Path, genes_of_cells: pd.Index, genes: pd.Index) -> None
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it when all went well and removed when not.
 
-    What a killed run left behind is removed by the next one. Raises DataError for a folder of that name, and when the
-    disk is full or read-only.
+    What a killed run left behind is removed by the next one. Raises DataError for a folder, device or pipe of that
+    name, and when the disk is full or read-only.
     """
     with replacing_all([path]) as (temporary,):
         yield temporary
@@ -1728,8 +1767,9 @@ def replacing_all(paths: Sequence[Path]) -> Iterator[list[Path]]:
     done: list[Path] = []
     try:
         with ExitStack() as stack:
-            if folders := [path for path in paths if path.is_dir()]:
-                raise IsADirectoryError(f"{some(folders)} is a folder; name a file")
+            if odd := [path for path in paths if path.exists() and not path.is_file()]:
+                what = "a folder" if odd[0].is_dir() else "a device or pipe"
+                raise FileExistsError(f"{some(odd)} is {what}; name a file")
             temporaries = [stack.enter_context(_temporary(path)) for path in paths]
             yield temporaries
             for temporary, path in zip(temporaries, paths, strict=True):
@@ -2277,8 +2317,8 @@ def local_split(
     """
     source, folder = Path(source), Path(folder)
     for number, name in ((max_cells, "max_cells"), (n_genes, "n_genes")):
-        if number is not None and number < 1:
-            raise DataError(f"{name} is {number}: it must be at least 1")
+        if number is not None and not (isinstance(number, int | np.integer) and number >= 1):
+            raise DataError(f"{name} is {number!r}: it must be a whole number of at least 1")
     files = [folder / name for name in ("local_train.h5ad", "local_test_eval.h5ad", "local_test_perturbated_genes.txt")]
     if source.resolve() in [file.resolve() for file in files]:
         raise DataError(f"{source}: it would be overwritten; choose another folder than {folder}")

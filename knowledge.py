@@ -8,6 +8,7 @@ know every gene: one that is missing from it is predicted from the others.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import re
 import warnings
 from collections import Counter
@@ -22,8 +23,8 @@ import pandas as pd
 import scipy.sparse as sp
 
 from contract import CRUNCH
-from helpers import DataError, PerturbationStats, dense, open_hdf5, some
-from screens import Screen
+from helpers import DataError, PerturbationStats, check_header, dense, open_hdf5, some
+from screens import SCREENS_FOLDER, Screen
 
 FEATURES_FOLDER = "features"  # of the model folder: the user's own tables
 COEXPRESSION_COMPONENTS = 10
@@ -207,6 +208,25 @@ def _program_correlations(cells: np.ndarray, genes: pd.Index, sets: dict[str, li
     return pd.DataFrame(columns, index=genes)
 
 
+def used_files(folder: str | Path) -> list[str]:
+    """What a model folder holds of the user's own knowledge, as `features/NAME` or `screens/NAME`, sorted."""
+    paths = [path for name in (FEATURES_FOLDER, SCREENS_FOLDER) for path in (Path(folder) / name).glob("*")]
+    notes = (".md", ".txt", ".json")
+    files = [path for path in paths if not path.name.startswith(".") and path.suffix.lower() not in notes]
+    return sorted(path.relative_to(folder).as_posix() for path in files)
+
+
+def file_digests(folder: str | Path) -> dict[str, str]:
+    """By name, a digest of what each of the `used_files` holds, wherever the folder lies; of a folder or pipe none."""
+    digests = {}
+    for name in used_files(folder):
+        path = Path(folder) / name
+        if path.is_file():
+            with path.open("rb") as file:
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
 def read_features(folder: str | Path, genes: Iterable[str]) -> dict[str, FeatureTable]:
     """The user's tables in a folder, by file name.
 
@@ -223,8 +243,8 @@ def read_features(folder: str | Path, genes: Iterable[str]) -> dict[str, Feature
     wanted = pd.Index(sorted(set(genes)))
     tables = {}
     for path in sorted(Path(folder).glob("*")):
-        kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
-        if path.name.startswith(".") or kind in ("md", "txt"):
+        kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+        if path.name.startswith(".") or path.suffix.lower() in (".md", ".txt"):
             continue
         if kind not in FEATURE_READERS:
             raise DataError(f"{path}: not a feature table; use {', '.join('.' + name for name in FEATURE_READERS)}")
@@ -258,7 +278,7 @@ def _as_symbols(names: Iterable[object], wanted: pd.Index, path: Path) -> pd.Ind
 
 
 def _read_gmt(path: Path, wanted: pd.Index) -> FeatureTable:
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as lines:
+    with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rt", encoding="utf-8-sig") as lines:
         fields = [line.rstrip("\n").split("\t") for line in lines if line.strip()]
     if not any(len(line) > 2 for line in fields):
         raise DataError(f"{path}: no gene set: a line is `name<TAB>description<TAB>gene<TAB>gene ...`")
@@ -273,20 +293,19 @@ def _read_gmt(path: Path, wanted: pd.Index) -> FeatureTable:
 
 
 def _read_text_table(path: Path, wanted: pd.Index) -> FeatureTable:
-    separator, names = "\t" if ".tsv" in path.name else ",", dict.fromkeys((0, "source", "target"), str)
+    separator, names = "\t" if ".tsv" in path.name.lower() else ",", dict.fromkeys((0, "source", "target"), str)
     missing = ["", "nan", "NaN", "inf", "-inf"]  # numbers; a gene may be called so
     table = pd.read_csv(path, sep=separator, keep_default_na=False, na_values=missing, converters=names)
-    header = pd.to_numeric(pd.Series(table.columns[1:]), errors="coerce")
-    if header.notna().all() and (table.columns[0] in wanted or (header % 1 != 0).any()):
-        raise DataError(
-            f"{path}: the first line, {some(table.columns, 3)}, is no header; put names of columns above it"
-        )
+    check_header(table.columns, path)
+    if table.columns[0] in wanted and pd.to_numeric(table.columns[1:], errors="coerce").notna().all():
+        raise DataError(f"{path}: begins with the gene {table.columns[0]}; put names of columns above it")
     if table.shape[1] == 1:
         name = str(table.columns[0])
         remedies = {
             ";": "it is separated by semicolons: write it with commas",
             ",": "it is separated by commas: rename it to .csv",
             "\t": "it is separated by tabs: rename it to .tsv",
+            " ": "is it separated by spaces? Write it with commas",
         }
         remedy = next((remedies[mark] for mark in remedies if mark in name), "genes and at least one column are needed")
         raise DataError(f"{path}: only one column, {name!r}; {remedy}")
@@ -295,7 +314,8 @@ def _read_text_table(path: Path, wanted: pd.Index) -> FeatureTable:
         if (empty := (ends[0] == "") | (ends[1] == "")).any():
             _warn(f"{path}: {empty.sum()} edges without a source or target are left out")
         return edge_table(*(end[~empty] for end in ends))
-    if table.iloc[:, 0].duplicated().any() and not pd.api.types.is_numeric_dtype(table.dtypes.iloc[1]):
+    first, second = table.iloc[:, 0], table.iloc[:, 1]
+    if not pd.api.types.is_numeric_dtype(second) and (first.duplicated().any() or second.isin(first).any()):
         raise DataError(f"{path}: looks like a graph; call its columns {some(table.columns[:2])} source and target")
     return _clean_numbers(table.set_index(table.columns[0]), wanted, path)
 

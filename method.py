@@ -71,14 +71,14 @@ from helpers import (
     write_prediction,
     writing_sealed,
 )
-from knowledge import FEATURES_FOLDER, GeneKnowledge, read_features, training_knowledge
+from knowledge import FEATURES_FOLDER, GeneKnowledge, file_digests, read_features, training_knowledge, used_files
 from response import ResponseModel
 from screens import SCREENS_FOLDER, read_screens
 
 MODEL_FILE = "model.h5"
 EXPECTED_FILE = "expected.csv"
 EXPECTED_COLUMNS = ["error", "pearson"]
-MODEL_FORMAT = 3
+MODEL_FORMAT = 4
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What an estimator must have. `fit` is given its first argument, and by name those further ones that it declares.
@@ -175,6 +175,7 @@ class Predictor:
     proportions: ProportionEstimator
     cells: CellGenerator
     trained_on: str = field(default="", init=False)  # `helpers.fingerprint` of the training file, where there was one
+    files: dict[str, str] = field(default_factory=dict, init=False)  # `knowledge.file_digests` of its model folder
 
     PARTS = {"expression": MeanEstimator, "proportions": ProportionEstimator, "cells": CellGenerator}  # noqa: RUF012
 
@@ -277,9 +278,7 @@ class Predictor:
 
     @staticmethod
     def _checked_targets(targets: Sequence[str]) -> pd.Index:
-        index = pd.Index([str(target) for target in targets])
-        if index.empty:
-            raise DataError("predict_perturbations is empty: there is nothing to predict")
+        index = _names(targets, "predict_perturbations")
         if index.has_duplicates:
             warnings.warn(f"listed twice, predicted once: {some(index[index.duplicated()].unique())}", stacklevel=3)
         if controls := list(filter(CRUNCH.is_control, index)):
@@ -287,9 +286,7 @@ class Predictor:
         return index.unique()
 
     def _checked_genes(self, genes: Sequence[str]) -> pd.Index:
-        index = pd.Index([str(gene) for gene in genes])
-        if index.empty:
-            raise DataError("genes_to_predict is empty: there is nothing to predict")
+        index = _names(genes, "genes_to_predict")
         check_unique(index, "genes_to_predict")
         unknown = check_measured(index, self.genes, "genes_to_predict")
         if len(unknown):
@@ -303,6 +300,7 @@ class Predictor:
             if not self.has_proportions:
                 file.attrs["proportions"] = False
             write_array(file, "genes", self.genes.to_numpy())
+            write_array(file, "files", np.array([*self.files.items()], object).reshape(-1, 2))
             for part in self.PARTS:
                 _write_estimator(file.create_group(part), getattr(self, part))
 
@@ -321,6 +319,7 @@ class Predictor:
             predictor = cls(*(_read_estimator(file[part], known, path) for part in cls.PARTS))
             predictor.genes, predictor.trained_on = pd.Index(read_array(file["genes"])), _attribute(file, "trained on")
             predictor.has_proportions = bool(file.attrs.get("proportions", True))
+            predictor.files = dict(read_array(file["files"]).tolist())
         if like is not None and isinstance(predictor.expression, CombinationModel):
             like = replace(like, expression=for_names(like.expression, ["A+B"]))
         if like is not None and (saved := predictor.describe()) != (asked := like.describe()):
@@ -334,6 +333,16 @@ class Predictor:
     def describe(self) -> str:
         """The parts with their parameters: `ResponseModel(rank=120, ...), MedianProportions(), ...`."""
         return ", ".join(_describe(part) for part in self.parts())
+
+
+def _names(given: Sequence[str], what: str) -> pd.Index:
+    """The names that are asked for. Raises DataError where there are none, or some are no texts: NaN, say."""
+    names = [given] if isinstance(given, str) else list(given)
+    if odd := [name for name in names if not isinstance(name, str) or not name.strip()]:
+        raise DataError(f"{what} holds {some(map(repr, odd))}, which is no name; take it out")
+    if not names:
+        raise DataError(f"{what} is empty: there is nothing to predict")
+    return pd.Index(names)
 
 
 def _describe(estimator: Any) -> str:
@@ -632,9 +641,11 @@ def train(
     fitted model, which is returned.
     """
     challenge, folder = load_challenge(data_directory_path), Path(model_directory_path)
+    files = file_digests(folder)
     fitted = fit_predictor(
         challenge, predictor, features=folder / FEATURES_FOLDER, screens=folder / SCREENS_FOLDER, seed=seed
     )
+    fitted.files = files
     with threadpool_limits(1):
         expected = checked_scale(fitted.expression, challenge.targets)
     path = folder / MODEL_FILE
@@ -658,6 +669,22 @@ def _write_expected(path: Path, expected: pd.DataFrame | None) -> None:
         expected.rename_axis(CRUNCH.perturbation).to_csv(temporary)
 
 
+def warn_of_other_files(fitted: Predictor, path: Path) -> None:
+    """Warn where the tables and screens beside a saved model, `path`, are others than those it was trained with."""
+    then, now = fitted.files, file_digests(path.parent)
+    changes = {
+        "added": now.keys() - then.keys(),
+        "changed": {name for name in now.keys() & then.keys() if now[name] != then[name]},
+        "removed": then.keys() - now.keys(),
+    }
+    if found := "; ".join(f"{what}: {some(sorted(names))}" for what, names in changes.items() if names):
+        warnings.warn(
+            f"{path}: trained with other files than {path.parent} now holds, and does not know of that ({found}); "
+            "train again, or put them back as they were",
+            stacklevel=3,
+        )
+
+
 def infer(
     data_directory_path: str | Path,
     prediction_directory_path: str | Path,
@@ -673,18 +700,24 @@ def infer(
 ) -> None:
     """Predict with the saved model, which is all it needs; with an empty model folder it trains first.
 
-    `seed` and `predictor` are what was given to `train`. Raises DataError when the saved model is another one, or was
-    trained on other cells than those of the data folder, where it holds any, and for an output that is an input.
+    `seed` and `predictor` are what was given to `train`. A warning names the feature tables and screens in the model
+    folder that were added, changed or removed since: the saved model does not know of that. Raises DataError when the
+    saved model is another one, or was trained on other cells than those of the data folder, where it holds any, and for
+    an output that is an input.
     """
-    path, data = Path(model_directory_path) / MODEL_FILE, Path(data_directory_path)
-    inputs = [path, *(data / name for name in CRUNCH.data_files)]
-    for output in (prediction_h5ad_file_path, program_proportion_csv_file_path):
+    folder, data = Path(model_directory_path), Path(data_directory_path)
+    path, outputs = folder / MODEL_FILE, (prediction_h5ad_file_path, program_proportion_csv_file_path)
+    inputs = [path, *(data / name for name in CRUNCH.data_files), *(folder / name for name in used_files(folder))]
+    for output in outputs:
         if Path(output).resolve() in [file.resolve() for file in inputs]:
             raise DataError(f"{output}: an input, which would be overwritten; name another file")
+    if len({Path(output).resolve() for output in outputs}) < len(outputs):
+        raise DataError(f"{output}: the cells and the proportions cannot both be written there; name two files")
     if path.exists():
         fitted, cells = Predictor.load(path, like=predictor), data / CRUNCH.train_file
         if fitted.trained_on and cells.exists() and fingerprint(cells) != fitted.trained_on:
             raise DataError(f"{path}: trained on other cells than those of {cells}; delete it and train again")
+        warn_of_other_files(fitted, path)
     else:
         print(f"No {path}: training first.")
         fitted = train(data_directory_path, model_directory_path, seed=seed, predictor=predictor)

@@ -23,6 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from helpers import (
     DataError,
+    check_header,
     check_unique,
     dense,
     open_hdf5,
@@ -157,7 +158,7 @@ def read_screen(path: str | Path, wanted: Iterable[str] | None = None) -> Screen
     if kind not in READERS:
         raise DataError(f"{path}: not a screen; use {', '.join('.' + name for name in READERS)}")
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(f"{path}: {'not a' if path.exists() else 'no such'} file")
     names = None if wanted is None else pd.Index(sorted(set(wanted)))
     try:
         with working_on(path.name), np.errstate(over="ignore"):  # what float32 cannot hold is infinite there
@@ -191,6 +192,7 @@ def _read_text(path: Path, wanted: pd.Index | None) -> Screen:
         names = ["", *names]
     if len(names) < 2:
         raise DataError(f"{path}: only one column, {some(names)}; a .csv is separated by commas, a .tsv by tabs")
+    check_header(names, path)
     # pandas would rename columns that stand twice. A gene may be called NA. With low_memory a column may be half text.
     table = pd.read_csv(path, skiprows=1, converters={0: str}, low_memory=False, **form)
     return _of_table(table.set_index(0).set_axis(names[1:], axis=1), wanted, path)

@@ -31,7 +31,7 @@ from conftest import run_infer
 import helpers
 from contract import OBESITY_1 as CRUNCH
 from contract import TRAVELLING
-from helpers import DataError
+from helpers import DataError, MedianProportions
 from method import EXPECTED_FILE, MODEL_FILE, infer, train
 
 sys.path.append(str(Path(__file__).parent / "challenges"))
@@ -86,6 +86,19 @@ def gone(*names):
 
 def cut(name, share=0.5):
     return lambda folder: os.truncate(folder / name, int(share * (folder / name).stat().st_size))
+
+
+def page_of_zeros(name, dataset):
+    """What a download leaves that was interrupted: 4 kB that were never written, from the second value on."""
+
+    def harm(folder):
+        with h5py.File(folder / name) as file:
+            first = file[dataset].id.get_offset() + file[dataset].dtype.itemsize
+        with (folder / name).open("r+b") as file:
+            file.seek(first)
+            file.write(bytes(4096))
+
+    return harm
 
 
 def copied(name, to):
@@ -287,6 +300,14 @@ def predict_no_genes():
     return predict(genes=[])
 
 
+def predict_no_name():
+    return predict(genes=[None, *Path(GENE_NAMES).read_text().split()])
+
+
+def predict_nobody():
+    return infer("data", "out", "out/a.h5ad", "out/b.csv", "resources", ["A", np.nan, " "], ["B"])
+
+
 def predict_other_genes():
     return predict(genes=["ENSG00000000003", "ENSG00000000005"])
 
@@ -315,6 +336,14 @@ def predict_onto_the_shares():
     return predict(files=("out/prediction.h5ad", TRAIN_SHARES))
 
 
+def predict_onto_a_table():
+    return predict(files=("out/prediction.h5ad", "resources/screens/../screens/a.csv"))
+
+
+def predict_both_into_one():
+    return predict(files=("out/both", "out/../out/both"))
+
+
 def statistics_of_nothing():
     return helpers.perturbation_stats([])
 
@@ -333,6 +362,10 @@ def score_calibrated():
 
 def split():
     return helpers.local_split(TRAIN, "split", 0.3)
+
+
+def split_half_a_gene():
+    return helpers.local_split(TRAIN, "split", 0.3, n_genes=1.5)
 
 
 def truth_of_the_challenge():
@@ -443,6 +476,7 @@ def synthesis(tmp_path_factory):
 # The tables
 # ---------------------------------------------------------------------------------------------------------------------
 
+ADOPT = f"workbench.adopt {TRAIN} new --perturbation gene --control NC"
 COMPARE = "workbench.compare data prediction"
 VALIDATE = f"workbench.validate prediction data '{CRUNCH.description_file}'"
 SIMULATE = "workbench.simulate new --cells 300 --genes 60 --perturbations 3"
@@ -467,6 +501,7 @@ SCORES = [
     Case("crunch", split, cut(TRAIN), r"obesity_challenge_1\.h5ad: not a readable HDF5 file"),
     Case("crunch", split, hdf5(TRAIN, text_as_numbers), "damaged, a text of obs is a list of numbers"),
     Case("crunch", split, text("split", ""), "could not be written|split.* is a file|File exists"),
+    Case("crunch", split_half_a_gene, NOTHING, r"n_genes is 1\.5: it must be a whole number of at least 1"),
     Case("crunch", truth_of_the_challenge, gone(TRUE_CELLS), "no local truth, so there is nothing to compare"),
 ]
 
@@ -480,6 +515,7 @@ COMPARING = [
     Case("crunch", f"{COMPARE} --out {SHARES}", NOTHING, r"program_proportion\.csv: an input of this command"),
     Case("crunch", f"{COMPARE} --out data/{CRUNCH.genes_file}", NOTHING, r"genes_to_predict\.txt: an input of this"),
     Case("crunch", f"{COMPARE} --out data", NOTHING, "data: a folder; name a file"),
+    Case("crunch", f"{COMPARE} --out pipe", lambda folder: os.mkfifo("pipe"), "pipe: a device or pipe; name a file"),
     Case(
         "crunch", f"{COMPARE} --out file/table.csv", text("file", ""), r"file: cannot be written to \(Not a directory"
     ),
@@ -498,6 +534,8 @@ VALIDATING = [
         "crunch", VALIDATE, csv(TRUE_SHARES, lambda t: t.drop(columns="gene")), r"gtruth\.csv: no column gene; it has"
     ),
     Case("crunch", VALIDATE, text(TRUE_SHARES, b"\xff\xfe\x00"), r"gtruth\.csv: not a readable CSV file"),
+    Case("crunch", VALIDATE, pipe(TRUE_SHARES), r"gtruth\.csv: not a file; put the file there"),
+    Case("crunch", VALIDATE, pipe(GENE_NAMES), r"genes_to_predict\.txt: not a file; put the file there"),
     Case("crunch", "workbench.validate nowhere data", NOTHING, "nowhere: no such folder", 2),
     Case("crunch", "workbench.validate prediction data/x", NOTHING, "data/x: no such folder", 2),
 ]
@@ -542,6 +580,8 @@ MAKING = [
     Case("crunch", "workbench.submission --out file/out", text("file", ""), "file: cannot be written to"),
     Case("crunch", export, text("project/notebook.ipynb", "{"), r"notebook\.ipynb: not a notebook, or a broken one"),
     Case("crunch", export, gone("project/helpers.py"), r"No such file or directory: .*helpers\.py"),
+    Case("crunch", ADOPT, page_of_zeros(TRAIN, "X/data"), r"zeros one after the other: it is damaged"),
+    Case("crunch", f"{ADOPT} --targets data", NOTHING, "data: not a file; name a text of one name a line"),
     Case("crunch", "workbench.bench --keep file", text("file", ""), "--keep file: a file; name a folder"),
     Case("crunch", "workbench.bench --page data", NOTHING, "data: a folder; name a file"),
     Case("crunch", "workbench.bench --quick", text("build", ""), "build: cannot be written to"),
@@ -577,8 +617,25 @@ CROSSING = [
     Case("crunch", f"{CROSS} --features nowhere", NOTHING, "nowhere: no such folder of tables"),
     Case("crunch", CROSS.replace(" data ", " nowhere "), NOTHING, r"nowhere/obesity_challenge_1\.h5ad: no such file"),
     Case("crunch", EFFECTS, NOTHING, r"effects\.csv: no such file"),
+    Case("crunch", EFFECTS, lambda folder: os.mkfifo("effects.csv"), r"effects\.csv: not a file"),
+    Case("crunch", f"{EFFECTS} --groups data", EFFECT_TABLE, "data: not a file"),
     Case("crunch", f"{EFFECTS} --out effects.csv", EFFECT_TABLE, r"effects\.csv: an input of this command"),
-    Case("crunch", f"{EFFECTS} --groups groups.csv", EFFECT_TABLE, r"groups\.csv"),
+    Case(
+        "crunch", EFFECTS, text("effects.csv", "gene;x;y\na;1;2\n"), r"effects\.csv: 0 columns beside .*commas between"
+    ),
+    Case(
+        "crunch", EFFECTS, text("effects.csv", "a,0.1,2.5\nb,2,3\nc,4,5\n"), r"effects\.csv: the first line, a, 0\.1, 2"
+    ),
+    Case("crunch", f"{EFFECTS} --groups groups.csv", EFFECT_TABLE, r"groups\.csv: no such file"),
+    Case(
+        "crunch",
+        f"{EFFECTS} --groups groups.csv",
+        both(EFFECT_TABLE, text("groups.csv", "a,b\n", "utf-16")),
+        r"groups\.csv: cannot be read as csv: .*utf-8",
+    ),
+    Case(
+        "crunch", f"{EFFECTS} --groups groups.csv", both(EFFECT_TABLE, text("groups.csv", "")), r"groups\.csv: cannot"
+    ),
     Case("crunch", f"{EFFECTS} --groups effects.csv --data data", NOTHING, "not allowed with argument", 2),
     Case("crunch", "workbench.bench --keep file/new", text("file", ""), "file/new: cannot be written to"),
     Case("crunch", no_such_source, NOTHING, "nothing: no such source; there are reactome"),
@@ -594,6 +651,7 @@ DRUGS = [
     Case("drug", PREPARE, cut(TABLE), r"de_train\.parquet: not a parquet file, or a broken one"),
     Case("drug", PREPARE, text(TABLE, "cell_type,sm_name,A1"), r"de_train\.parquet: not a parquet file"),
     Case("drug", PREPARE, parquet(TABLE, lambda t: t.assign(dose_uM=1.0)), r"columns that are no genes: 'dose_uM'"),
+    Case("drug", PREPARE, parquet(TABLE, lambda t: t.assign(n_cells=9)), r"columns that are no genes: 'n_cells'"),
     Case("drug", PREPARE, parquet(TABLE, lambda t: t.assign(**{"Unnamed: 0": 1.0})), "no genes: 'Unnamed: 0'"),
     Case("drug", PREPARE, parquet(TABLE, lambda t: t.assign(G1=True)), "gene columns that are not numbers: G1"),
     Case("drug", PREPARE, parquet(TABLE, lambda t: t.assign(G1="x")), "gene columns that are not numbers: G1"),
@@ -771,6 +829,15 @@ def only(*names):
     return cells(TRAIN, lambda adata: adata[adata.obs["gene"].isin(names)].copy())
 
 
+def stored(change):
+    """Change the stored values of the training cells."""
+    return hdf5(TRAIN, lambda file: file["X/data"].write_direct(change(file["X/data"][:])))
+
+
+def only_the_control():
+    return MedianProportions().fit(helpers.load_challenge("data").proportions.loc[["NC"]])
+
+
 READING = [
     Case("crunch", learn, gone(TRAIN), r"obesity_challenge_1\.h5ad: no such file"),
     Case("crunch", learn, in_its_place(TRAIN), r"obesity_challenge_1\.h5ad: not a file"),
@@ -806,6 +873,11 @@ READING = [
     Case("crunch", learn, number_in(TRAIN, "X/data", 5, np.nan), r"cells 0 to .*: X holds infinite values or NaN"),
     Case("crunch", learn, number_in(TRAIN, "X/data", 5, -1), r"cells 0 to .*: X holds negative values, down to -1"),
     Case("crunch", learn, number_in(TRAIN, "X/data", 5, 400), r"up to 400, more than log2.*counts or CPM; normalise"),
+    Case("crunch", learn, stored(np.ones_like), "X holds whole numbers alone: counts, or 0 and 1; normal"),
+    Case("crunch", learn, stored(lambda X: np.minimum(np.rint(X), 9)), "X holds whole numbers alone: counts, or 0 and"),
+    Case("crunch", learn, page_of_zeros(TRAIN, "X/data"), r"X/data holds \d+ zeros one after the other: it is damaged"),
+    Case("crunch", learn, page_of_zeros(TRAIN, "X/indices"), r"X holds genes twice in one cell, .*: it is damaged"),
+    Case("crunch", learn, page_of_zeros(TRAIN, "X/indptr"), "X holds genes twice in one cell, .*: it is dam"),
     Case("crunch", learn, with_obs("adipo", lambda s: 2 * s - 1), r"obs\['adipo'\] must be 0 or 1 for every cell"),
     Case("crunch", learn, with_obs("adipo", lambda s: s.astype(str)), r"obs\['adipo'\] must be 0 or 1"),
     Case("crunch", learn, with_obs("lipo", lambda s: 1), r"obs\['lipo'\] is 1 where obs\['adipo'\] is 0"),
@@ -815,6 +887,7 @@ READING = [
     Case("crunch", learn, only("no such gene"), r"obesity_challenge_1\.h5ad: obs holds no cells"),
     Case("crunch", learn, cells(TRAIN, lambda a: a[:, :0].copy()), r"obesity_challenge_1\.h5ad: var holds no genes"),
     Case("crunch", statistics_of_nothing, NOTHING, "sources: the list is empty"),
+    Case("crunch", only_the_control, NOTHING, "the training proportions: no row but that of the control"),
     Case("crunch", statistics_of_the_same_twice, NOTHING, r"sources: duplicated names .*obesity_challenge_1\.h5ad"),
 ]
 
@@ -849,6 +922,7 @@ TEXTS = [
             ),
             Case("crunch", learn, text(name, "A1\nÄ2", "latin-1"), rf"{file}: not a text in UTF-8 \(.*byte 3\)"),
             Case("crunch", learn, words(name, lambda n: ["gene", *n]), rf"{file}: begins with 'gene', .*a header"),
+            Case("crunch", learn, words(name, lambda n: ["0", *n]), rf"{file}: begins with '0', .*a header"),
             Case(
                 "crunch",
                 learn,
@@ -919,6 +993,11 @@ def feature_cells(change):
     return both(made_folder("resources/features"), lambda folder: small.write_h5ad(folder / name), change(name))
 
 
+def screen(name, content):
+    """A file in `resources/screens/`."""
+    return both(made_folder("resources/screens"), text(f"resources/screens/{name}", content))
+
+
 RAW_STRING = "protein1,protein2,score\nA,B,700\nA,C,800\nB,C,900\n"
 TABLES = [
     Case("crunch", learn, text("resources/features", ""), "resources/features: not a folder; put the feature tables"),
@@ -949,6 +1028,23 @@ TABLES = [
         feature("a.csv", RAW_STRING),
         r"a\.csv: looks like a graph; call its columns protein1, protein2",
     ),
+    Case(
+        "crunch",
+        learn,
+        feature("a.csv", "A1,0.0,0.0,1\nB2,0,0,1\n"),
+        r"a\.csv: the first line, A1, 0\.0, 0\.0\.1, \.\.\.",
+    ),
+    Case(
+        "crunch", learn, feature("a.csv", "A1,A2,2\nA2,A3,3\nA3,A4,4\n"), r"a\.csv: looks like a graph; call its colu"
+    ),
+    Case("crunch", learn, feature("a.csv", RAW_STRING.replace(",", " ")), r"only one column, .* separated by spaces"),
+    Case("crunch", learn, feature("links.txt.gz", b""), r"links\.txt\.gz: not a feature table; use \.gmt"),
+    Case(
+        "crunch", learn, screen("a.csv", "A1,0.1,0.2\nB2,0.3,0.4\n"), r"a\.csv: the first line, A1, 0\.1, 0\.2, is no"
+    ),
+    Case("crunch", learn, made_folder("resources/screens/a.csv"), r"screens/a\.csv: not a file"),
+    Case("crunch", learn, feature("A.TSV", "gene,x\nA1,1\n"), r"A\.TSV: .* separated by commas: rename it to \.csv"),
+    Case("crunch", learn, feature("A.GMT.GZ", gzip.compress(b"a")), r"A\.GMT\.GZ: no gene set"),
     Case("crunch", learn, feature("a.h5ad", "cells"), r"a\.h5ad: cannot be read as h5ad"),
     Case(
         "crunch",
@@ -972,6 +1068,7 @@ TABLES = [
     Case("crunch", learn, feature_cells(cut), r"features/a\.h5ad: cannot be read as h5ad"),
 ]
 
+FIELD = "workbench.predict data --targets A --resources resources --out resources/features/a.h5ad"
 MODELS = [
     Case("crunch", predict, cut(MODEL), r"model\.h5: damaged, no saved model.*train again"),
     Case("crunch", predict, text(MODEL, ""), r"model\.h5: damaged, no saved model.*train again"),
@@ -1025,6 +1122,7 @@ MODELS = [
         "crunch", predict, model_array("genes", np.frombuffer(b'["a"]', "u1"), texts=(10**12,)), r"model\.h5: damaged"
     ),
     Case("crunch", predict, model_array(MODEL_TABLE, np.zeros(3)), r"model\.h5: damaged \(.*train again"),
+    Case("crunch", predict, model_array("files", np.zeros(3)), r"model\.h5: damaged \(.*train again"),
     Case(
         "crunch",
         predict,
@@ -1073,6 +1171,15 @@ MODELS = [
     Case("crunch", predict_onto_the_cells, NOTHING, r"obesity_challenge_1\.h5ad: an input, which would be overwritten"),
     Case("crunch", predict_onto_the_model, NOTHING, r"model\.h5: an input, which would be overwritten"),
     Case("crunch", predict_onto_the_shares, NOTHING, r"program_proportion\.csv: an input, which would be overwritten"),
+    Case("crunch", predict_onto_a_table, screen("a.csv", ""), r"a\.csv: an input, which would be overwritten"),
+    Case("crunch", predict_nobody, NOTHING, "predict_perturbations holds nan, ' ', which is no name; take it out"),
+    Case("crunch", predict_no_name, NOTHING, "genes_to_predict holds None, which is no name; take it out"),
+    Case(
+        "crunch", predict, both(made_folder("out"), lambda folder: os.mkfifo("out/shares.csv")), "is a device or pipe"
+    ),
+    Case("crunch", predict_both_into_one, NOTHING, "the cells and the proportions cannot both be written there"),
+    Case("crunch", FIELD, feature("a.csv", ""), r"features/a\.csv: an input of this command"),
+    Case("crunch", FIELD.replace("features/a", "expected"), NOTHING, r"resources/expected\.csv: an input of this com"),
     Case("crunch", predict, text("out", ""), r"shares\.csv: could not be written"),
     Case("crunch", predict, made_folder("out/prediction.h5ad"), r"prediction\.h5ad is a folder; name a file"),
     Case("crunch", predict, made_folder("out/shares.csv"), r"shares\.csv is a folder; name a file"),
@@ -1102,6 +1209,7 @@ GOOD = {
         truth_of_the_challenge,
         export,
         bundle_of_the_project,
+        ADOPT,
         COMPARE,
         CROSS,
         VALIDATE,

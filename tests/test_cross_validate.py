@@ -676,7 +676,7 @@ def test_other_bad_files(simulated, tmp_path):
     with pytest.raises(DataError, match=r"use \.csv or \.parquet"):
         cross_validate.read_effects(tmp_path / "table.xlsx")
     (tmp_path / "one.csv").write_text("gene\nA\n")
-    with pytest.raises(DataError, match=r"one\.csv: only 0 responses"):
+    with pytest.raises(DataError, match=r"one\.csv: 0 columns beside the names"):
         cross_validate.read_effects(tmp_path / "one.csv")
     (tmp_path / "broken.parquet").write_text("no")
     with pytest.raises(DataError, match=r"broken\.parquet: cannot be read"):

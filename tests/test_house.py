@@ -17,7 +17,7 @@ STANDARD = {
     "helpers.py": "collections concurrent contextlib contextvars copy dataclasses fcntl functools hashlib io itertools "
     "json os pathlib shutil threading typing warnings weakref zlib",
     "screens.py": "collections dataclasses pathlib re typing warnings",
-    "knowledge.py": "collections dataclasses gzip pathlib re typing warnings",
+    "knowledge.py": "collections dataclasses gzip hashlib pathlib re typing warnings",
     "response.py": "collections dataclasses warnings",
     "combinations.py": "collections dataclasses itertools typing warnings",
     "method.py": "collections copy dataclasses inspect pathlib typing warnings",

@@ -74,8 +74,8 @@ def test_the_split_can_be_scored(challenge, tmp_path):
         (float("nan"), {}, "held_out is nan"),
         (np.float32(2), {}, "held_out is 2.0"),
         (3, {}, "held_out is 3: a share"),
-        (0.2, {"n_genes": 0}, "n_genes is 0: it must be at least 1"),
-        (0.2, {"max_cells": 0}, "max_cells is 0: it must be at least 1"),
+        (0.2, {"n_genes": 0}, "n_genes is 0: it must be a whole number of at least 1"),
+        (0.2, {"max_cells": 0}, "max_cells is 0: it must be a whole number of at least 1"),
         (0.2, {"max_cells": -3}, "max_cells is -3"),
     ],
 )

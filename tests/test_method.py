@@ -1,10 +1,12 @@
 """Methods of one's own and the built-in ones: fitted, saved, loaded elsewhere, and what is said of a wrong one."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import anndata as ad
@@ -151,6 +153,82 @@ def test_infer_trains_first_where_there_is_no_model(demo_folder, challenge, tmp_
     infer(demo_folder, tmp_path, *files, tmp_path, challenge.targets[:2], challenge.genes_to_predict, predictor=mine)
     assert type(Predictor.load(tmp_path / MODEL_FILE, like=mine).expression) is Halfway
     assert ad.read_h5ad(files[0]).n_obs == 200
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables and screens that a saved model does not know
+# ---------------------------------------------------------------------------------------------------------------------
+
+OWN_TABLE, OWN_SCREEN = "features/mine.csv", "screens/theirs.csv"
+
+
+@pytest.fixture(scope="module")
+def taught(demo_folder, challenge, tmp_path_factory):
+    """A model folder with a table and a screen, and what was trained with them."""
+    folder, names = tmp_path_factory.mktemp("taught"), challenge.perturbations
+    for file in (OWN_TABLE, OWN_SCREEN):
+        (folder / file).parent.mkdir()
+        numbers = np.random.default_rng(0).normal(size=(len(names), 3))
+        pd.DataFrame(numbers, names, list(challenge.genes[:3])).to_csv(folder / file)
+    (folder / "features" / "about.md").write_text("where it is from")
+    train(demo_folder, folder)
+    return folder
+
+
+def predicted(demo_folder, challenge, folder):
+    """The bytes of both files, predicted with the model in a folder, and what was warned of."""
+    files = [folder / "prediction" / file for file in FILES]
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        infer(demo_folder, folder, *files, folder, challenge.targets[:2], challenge.genes_to_predict)
+    return [file.read_bytes() for file in files], [str(warning.message) for warning in warned]
+
+
+def rewritten(path):
+    """Another content of the same length."""
+    path.write_text(path.read_text().replace("0.1", "0.2"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda folder: shutil.copy(folder / OWN_TABLE, folder / "features/b.csv"), r"added: features/b\.csv\)"),
+        (lambda folder: shutil.copy(folder / OWN_SCREEN, folder / "screens/b.csv"), r"added: screens/b\.csv\)"),
+        (lambda folder: rewritten(folder / OWN_TABLE), r"changed: features/mine\.csv\)"),
+        (lambda folder: shutil.rmtree(folder / "screens"), r"removed: screens/theirs\.csv\)"),
+        (
+            lambda folder: (folder / OWN_TABLE).rename(folder / "screens/mine.csv"),
+            r"added: screens/mine\.csv; removed: features/mine\.csv\)",
+        ),
+    ],
+)
+def test_infer_says_which_tables_and_screens_the_model_does_not_know(
+    taught, demo_folder, challenge, tmp_path, change, says
+):
+    folder = Path(shutil.copytree(taught, tmp_path / "resources"))
+    before, nothing = predicted(demo_folder, challenge, folder)
+    change(folder)
+    after, (message,) = predicted(demo_folder, challenge, folder)
+    assert nothing == []
+    assert re.search(rf"model\.h5: trained with other files than .*{says}; train again", message), message
+    assert after == before, "it is a warning: the saved model predicts what it did"
+
+
+def test_what_is_no_table_is_no_change(taught, demo_folder, challenge, tmp_path):
+    folder = Path(shutil.copytree(taught, tmp_path / "resources"))
+    (folder / "features" / "about.md").write_text("other words")
+    (folder / "screens" / ".hidden.csv").write_text("")
+    (folder / "sources.json").write_text("[]")
+    os.utime(folder / OWN_TABLE, (0, 0))
+    assert predicted(demo_folder, challenge, folder)[1] == []
+
+
+def test_a_model_has_the_same_bytes_wherever_and_whenever_its_tables_lie(taught, demo_folder, tmp_path):
+    folder = Path(shutil.copytree(taught, tmp_path / "elsewhere"))
+    (folder / MODEL_FILE).unlink()
+    os.utime(folder / OWN_TABLE, (0, 0))
+    train(demo_folder, folder)
+    assert (folder / MODEL_FILE).read_bytes() == (taught / MODEL_FILE).read_bytes()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Predicted cells as an AnnData file: other tools read it, and what cannot be predicted is refused."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,11 @@ def test_a_saved_model_is_used_until_the_cells_are_newer(written, demo_folder, a
     again, _ = predict(demo_folder, asked, resources=resources)
     assert "Using " in capsys.readouterr().out
     np.testing.assert_array_equal(again.X.toarray(), written[0].X.toarray())
+    (resources / "features").mkdir()
+    (resources / "features" / "new.gmt").write_text("no set")
+    with pytest.warns(UserWarning, match=r"model\.h5: trained with other files .*added: features/new\.gmt"):
+        predict(demo_folder, asked, resources=resources)
+    shutil.rmtree(resources / "features")
     os.utime(folder / CRUNCH.train_file, (2e9, 2e9))
     predict(folder, asked, resources=resources)
     assert "Training on 1,500 cells" in capsys.readouterr().out

@@ -147,6 +147,8 @@ def _listed_genes(path: str | Path | None, genes: pd.Index) -> pd.Index:
 
 
 def _read_list(path: Path) -> pd.Index:
+    if path.exists() and not path.is_file():  # a pipe would wait for ever
+        raise DataError(f"{path}: not a file; name a text of one name a line")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:

@@ -67,7 +67,8 @@ def one_line(error: BaseException) -> str:
 def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path | None] = ()) -> None:
     """Before a command computes: may it write these files? None stands for an option that was not given.
 
-    Raises DataError for one that is an input of the command or a folder, and where its folder cannot be written to.
+    Raises DataError for one that is an input of the command, a folder or a device, and where its folder cannot be
+    written to.
     """
     from helpers import DataError  # noqa: PLC0415 - see above
 
@@ -77,6 +78,8 @@ def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path | None] 
             raise DataError(f"{out}: an input of this command, which would be overwritten; name another file")
         if out.is_dir():
             raise DataError(f"{out}: a folder; name a file")
+        if out.exists() and not out.is_file():
+            raise DataError(f"{out}: a device or pipe; name a file")
         check_folder(out.parent)
 
 

@@ -27,7 +27,8 @@ import helpers
 from combinations import CombinationModel, for_names, genes_in
 from contract import CRUNCH, MODEL_FOLDER
 from helpers import Challenge, DataError, progress_bar, replacing_all, some, text_size
-from method import EXPECTED_COLUMNS, MODEL_FILE, Predictor, checked_scale, train
+from knowledge import used_files
+from method import EXPECTED_COLUMNS, EXPECTED_FILE, MODEL_FILE, Predictor, checked_scale, train, warn_of_other_files
 from workbench.adoption.labels import similar
 from workbench.commands import check_outputs, command_line
 
@@ -87,6 +88,7 @@ def _model(challenge: Challenge, folder: Path, names: pd.Index, seed: int) -> Pr
             raise DataError(f"{path}: trained on other genes than those of {challenge.train_path}; delete it")
         if not isinstance(method.expression, CombinationModel) or isinstance(fitted.expression, CombinationModel):
             print(f"Using {path}; delete it to train again.")
+            warn_of_other_files(fitted, path)
             return fitted
         print(f"{path} is of single knock-outs; training again for combinations.")
     return train(challenge.folder, folder, seed=seed, predictor=method)
@@ -189,8 +191,10 @@ def main() -> None:
     if options.out.suffix != ".h5ad":
         raise DataError(f"--out {options.out}: name a file that ends in .h5ad")
     outputs = [options.out, options.out.with_suffix(".csv")]
-    check_outputs(outputs, options.data.glob("*"))
-    adata, table = predict(options.data, options.targets.split(","), resources=options.resources)
+    resources = options.data / MODEL_FOLDER if options.resources is None else options.resources
+    known = [resources / name for name in (EXPECTED_FILE, *used_files(resources))]
+    check_outputs(outputs, [*options.data.glob("*"), *known])
+    adata, table = predict(options.data, options.targets.split(","), resources=resources)
     with replacing_all(outputs) as (cells, genes):
         adata.write_h5ad(cells, compression="gzip")
         table.to_csv(genes, index=False, float_format="%.5g")

@@ -70,6 +70,7 @@ def requested_genes(data: Path) -> list[str]:
 
 def _names(path: Path) -> list[str]:
     """One name a line, with or without a byte-order mark."""
+    _check_plain(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
@@ -80,8 +81,14 @@ def _names(path: Path) -> list[str]:
     return names
 
 
+def _check_plain(path: Path) -> None:
+    if path.exists() and not path.is_file():  # a pipe would wait for ever
+        raise ValueError(f"{path}: not a file; put the file there")
+
+
 def _read_table(path: Path) -> pd.DataFrame:
     """A csv file; a gene may be called "NA". Raises ValueError for one that is none."""
+    _check_plain(path)
     try:
         return pd.read_csv(path, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
     except (OSError, ValueError) as error:

@@ -26,7 +26,7 @@ ABOUT = [*KEYS, "sm_lincs_id", "SMILES", "control"]  # every other column of de_
 # Columns of Kaggle's other tables, and of indices that were saved by mistake: numbers, but no genes.
 NO_GENES = {
     *("id", "obs_id", "cell_id", "library_id", "donor_id", "plate_name", "well", "row", "col", "split", "batch"),
-    *("dose", "dose_um", "timepoint_hr", "replicate", "index", "level_0", "__index_level_0__"),
+    *("dose", "dose_um", "timepoint_hr", "replicate", "n_cells", "index", "level_0", "__index_level_0__"),
 }
 TRAIN_FILE, QUERY_FILE, SAMPLE_FILE = "de_train.parquet", "id_map.csv", "sample_submission.csv"
 

@@ -105,7 +105,7 @@ class CellGAN(BaseEstimator):
         if unknown := sorted(set(parts) - set(self.types_)):
             raise DataError(f"unknown type {some(unknown)}; the model knows {some(self.types_, 50)}")
         row = np.array([parts.get(name, 0.0) for name in self.types_], float)
-        if not np.isfinite(row).all() or (row < 0).any() or row.sum() <= 0:
+        if not np.isfinite(row).all() or (row < 0).any() or not row.any():
             raise DataError(f"the weights of a mixture are positive numbers; they were {parts}")
         row /= row.max()  # whose sum, unlike that of huge numbers, is finite
         return row / row.sum()

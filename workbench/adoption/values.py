@@ -14,7 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from contract import CRUNCH
-from helpers import DataError, some
+from helpers import DataError, check_zeros, some
 
 LOOKED_AT = 400  # cells that say what kind of values there are
 ONE_TOTAL = 1e-3  # relative: cells whose totals differ by less were normalised to one total
@@ -98,6 +98,8 @@ UNDO: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def scaled(cells: sp.csr_matrix, kind: str, where: str) -> sp.csr_matrix:
     """1e5 * count / total of cells x genes, in place; of the kind AS_IT_IS as it is. Raises DataError as `kind_of`."""
     _check(cells.data, where, "look at these cells")
+    if cells.nnz < np.prod(cells.shape):
+        check_zeros(cells.data, where)
     if kind == COUNTS and not is_whole(cells.data):
         raise DataError(f"{where} holds values that are no whole numbers, but other cells hold counts; look at them")
     if kind != AS_IT_IS:

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers import DataError, some
+from helpers import DataError, check_header, some
 from screens import scores_of_ranks
+from workbench.commands import one_line
 
 FEWEST = 3  # perturbations; with fewer there is nothing to learn from when one is left out
 
@@ -57,16 +58,20 @@ def read_effects(path: str | os.PathLike[str]) -> pd.DataFrame:
     readers = {".csv": partial(pd.read_csv, converters={0: str}), ".parquet": pd.read_parquet}
     if path.suffix not in readers:
         raise DataError(f"{path}: not a file of effects; use .csv or .parquet")
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
+    _check_file(path)
     try:
         table = readers[path.suffix](path)
     except (OSError, ValueError, ImportError) as error:  # ImportError: parquet needs pyarrow
-        raise DataError(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from error
+        raise DataError(f"{path}: cannot be read as {path.suffix[1:]}: {one_line(error)}") from error
+    if path.suffix == ".csv":
+        check_header(table.columns, path)
     if table.shape[1] > 0 and (path.suffix == ".csv" or isinstance(table.index, pd.RangeIndex)):
         table = table.set_index(table.columns[0])
     if table.shape[1] < 2:
-        raise DataError(f"{path}: only {table.shape[1]} responses; a perturbation and at least 2 responses are needed")
+        raise DataError(
+            f"{path}: {table.shape[1]} columns beside the names of the perturbations; at least 2 responses are needed, "
+            "and in a csv commas between them"
+        )
     table = table.set_axis(table.index.astype(str), axis=0).set_axis(table.columns.astype(str), axis=1)
     is_number = all(pd.api.types.is_numeric_dtype(dtype) for dtype in table.dtypes)
     scores = scores_of_ranks(table) if is_number else None
@@ -76,9 +81,18 @@ def read_effects(path: str | os.PathLike[str]) -> pd.DataFrame:
     return scores
 
 
+def _check_file(path: Path) -> None:
+    if not path.is_file():  # a pipe would wait for ever
+        raise DataError(f"{path}: {'not a' if path.exists() else 'no such'} file")
+
+
 def read_groups(path: str | os.PathLike[str]) -> pd.Series:
     """The gene of each perturbation: a csv with the perturbation first and the gene second."""
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+    _check_file(Path(path))
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as csv: {one_line(error)}") from error
     if table.shape[1] < 2:
         raise DataError(f"{path}: two columns are needed, the perturbation and its gene; it has {some(table.columns)}")
     groups = table.set_index(table.columns[0])[table.columns[1]]

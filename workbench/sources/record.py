@@ -14,7 +14,7 @@ from pathlib import Path
 
 from contract import CRUNCH
 from helpers import DataError, replacing
-from knowledge import FEATURES_FOLDER
+from knowledge import used_files
 from screens import SCREENS_FOLDER
 
 RECORD_FILE = "sources.json"
@@ -56,14 +56,6 @@ def write_entry(resources: Path, entry: Entry) -> None:
     text = json.dumps([asdict(entries[file]) for file in sorted(entries)], indent=1)
     with replacing(resources / RECORD_FILE) as temporary:
         temporary.write_text(f"{text}\n", encoding="utf-8")
-
-
-def used_files(resources: Path) -> list[str]:
-    """The files that the model reads as external knowledge, as `features/NAME` or `screens/NAME`, sorted."""
-    paths = [path for folder in (FEATURES_FOLDER, SCREENS_FOLDER) for path in (resources / folder).glob("*")]
-    notes = (".md", ".txt", ".json")
-    files = [path for path in paths if not path.name.startswith(".") and path.suffix.lower() not in notes]
-    return sorted(path.relative_to(resources).as_posix() for path in files)
 
 
 def description(resources: str | Path) -> str:
