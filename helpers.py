@@ -631,7 +631,8 @@ def check_zeros(values: np.ndarray, where: str) -> None:
     """Raises DataError for pages of zeros among the stored values: what of a file was never written reads as that."""
     edges = np.flatnonzero(np.diff(values == 0, prepend=False, append=False))
     if (longest := (edges[1::2] - edges[::2]).max(initial=0)) >= ZEROS:
-        raise DataError(f"{where}: X/data holds {longest} zeros one after the other: {DAMAGED}")
+        meant = "if they are meant, drop them: X.eliminate_zeros()"
+        raise DataError(f"{where}: X/data holds {longest} zeros one after the other: {DAMAGED}; {meant}")
 
 
 def _slab_sums(
